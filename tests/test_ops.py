@@ -1,0 +1,201 @@
+"""Each op: its reference against the formula written out in fp64, its gradient, its registration, its backend door."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import relative_error
+
+from wbdit import InputError, ops
+from wbdit.ops import reference
+
+ETA, LAM = 0.1, 0.1
+
+
+def rand(*shape, dtype=torch.float64, grad=False):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape))).requires_grad_(grad)
+
+
+# the reference against the published formula
+
+
+def test_adaln_is_layer_norm_then_modulation():
+    x, shift, scale = rand(2, 5, 12), rand(2, 12), rand(3, 12)[:2]
+    centred = x - x.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    expected = normed * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(ops.adaln(x, shift, scale), expected)
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(1, 1, 1), (5, 3, 4), (33, 2, 7)])
+def test_mssa_is_attention_of_one_operand(tokens, heads, width):
+    w = rand(2, tokens, heads * width)
+    expected = torch.empty_like(w)
+    for b in range(2):
+        for h in range(heads):
+            u = w[b, :, h * width : (h + 1) * width]
+            expected[b, :, h * width : (h + 1) * width] = torch.softmax(u @ u.T / math.sqrt(width), -1) @ u
+    torch.testing.assert_close(ops.mssa(w, heads), expected)
+
+
+def test_mssa_of_large_scores_stays_finite():
+    w = 1e3 * rand(1, 6, 8, dtype=torch.float32)
+    assert ops.mssa(w, 2).isfinite().all()
+
+
+def test_ista_folded_is_ista_written_out():
+    z, dictionary = rand(2, 5, 12), rand(12, 12)
+    gradient = z @ dictionary - z @ dictionary.T @ dictionary
+    expected = torch.relu(z + ETA * gradient - ETA * LAM)
+    torch.testing.assert_close(ops.ista(z, ops.fold(dictionary), ETA, LAM), expected)
+    assert (expected == 0).any()  # the threshold does something
+
+
+def test_noising():
+    x0, noise, alpha, sigma = rand(3, 1, 4), rand(3, 1, 5)[..., :4], rand(3), rand(4)[:3]
+    expected = torch.stack([alpha[b] * x0[b] + sigma[b] * noise[b] for b in range(3)])
+    torch.testing.assert_close(ops.noising(x0, noise, alpha, sigma), expected)
+
+
+def test_sampler_step():
+    x, out, previous, earlier, noise = (rand(2, 1, 6 + i)[..., :6] for i in range(5))
+    new = ops.sampler_step(x, out, previous, earlier, noise, a=1.5, b=-0.5, c=0.25, d=2.0, e=0.1)
+    torch.testing.assert_close(new, 1.5 * x - 0.5 * out + 0.25 * previous + 2 * earlier + 0.1 * noise)
+    clamped = ops.sampler_step(x, out, a=1.5, b=-0.5, clamp_min=0.0)
+    torch.testing.assert_close(clamped, (1.5 * x - 0.5 * out).clamp(min=0))
+
+
+# gradients, in fp64 by finite differences
+
+GRADIENTS = {
+    "adaln": (ops.adaln, lambda: (rand(2, 3, 8, grad=True), rand(2, 8, grad=True), rand(3, 8)[:2].requires_grad_())),
+    "mssa": (lambda w: ops.mssa(w, 2), lambda: (rand(2, 5, 6, grad=True),)),
+    "fold": (ops.fold, lambda: (rand(6, 6, grad=True),)),
+    "ista": (lambda z, d: ops.ista(z, ops.fold(d)), lambda: (rand(2, 3, 6, grad=True), rand(6, 6, grad=True))),
+    "noising": (
+        lambda x, n: ops.noising(x, n, rand(2), rand(3)[:2]),
+        lambda: (rand(2, 1, 4, grad=True), rand(2, 1, 5)[..., :4].detach().requires_grad_()),
+    ),
+    "sampler_step": (
+        lambda x, o, n: ops.sampler_step(x, o, noise=n, a=1.5, b=-0.5, e=0.3, clamp_min=0.0),
+        lambda: tuple(rand(2, 1, 4 + i)[..., :4].detach().requires_grad_() for i in range(3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", GRADIENTS)
+def test_gradient(op):
+    function, inputs = GRADIENTS[op]
+    assert torch.autograd.gradcheck(function, inputs())
+
+
+# registration with PyTorch
+
+F32 = {"dtype": torch.float32}
+REGISTERED = {
+    "adaln": lambda: (rand(2, 3, 8, grad=True, **F32), rand(2, 8, grad=True, **F32), rand(2, 8, **F32), 1e-6),
+    "mssa": lambda: (rand(2, 5, 6, grad=True, **F32), 2),
+    "fold": lambda: (rand(6, 6, grad=True, **F32),),
+    "ista": lambda: (rand(2, 3, 6, grad=True, **F32), rand(6, 6, grad=True, **F32), ETA, LAM),
+    "noising": lambda: (rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), rand(2, **F32), rand(2, **F32)),
+    "sampler_step": lambda: (
+        *(rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), None, None, rand(2, 1, 4, **F32)),
+        *(1.5, -0.5, 0.0, 0.0, 0.3, 0.0),
+    ),
+    "normal": lambda: (7, torch.arange(3), 2, 10),
+}
+
+
+@pytest.mark.parametrize("op", REGISTERED)
+def test_opcheck(op):
+    torch.library.opcheck(getattr(torch.ops.wbdit, op), REGISTERED[op]())
+
+
+def test_low_precision_follows_the_wide_result():
+    w = rand(2, 9, 16, dtype=torch.float32)
+    low = ops.mssa(w.bfloat16(), 4)
+    assert low.dtype == torch.bfloat16
+    assert relative_error(low, ops.mssa(w.bfloat16().double(), 4)) < 1e-2
+    z, folded = rand(2, 9, 16, dtype=torch.float32), ops.fold(rand(16, 16, dtype=torch.float32))
+    mixed = ops.ista(z, folded.bfloat16())
+    assert mixed.dtype == torch.float32
+    assert relative_error(mixed, ops.ista(z, folded)) < 2e-2
+
+
+# noise
+
+
+def test_philox_known_answers():
+    """The vectors that the authors of Philox publish with it (Random123, kat_vectors)."""
+    ones = 0xFFFFFFFF
+    cases = [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ones,) * 4, (ones,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ]
+    for counter, key, expected in cases:
+        bits = reference.philox(tuple(torch.tensor([word]) for word in counter), key)
+        assert tuple(int(b) for b in bits) == expected
+
+
+def test_noise_depends_on_its_address_alone():
+    whole = ops.normal(3, torch.arange(10), 5, 101)
+    torch.testing.assert_close(ops.normal(3, torch.tensor([7]), 5, 101)[0], whole[7], rtol=0, atol=0)
+    torch.testing.assert_close(ops.normal(3, torch.arange(10), 5, 40), whole[:, :40], rtol=0, atol=0)
+    for other in (ops.normal(4, torch.arange(10), 5, 101), ops.normal(3, torch.arange(10), 6, 101)):
+        assert (other == whole).double().mean() < 0.01
+    far = ops.normal(3, torch.arange(10) + 2**32, 5, 101)  # the sample's upper word counts too
+    assert (far == whole).double().mean() < 0.01
+
+
+def test_noise_is_standard_normal():
+    z = ops.normal(0, torch.arange(400), 1, 500).double().flatten()
+    n = z.numel()
+    assert abs(z.mean()) < 4 / math.sqrt(n)
+    assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)
+    assert abs(z.pow(4).mean() - 3) < 4 * math.sqrt(96 / n)
+    assert abs((z[:-1] * z[1:]).mean()) < 4 / math.sqrt(n)  # the pairs of Box and Muller are independent
+
+
+# backends
+
+DOOR = """
+import torch
+from wbdit import ops, backend
+from wbdit.ops import reference
+calls = []
+@ops.register_kernel("fold", "cpu", "test")
+def fold(dictionary):
+    calls.append(1)
+    return reference.fold(dictionary)
+d = torch.randn(4, 4, requires_grad=True)
+ops.fold(d).sum().backward()
+print(len(calls), ops.serving("cpu")["fold"], ops.serving("cpu")["mssa"])
+with backend("reference"):
+    ops.fold(d)
+    print(len(calls), ops.serving("cpu")["fold"])
+ops.fold(d)
+print(len(calls))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("auto", "1 test reference 1 reference 2"), ("reference", "0 reference reference 0 reference 0")],
+)
+def test_a_kernel_enters_by_the_door(variable, expected, monkeypatch):
+    """In a process of its own, since a registered kernel stays."""
+    monkeypatch.setenv("WBDIT_BACKEND", variable)
+    done = subprocess.run([sys.executable, "-c", DOOR], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected.split()
+
+
+def test_unknown_backend():
+    with pytest.raises(InputError, match="auto, reference"), ops.backend("quick"):
+        pass

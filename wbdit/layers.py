@@ -1,0 +1,199 @@
+"""What stands around the blocks: embedding of time, labels and patches of genes, and the final layer.
+
+Parameter names and initial values follow the published implementation, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wbdit import ops
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of the timestep (Vaswani et al. 2017), then a two-layer perceptron.
+
+    Parameters
+    ----------
+    hidden_size
+        Width d of the embedding.
+    frequencies
+        Number of sinusoids; half of them cosines, with periods from 2 pi to 2 pi 10^4.
+    """
+
+    def __init__(self, hidden_size: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        first, second = nn.Linear(frequencies, hidden_size), nn.Linear(hidden_size, hidden_size)
+        for layer in (first, second):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed timesteps ``(B,)``, integers or floats, as ``(B, d)``."""
+        half = self.frequencies // 2
+        rates = torch.exp(-math.log(1e4) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+        angles = t[:, None].float() * rates
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """A learned vector for each label, and one more for "no label" that classifier-free guidance starts from.
+
+    Parameters
+    ----------
+    num_classes
+        Number of labels K; index K is the null label.
+    hidden_size
+        Width d of the embedding.
+    dropout
+        Share of labels replaced by the null label in training (Ho and Salimans 2022).
+    """
+
+    def __init__(self, num_classes: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.dropout = dropout
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def forward(self, y: Tensor | None, batch: int) -> Tensor:
+        """Embed labels ``(B,)``, int64 in [0, K], as ``(B, d)``; None stands for the null label throughout."""
+        if y is None:
+            y = torch.full((batch,), self.num_classes, device=self.embedding_table.weight.device)
+        elif self.training and self.dropout > 0:
+            y = torch.where(torch.rand(y.shape, device=y.device) < self.dropout, self.num_classes, y)
+        return self.embedding_table(y)
+
+
+class LocalLinear(nn.Module):
+    """A linear map of its own for each token: a locally connected layer, where nn.Linear shares one.
+
+    Parameters
+    ----------
+    tokens
+        Number of tokens N.
+    inputs, outputs
+        Widths before and after.
+    """
+
+    def __init__(self, tokens: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(tokens, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(tokens, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn ``(B, N, inputs)`` into ``(B, N, outputs)``."""
+        return torch.baddbmm(self.bias, x.transpose(0, 1), self.weight).transpose(0, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Cut the genes into patches and project each to a token.
+
+    Parameters
+    ----------
+    input_size, patch_size
+        Genes G and genes a patch P; where P does not divide G, the last patch is filled with zeros.
+    in_channels
+        Values a gene C.
+    hidden_size
+        Width d of a token.
+    shared
+        One projection for all patches, as published, or one for each: genes are not pixels, patch 7 holds other genes
+        than patch 8.
+    """
+
+    def __init__(
+        self, input_size: int, patch_size: int, in_channels: int, hidden_size: int, shared: bool = True
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.patch_size = patch_size
+        self.num_patches = math.ceil(input_size / patch_size)
+        # a convolution in name only: the published checkpoints hold the projection as a (d, C, P, 1) kernel
+        self.proj: nn.Conv2d | LocalLinear
+        if shared:
+            self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=(patch_size, 1), stride=(patch_size, 1))
+            nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
+            nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
+        else:
+            self.proj = LocalLinear(self.num_patches, in_channels * patch_size, hidden_size)
+            nn.init.normal_(self.proj.weight, std=(in_channels * patch_size) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn ``(B, C, G)`` into tokens ``(B, N, d)``."""
+        x = F.pad(x, (0, self.num_patches * self.patch_size - self.input_size))
+        patches = x.unflatten(-1, (self.num_patches, self.patch_size)).transpose(1, 2).flatten(2)  # [B, N, C P]
+        if isinstance(self.proj, LocalLinear):
+            return self.proj(patches)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Modulation(nn.Sequential):
+    """Map a conditioning vector to `parts` vectors of shift, scale and gate; zero at the start (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, parts: int) -> None:
+        linear = nn.Linear(hidden_size, parts * hidden_size)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        super().__init__(nn.SiLU(), linear)
+        self.parts = parts
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        """Turn ``(B, d)`` into `parts` tensors ``(B, d)``."""
+        return super().forward(c).chunk(self.parts, dim=1)
+
+
+class FinalLayer(nn.Module):
+    """Modulated layer norm, then a linear map from each token back to the genes of its patch; zero at the start.
+
+    Parameters
+    ----------
+    hidden_size, patch_size, input_size
+        Width d, genes a patch P and genes G.
+    out_channels
+        Values a gene C.
+    shared
+        One linear map for all patches, as published, or one for each.
+    """
+
+    def __init__(
+        self, hidden_size: int, patch_size: int, input_size: int, out_channels: int, shared: bool = True
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.input_size = input_size
+        tokens, outputs = math.ceil(input_size / patch_size), patch_size * out_channels
+        self.linear = nn.Linear(hidden_size, outputs) if shared else LocalLinear(tokens, hidden_size, outputs)
+        self.adaLN_modulation = Modulation(hidden_size, 2)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into ``(B, C, G)``."""
+        shift, scale = self.adaLN_modulation(c)
+        out = self.linear(ops.adaln(x, shift, scale))  # [B, N, P C]
+        out = out.unflatten(-1, (self.patch_size, -1)).permute(0, 3, 1, 2).flatten(2)
+        return out[..., : self.input_size]
+
+
+def sincos_positions(tokens: int, hidden_size: int) -> Tensor:
+    """Return the fixed positions ``(1, N, d)``: the 2-D sine-cosine embedding of a grid N high and one wide.
+
+    The width coordinate is zero everywhere, so the first half of each row is constant, as it is in the published
+    checkpoints; the second half is the 1-D embedding of the patch's index.
+    """
+    quarter = hidden_size // 4
+    rates = 1e4 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    waves = [
+        fn(torch.outer(position, rates))
+        for position in (torch.zeros(tokens, dtype=torch.float64), torch.arange(tokens, dtype=torch.float64))
+        for fn in (torch.sin, torch.cos)
+    ]
+    return torch.cat(waves, dim=1).float()[None]

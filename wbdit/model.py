@@ -1,0 +1,219 @@
+"""The White-Box Diffusion Transformer (Cui, Dong and Liu, arXiv 2411.06785)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from wbdit import ops
+from wbdit.layers import FinalLayer, LabelEmbedder, Modulation, PatchEmbed, TimestepEmbedder, sincos_positions
+from wbdit.schedule import Prediction
+
+
+class MSSA(nn.Module):
+    """Multi-head subspace self-attention: compress the tokens against learned subspaces.
+
+    Parameters
+    ----------
+    hidden_size
+        Width d of a token.
+    num_heads
+        Number of subspaces h, each of dimension p = d // h.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        inner = hidden_size // num_heads * num_heads
+        self.qkv = nn.Linear(hidden_size, inner, bias=False)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        self.to_out: nn.Module = nn.Identity()  # as published: one subspace needs no mixing
+        if num_heads > 1:
+            out = nn.Linear(inner, hidden_size)
+            nn.init.xavier_uniform_(out.weight)
+            nn.init.zeros_(out.bias)
+            self.to_out = nn.Sequential(out)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
+        return self.to_out(ops.mssa(self.qkv(z), self.num_heads))
+
+
+class ISTA(nn.Module):
+    """One step of iterative shrinkage-thresholding: make the tokens sparse against a learned dictionary.
+
+    Parameters
+    ----------
+    hidden_size
+        Width d of a token; the dictionary is ``(d, d)``.
+    eta, lam
+        Step size and sparsity penalty.
+    """
+
+    def __init__(self, hidden_size: int, eta: float = 0.1, lam: float = 0.1) -> None:
+        super().__init__()
+        self.eta = eta
+        self.lam = lam
+        self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        nn.init.kaiming_uniform_(self.weight)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` into non-negative, sparse tokens ``(B, N, d)``."""
+        folded = ops.fold(self.weight)
+        if torch.is_autocast_enabled(z.device.type):
+            folded = folded.to(torch.get_autocast_dtype(z.device.type))
+        return ops.ista(z, folded, self.eta, self.lam)
+
+
+class WhiteBoxBlock(nn.Module):
+    """One white-box layer: compress (MSSA), then sparsify (ISTA), both under adaLN-Zero modulation."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn = MSSA(hidden_size, num_heads)
+        self.mlp = ISTA(hidden_size)
+        self.adaLN_modulation = Modulation(hidden_size, 6)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into tokens ``(B, N, d)``."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)
+        x = x + gate1[:, None] * self.attn(ops.adaln(x, shift1, scale1))
+        return x + gate2[:, None] * self.mlp(ops.adaln(x, shift2, scale2))
+
+
+class Denoiser(nn.Module, ABC):
+    """The trunk that :class:`WBDiT` and the black-box baseline share: they differ in their blocks alone.
+
+    Parameters
+    ----------
+    input_size
+        Genes G; any number of one or more.
+    patch_size
+        Genes a token P; where it does not divide G, the last token is filled up with zeros, unseen from outside.
+    in_channels
+        Values a gene C.
+    hidden_size
+        Width d of a token; a multiple of 4.
+    depth
+        Number of blocks.
+    num_heads
+        Number of attention heads h; d // h is their width.
+    mlp_ratio
+        Width of a DiT block's perceptron over d. A white-box block has none and ignores it, as published.
+    class_dropout_prob
+        Share of labels replaced by the null label in training mode.
+    num_classes
+        Number of labels K; 0 for an unconditional model.
+    learn_sigma
+        Give two output channels for each input channel, as in DiT.
+    prediction
+        What the output means: the noise ("epsilon"), the velocity ("v", Salimans and Ho 2022) or the clean cell ("x0").
+    shared_patches
+        Embed all patches by one projection and read them out by one, as published, or give each patch its own.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 2000,
+        patch_size: int = 10,
+        in_channels: int = 1,
+        hidden_size: int = 768,
+        depth: int = 1,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        *,
+        num_classes: int = 0,
+        learn_sigma: bool = False,
+        prediction: Prediction = "epsilon",
+        shared_patches: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_sizes(input_size, patch_size, in_channels, hidden_size, depth, num_heads, prediction)
+        self.input_size = input_size
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.num_classes = num_classes
+        self.prediction: Prediction = prediction
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, shared_patches)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        if num_classes > 0:
+            self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        positions = sincos_positions(self.x_embedder.num_patches, hidden_size)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.blocks = nn.ModuleList(self.make_block(mlp_ratio) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
+
+    @abstractmethod
+    def make_block(self, mlp_ratio: float) -> nn.Module:
+        """Return one block of this model's kind, mapping ``(B, N, d)`` and ``(B, d)`` to ``(B, N, d)``."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict what :attr:`prediction` names.
+
+        Parameters
+        ----------
+        x
+            Noised cells ``(B, C, G)``, floating.
+        t
+            Timesteps ``(B,)``, integers or floats in [0, 1000).
+        y
+            Labels ``(B,)``, int64 in [0, K); K, or None for all, means "no label".
+
+        Returns
+        -------
+        ``(B, C, G)``, or ``(B, 2 C, G)`` with `learn_sigma`.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit the model, or `y` is given to an unconditional one.
+        """
+        if x.ndim != 3 or x.shape[1:] != (self.in_channels, self.input_size):
+            raise ValueError(f"x is {tuple(x.shape)}, the model takes (B, {self.in_channels}, {self.input_size})")
+        if t.shape != (x.shape[0],):
+            raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
+        c = self.t_embedder(t)
+        if self.num_classes > 0:
+            c = c + self.y_embedder(y, x.shape[0])
+        elif y is not None:
+            raise ValueError("this model was made without labels (num_classes=0)")
+        tokens = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens, c)
+        return self.final_layer(tokens, c)
+
+
+class WBDiT(Denoiser):
+    """The White-Box Diffusion Transformer: every block compresses by MSSA and sparsifies by ISTA.
+
+    Takes the published arguments and state dicts; what goes beyond the paper is keyword-only. See :class:`Denoiser`
+    for the arguments.
+
+    Examples
+    --------
+    >>> model = WBDiT(depth=3)
+    >>> x, t = torch.randn(16, 1, 2000), torch.randint(1, 1000, (16,))
+    >>> model(x, t).shape
+    torch.Size([16, 1, 2000])
+    """
+
+    def make_block(self, mlp_ratio: float) -> WhiteBoxBlock:
+        """Return a white-box block."""
+        return WhiteBoxBlock(self.hidden_size, self.num_heads)
+
+
+def _check_sizes(
+    input_size: int, patch_size: int, in_channels: int, hidden_size: int, depth: int, num_heads: int, prediction: str
+) -> None:
+    if min(input_size, patch_size, in_channels, depth, num_heads) < 1:
+        raise ValueError("input_size, patch_size, in_channels, depth and num_heads must be at least 1")
+    if hidden_size % 4 or hidden_size < max(4, num_heads):
+        raise ValueError(f"hidden_size must be a multiple of 4 and at least num_heads, not {hidden_size}")
+    if prediction not in ("epsilon", "v", "x0"):
+        raise ValueError(f"prediction must be 'epsilon', 'v' or 'x0', not {prediction!r}")

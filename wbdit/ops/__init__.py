@@ -1,0 +1,150 @@
+"""The operations a white-box block is made of, one function an op, on whatever device the tensors are.
+
+Each is a PyTorch custom op in the namespace ``wbdit`` with shape inference and a gradient, so autograd, autocast,
+``torch.compile`` and export see through it. Kernels enter by :func:`wbdit.ops.backend.register_kernel`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wbdit.ops import definitions
+from wbdit.ops.backend import BACKENDS, active_backend, backend, register_kernel, serving
+
+__all__ = [
+    "BACKENDS",
+    "active_backend",
+    "adaln",
+    "backend",
+    "fold",
+    "ista",
+    "mssa",
+    "noising",
+    "normal",
+    "register_kernel",
+    "sampler_step",
+    "serving",
+]
+
+
+def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """Normalise each token and modulate it: ``LN(x) * (1 + scale) + shift`` (Peebles and Xie 2023, DiT).
+
+    Parameters
+    ----------
+    x
+        Tokens ``(B, N, d)``, floating.
+    shift, scale
+        Modulation ``(B, d)``, one row a sample.
+    eps
+        Added to the variance.
+
+    Returns
+    -------
+    ``(B, N, d)`` in the type of `x`.
+    """
+    return definitions.adaln(x, shift, scale, eps)
+
+
+def mssa(w: Tensor, heads: int) -> Tensor:
+    """Multi-head subspace self-attention with one shared operand (Yu et al. 2023, CRATE).
+
+    Per head ``softmax(w w^T / sqrt(p)) w``: `w`, the tokens' coordinates in the head's subspace, is query, key and
+    value at once.
+
+    Parameters
+    ----------
+    w
+        Projected tokens ``(B, N, h * p)``, heads side by side, floating.
+    heads
+        Number of heads h; must divide the last dimension.
+
+    Returns
+    -------
+    ``(B, N, h * p)`` in the type of `w`.
+    """
+    return definitions.mssa(w, heads)[0]
+
+
+def fold(dictionary: Tensor) -> Tensor:
+    """Fold a dictionary for :func:`ista`: ``F = D - D^T D``, ``(d, d)`` to ``(d, d)``."""
+    return definitions.fold(dictionary)
+
+
+def ista(z: Tensor, folded: Tensor, eta: float = 0.1, lam: float = 0.1) -> Tensor:
+    """Take one step of iterative shrinkage-thresholding: ``relu(z + eta z F - eta lam)``.
+
+    With ``F = D - D^T D`` this is the published ``relu(z + eta (z D - z D^T D) - eta lam)`` in one product.
+
+    Parameters
+    ----------
+    z
+        Tokens ``(..., d)``, floating.
+    folded
+        The folded dictionary ``(d, d)``. Its type is the product's; all else is computed in the type of `z`.
+    eta, lam
+        Step size and sparsity penalty.
+
+    Returns
+    -------
+    ``(..., d)`` in the type of `z`, non-negative.
+    """
+    return definitions.ista(z, folded, eta, lam)
+
+
+def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Draw from the forward process: ``alpha x0 + sigma noise`` with one `alpha` and `sigma` a sample.
+
+    Parameters
+    ----------
+    x0, noise
+        ``(B, ...)`` of one shape, floating.
+    alpha, sigma
+        ``(B,)``; they take no gradient.
+    """
+    return definitions.noising(x0, noise, alpha, sigma)
+
+
+def sampler_step(
+    x: Tensor,
+    out: Tensor,
+    previous: Tensor | None = None,
+    earlier: Tensor | None = None,
+    noise: Tensor | None = None,
+    *,
+    a: float,
+    b: float,
+    c: float = 0.0,
+    d: float = 0.0,
+    e: float = 0.0,
+    clamp_min: float | None = None,
+) -> Tensor:
+    """Take one step of any sampler: ``a x + b out + c previous + d earlier + e noise``, then an optional clamp.
+
+    All tensors have the shape of `x`, the factors are host scalars (see :mod:`wbdit.samplers`).
+    """
+    return definitions.sampler_step(x, out, previous, earlier, noise, a, b, c, d, e, clamp_min)
+
+
+def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
+    """Return Gaussian noise addressed by (seed, sample, step, position): the same numbers in any batch, on any device.
+
+    Philox4x32-10 (Salmon et al. 2011) with the key ``seed`` and the counter ``(position // 4, sample, step)``, then
+    Box and Muller on the four words of a counter.
+
+    Parameters
+    ----------
+    seed
+        64 bits.
+    samples
+        Indices of the samples ``(B,)``, int64.
+    step
+        Number of the draw, 32 bits.
+    length
+        Numbers a sample.
+
+    Returns
+    -------
+    ``(B, length)`` fp32 on the device of `samples`.
+    """
+    return definitions.normal(seed & (2**63 - 1), samples, step, length)

@@ -1,0 +1,151 @@
+"""Every op in a few lines of PyTorch that read like the mathematics.
+
+These are what runs where no kernel is registered, and what every kernel is held to. Sizes in the comments: batch B,
+tokens N, hidden size d, heads h of width p, genes G. Low-precision inputs are computed in fp32 and cast at the end.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MASK32 = 0xFFFFFFFF
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that sums are formed in: fp64 for fp64, fp32 for all else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# adaptive layer norm: LN(x) * (1 + scale) + shift, Peebles and Xie 2023 (DiT)
+
+
+def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    d = x.shape[-1]
+    wide = accumulation_dtype(x.dtype)
+    normed = torch.nn.functional.layer_norm(x.to(wide), (d,), eps=eps)  # [B, N, d]
+    return torch.addcmul(shift.to(wide)[:, None], normed, 1 + scale.to(wide)[:, None]).to(x.dtype)
+
+
+def adaln_backward(dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    d = x.shape[-1]
+    wide = accumulation_dtype(x.dtype)
+    dz_, x_ = dz.to(wide), x.to(wide)
+    normed, mean, rstd = torch.native_layer_norm(x_, (d,), None, None, eps)
+    dnormed = dz_ * (1 + scale.to(wide)[:, None])
+    dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+        dnormed, x_, (d,), mean, rstd, None, None, [True, False, False]
+    )
+    return dx.to(x.dtype), dz_.sum(1).to(shift.dtype), (dz_ * normed).sum(1).to(scale.dtype)
+
+
+# multi-head subspace self-attention: one projection w is query, key and value, Yu et al. 2023 (CRATE)
+
+
+def mssa(w: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(w.dtype)
+    u = w.to(wide).unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, h, N, p]
+    scores = u @ u.mT / math.sqrt(u.shape[-1])  # [B, h, N, N], symmetric
+    lse = scores.logsumexp(-1)  # [B, h, N]
+    out = (scores - lse[..., None]).exp() @ u
+    return out.transpose(1, 2).flatten(2).to(w.dtype), lse
+
+
+def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, heads: int) -> Tensor:
+    wide = accumulation_dtype(w.dtype)
+    u, g, o = (t.to(wide).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (w, dout, out))
+    root = math.sqrt(u.shape[-1])
+    attention = (u @ u.mT / root - lse[..., None]).exp()  # rows sum to one
+    dscores = attention * (g @ u.mT - (g * o).sum(-1, keepdim=True))
+    dw = attention.mT @ g + (dscores + dscores.mT) @ u / root  # as value, then as query and key
+    return dw.transpose(1, 2).flatten(2).to(w.dtype)
+
+
+# one step of iterative shrinkage-thresholding against the folded dictionary F = D - D^T D
+
+
+def fold(dictionary: Tensor) -> Tensor:
+    return dictionary - dictionary.mT @ dictionary
+
+
+def fold_backward(dfolded: Tensor, dictionary: Tensor) -> Tensor:
+    return dfolded - dictionary @ (dfolded + dfolded.mT)
+
+
+def ista(z: Tensor, folded: Tensor, eta: float, lam: float) -> Tensor:
+    # the identity stays outside the product, so that a low-precision product does not round it
+    return torch.relu(z + eta * (z.to(folded.dtype) @ folded).to(z.dtype) - eta * lam)
+
+
+def ista_backward(dout: Tensor, out: Tensor, z: Tensor, folded: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    g = torch.where(out > 0, dout, 0)
+    low = g.to(folded.dtype)
+    dz = g + eta * (low @ folded.mT).to(g.dtype)
+    dfolded = eta * (z.to(folded.dtype).flatten(0, -2).mT @ low.flatten(0, -2))
+    return dz, dfolded
+
+
+# the noise schedule's updates
+
+
+def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    shape = (-1,) + (1,) * (x0.ndim - 1)
+    return alpha.to(x0.dtype).view(shape) * x0 + sigma.to(x0.dtype).view(shape) * noise
+
+
+def sampler_step(
+    x: Tensor,
+    out: Tensor,
+    previous: Tensor | None,
+    earlier: Tensor | None,
+    noise: Tensor | None,
+    a: float,
+    b: float,
+    c: float,
+    d: float,
+    e: float,
+    clamp_min: float | None,
+) -> Tensor:
+    new = a * x + b * out
+    for factor, term in ((c, previous), (d, earlier), (e, noise)):
+        if term is not None:
+            new = new + factor * term
+    return new if clamp_min is None else new.clamp(min=clamp_min)
+
+
+# counter-based Gaussian noise: Philox4x32-10, Salmon et al. 2011, then Box and Muller
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Return four tensors of 32 random bits (in int64) for four counter words (int64, 0 to 2^32 - 1) and a key."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # the low 64 bits of the product are right although int64 wraps; masking undoes the sign extension
+        low, high = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((high >> 32) & MASK32) ^ c1 ^ k0,
+            high & MASK32,
+            ((low >> 32) & MASK32) ^ c3 ^ k1,
+            low & MASK32,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & MASK32, (k1 + 0xBB67AE85) & MASK32
+    return c0, c1, c2, c3
+
+
+def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
+    device = samples.device
+    quads = torch.arange((length + 3) // 4, device=device)[None]
+    sample = samples.to(torch.int64)[:, None]
+    counter = (quads, sample & MASK32, torch.full_like(quads, step & MASK32), (sample >> 32) & MASK32)
+    bits = philox(counter, (seed & MASK32, (seed >> 32) & MASK32))
+    # 24 bits are exact in fp32: u in (0, 1] for the radius, in [0, 1) for the angle
+    u = [(b >> 8).to(torch.float32) for b in bits]
+    pairs = []
+    for radius, angle in ((u[0], u[1]), (u[2], u[3])):
+        r = torch.sqrt(-2 * torch.log((radius + 1) * 2.0**-24))
+        phi = angle * (2 * math.pi * 2.0**-24)
+        pairs += [r * torch.cos(phi), r * torch.sin(phi)]
+    return torch.stack(pairs, dim=-1).flatten(1)[:, :length].contiguous()  # [B, length]
