@@ -1,0 +1,210 @@
+"""Samplers: flat functions from noise to cells.
+
+Every step of every sampler is ``a x + b out + e z``: the model's output, whatever it predicts, enters linearly, and
+the factors are host scalars worked out from the schedule (:func:`wbdit.ops.sampler_step`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from wbdit import ops
+from wbdit.schedule import NoiseSchedule, Prediction
+
+Model = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
+Callback = Callable[[int, int, Tensor], object]
+
+
+@torch.no_grad()
+def ddpm(
+    model: Model,
+    x_T: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Iterable[int] | None = None,
+    *,
+    clamp_min: float | None = 0.0,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Sample by ancestral steps with the variance ``sigma^2 = beta`` (Ho et al. 2020), the published sampler.
+
+    Parameters
+    ----------
+    model
+        Called as ``model(x, t)`` with ``x (B, C, G)`` and ``t (B,)`` int64; its attribute ``prediction`` says what it
+        answers ("epsilon" where it has none).
+    x_T
+        Gaussian noise ``(B, C, G)``.
+    schedule
+        The noise schedule the model was trained with.
+    timesteps
+        Where the model is called, falling, all in [1, T); T - 1 ... 1 by default. The last step lands on t = 0. With
+        gaps, beta is that of the whole gap.
+    clamp_min
+        Lower bound of the result: 0 for expression values, as published; None for centred data.
+    noise
+        Noise of each step but the last: tensors ``(steps - 1, B, C, G)``, or a function of the step's number. Fresh
+        draws by default.
+    callback
+        Called as ``callback(step, t, x)`` after each step.
+
+    Returns
+    -------
+    Cells ``(B, C, G)``.
+
+    Raises
+    ------
+    ValueError
+        If the timesteps do not fall or leave the schedule.
+    """
+    prediction: Prediction = getattr(model, "prediction", "epsilon")
+
+    def step(t: int, prev: int) -> tuple[float, float, float]:
+        (alpha, sigma), (alpha_prev, sigma_prev) = schedule.levels(t), schedule.levels(prev)
+        ratio = alpha / alpha_prev
+        beta = 1 - ratio**2
+        # the posterior's mean, as a combination of x_0 and x_t
+        on_clean, on_x = alpha_prev * beta / sigma**2, ratio * sigma_prev**2 / sigma**2
+        clean = schedule.clean(prediction, t)
+        return on_x + on_clean * clean.x, on_clean * clean.out, math.sqrt(beta)
+
+    return _run(step, model, x_T, schedule, timesteps, clamp_min, noise, callback)
+
+
+@torch.no_grad()
+def ddim(
+    model: Model,
+    x_T: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Iterable[int] | None = None,
+    *,
+    eta: float = 1.0,
+    clamp_min: float | None = 0.0,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Sample by DDIM (Song et al. 2021): from the ODE's step (`eta` 0) to the ancestral one (`eta` 1, as published).
+
+    Parameters
+    ----------
+    eta
+        Share of fresh noise in each step.
+    model, x_T, schedule, timesteps, clamp_min, noise, callback
+        As in :func:`ddpm`.
+
+    Returns
+    -------
+    Cells ``(B, C, G)``.
+    """
+    prediction: Prediction = getattr(model, "prediction", "epsilon")
+
+    def step(t: int, prev: int) -> tuple[float, float, float]:
+        (alpha, sigma), (alpha_prev, sigma_prev) = schedule.levels(t), schedule.levels(prev)
+        fresh = eta * sigma_prev / sigma * math.sqrt(1 - (alpha / alpha_prev) ** 2)
+        kept = math.sqrt(max(sigma_prev**2 - fresh**2, 0.0))
+        clean, eps = schedule.clean(prediction, t), schedule.noise(prediction, t)
+        return alpha_prev * clean.x + kept * eps.x, alpha_prev * clean.out + kept * eps.out, fresh
+
+    return _run(step, model, x_T, schedule, timesteps, clamp_min, noise, callback)
+
+
+def spaced_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """Return `steps` timesteps evenly spaced from T - 1 down to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than one or more than T - 1 steps.
+    """
+    highest = schedule.noise_steps - 1
+    if not 1 <= steps <= highest:
+        raise ValueError(f"steps must be between 1 and {highest}, not {steps}")
+    return torch.linspace(highest, 1, steps, dtype=torch.float64).round().long().tolist()
+
+
+def philox_noise(seed: int, samples: Tensor, shape: Sequence[int]) -> Callable[[int], Tensor]:
+    """Return a source of noise in which a sample's draws depend on the seed and the sample's index alone.
+
+    Parameters
+    ----------
+    seed
+        64 bits.
+    samples
+        Indices of the samples in the batch ``(B,)``, int64.
+    shape
+        Shape of one sample ``(C, G)``.
+
+    Returns
+    -------
+    A function of the step's number (0 for the first update, -1 for the starting noise) that gives ``(B, C, G)`` fp32.
+    """
+    return lambda step: ops.normal(seed, samples, step + 1, math.prod(shape)).unflatten(1, tuple(shape))
+
+
+class Guided:
+    """A conditional model at fixed labels, with classifier-free guidance (Ho and Salimans 2022).
+
+    Answers ``null + weight * (conditional - null)``; a weight of 1 is the conditional model itself, at one call.
+
+    Parameters
+    ----------
+    model
+        A :class:`wbdit.model.Denoiser` with labels.
+    y
+        Labels ``(B,)`` int64.
+    weight
+        Guidance weight.
+    """
+
+    def __init__(self, model: Callable[..., Tensor], y: Tensor, weight: float = 1.0) -> None:
+        self.model = model
+        self.y = y
+        self.weight = weight
+        self.prediction: Prediction = getattr(model, "prediction", "epsilon")
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Answer for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""
+        if self.weight == 1:
+            return self.model(x, t, self.y)
+        null = torch.full_like(self.y, self.model.num_classes)  # type: ignore[attr-defined]
+        both = self.model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.y, null]))
+        conditional, unconditional = both.chunk(2)
+        return torch.lerp(unconditional, conditional, self.weight)
+
+
+def _run(
+    step: Callable[[int, int], tuple[float, float, float]],
+    model: Model,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Iterable[int] | None,
+    clamp_min: float | None,
+    noise: Noise | None,
+    callback: Callback | None,
+) -> Tensor:
+    """Walk down the timesteps, the factors of each update given by ``step(t, next lower t)``."""
+    highest = schedule.noise_steps - 1
+    path = list(range(highest, 0, -1)) if timesteps is None else [int(t) for t in timesteps]
+    if not path or path[0] > highest or path[-1] < 1 or any(a <= b for a, b in pairwise(path)):
+        raise ValueError(f"timesteps must fall within {highest} ... 1")
+    for i, (t, prev) in enumerate(zip(path, [*path[1:], 0], strict=True)):
+        out = model(x, torch.full((x.shape[0],), t, device=x.device))
+        a, b, e = step(t, prev)
+        last = prev == 0
+        z = None if last or e == 0 else _draw(noise, i, x)
+        x = ops.sampler_step(x, out, noise=z, a=a, b=b, e=e, clamp_min=clamp_min if last else None)
+        if callback is not None:
+            callback(i, t, x)
+    return x
+
+
+def _draw(noise: Noise | None, step: int, x: Tensor) -> Tensor:
+    if noise is None:
+        return torch.randn_like(x)
+    return (noise(step) if callable(noise) else noise[step]).to(x)
