@@ -1,0 +1,234 @@
+"""From AnnData to tensors and back, and every kind of cells that cannot be used."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from conftest import make_cells
+
+from wbdit import InputError
+from wbdit.cells import check_cells, detect_space, find_expression, read_h5ad
+from wbdit.recipe import Recipe, apportion, variable_genes
+
+COUNTS = make_cells(60, 30).X.toarray()
+LOGNORM = np.log1p(COUNTS / COUNTS.sum(1, keepdims=True) * 1e4)
+SCALED = (LOGNORM - LOGNORM.mean(0)) / LOGNORM.std(0)
+
+
+def holding(values):
+    cells = make_cells(60, 30)
+    cells.X = values
+    return cells
+
+
+# expression spaces
+
+
+@pytest.mark.parametrize(
+    ("values", "space"),
+    [
+        (COUNTS, "counts"),
+        (sp.csr_matrix(COUNTS), "counts"),
+        (sp.csc_matrix(COUNTS.astype(np.int64)), "counts"),
+        (LOGNORM, "lognorm"),
+        (sp.csr_matrix(LOGNORM), "lognorm"),
+        (np.log2(1 + COUNTS), "lognorm"),
+        (SCALED, "scaled"),
+    ],
+)
+def test_spaces_are_told_apart(values, space):
+    assert detect_space(values) == space
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (-COUNTS, "negative counts"),
+        (COUNTS / COUNTS.sum(1, keepdims=True) * 1e4, "take the logarithm"),
+        (np.where(COUNTS == COUNTS.max(), -0.5, COUNTS) * (COUNTS > 4), "most entries are zero"),
+        (np.zeros((3, 3)), "nothing but zeros"),
+    ],
+)
+def test_what_is_none_of_them_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        detect_space(values)
+
+
+def test_counts_in_a_layer_are_found_and_said():
+    cells = holding(LOGNORM)
+    cells.layers["counts"] = COUNTS
+    X, space, said = find_expression(cells)
+    assert space == "counts"
+    assert X is cells.layers["counts"]
+    assert "log-normalised" in said
+    assert "layers['counts']" in said
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda c: c[:0], "at least two cells"),
+        (lambda c: c[:1], "at least two cells"),
+        (lambda c: c[:, :0], "no genes"),
+        (lambda c: holding(np.where(COUNTS == 3, np.nan, COUNTS)), "NaN or infinite"),
+        (lambda c: holding(np.where(COUNTS == 3, np.inf, COUNTS)), "NaN or infinite"),
+        (lambda c: ad.AnnData(obs=c.obs), "no X matrix|no genes"),
+    ],
+)
+def test_unusable_cells(damage, words, cells):
+    with pytest.raises(InputError, match=words):
+        check_cells(damage(cells).copy())
+
+
+def test_duplicate_genes(cells):
+    cells = cells.copy()
+    cells.var_names = ["same", "same", *cells.var_names[2:]]
+    with pytest.raises(InputError, match="'same'.*var_names_make_unique"):
+        check_cells(cells)
+
+
+def test_unknown_label_lists_the_columns(cells):
+    with pytest.raises(InputError, match="no column 'cell_type'.*type"):
+        check_cells(cells, "cell_type")
+
+
+def test_missing_labels(cells):
+    cells = cells.copy()
+    cells.obs.loc[cells.obs_names[:3], "type"] = None
+    with pytest.raises(InputError, match="3 cells have no 'type'"):
+        check_cells(cells, "type")
+
+
+def test_a_label_with_one_cell(cells):
+    cells = cells.copy()
+    cells.obs.loc[cells.obs_names[0], "type"] = "rare"
+    with pytest.raises(InputError, match="'rare'.*one cell"):
+        Recipe.fit(cells, label="type")
+
+
+def test_files_that_are_not_there_or_damaged(tmp_path, cells):
+    with pytest.raises(InputError, match="no such file"):
+        read_h5ad(tmp_path / "none.h5ad")
+    with pytest.raises(InputError, match="no such file"):
+        read_h5ad(tmp_path)
+    (tmp_path / "text.h5ad").write_text("not a file of cells")
+    cells.write_h5ad(tmp_path / "whole.h5ad")
+    (tmp_path / "half.h5ad").write_bytes((tmp_path / "whole.h5ad").read_bytes()[:5000])
+    for name in ("text", "half"):
+        with pytest.raises(InputError, match="cannot read"):
+            read_h5ad(tmp_path / f"{name}.h5ad")
+
+
+# there and back
+
+
+@pytest.mark.parametrize("lognorm", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_counts_come_back(lognorm, centred, cells):
+    recipe = Recipe.fit(cells, label="type", lognorm=lognorm, centred=centred)
+    x, codes = recipe.encode(cells), recipe.codes(cells.obs["type"])
+    if centred:
+        assert abs(x.mean(0)).max() < 1e-5
+        assert x.std() == pytest.approx(1, abs=1e-5)
+    if lognorm:  # the library size is not in the values: let each cell draw its own
+        recipe = Recipe(**{**vars(recipe), "library": np.full(3, 500, np.float32), "library_sizes": np.ones(3, int)})
+    back = recipe.decode(x, codes, np.full(60, 0.5))
+    assert sp.issparse(back.X)
+    assert back.X.format == "csr"
+    assert back.X.dtype == np.float32
+    if lognorm:
+        expected = COUNTS / COUNTS.sum(1, keepdims=True) * 500
+        np.testing.assert_allclose(back.X.toarray(), np.rint(expected), atol=1)
+        assert abs(back.X.sum(1) - 500).max() < 15
+    else:
+        np.testing.assert_array_equal(back.X.toarray(), COUNTS)
+        np.testing.assert_allclose(back.layers["lognorm"].toarray(), LOGNORM, rtol=1e-5)
+    assert list(back.obs["type"]) == list(cells.obs["type"])
+    assert list(back.var_names) == list(cells.var_names)
+
+
+@pytest.mark.parametrize(("values", "space"), [(LOGNORM, "lognorm"), (SCALED, "scaled")])
+def test_other_spaces_come_back(values, space):
+    cells = holding(values.astype(np.float32))
+    recipe = Recipe.fit(cells)
+    assert (recipe.space, recipe.values, recipe.categories) == (space, "as is", ())
+    back = recipe.decode(recipe.encode(cells), np.zeros(60, int), np.full(60, 0.5))
+    np.testing.assert_allclose(back.X.toarray() if space == "lognorm" else back.X, values, atol=1e-5)
+    assert ("lognorm" in back.layers) == (space == "lognorm")
+    assert "type" not in back.obs
+
+
+def test_a_little_is_nothing():
+    """Between zero and a gene's smallest value there are no values: the nearer of the two is taken."""
+    recipe = Recipe.fit(holding(LOGNORM.astype(np.float32)), centred=False)
+    x = np.tile(recipe.smallest, (2, 1)) * np.array([[0.4], [0.6]], np.float32)
+    back = recipe.decode(x, np.zeros(2, int), np.full(2, 0.5)).X.toarray()
+    assert (back[0] == 0).all()
+    np.testing.assert_allclose(back[1], x[1])
+
+
+def test_libraries_are_drawn_from_their_label(cells):
+    recipe = Recipe.fit(cells, label="type")
+    assert recipe.library_sizes.tolist() == [20, 20, 20]
+    totals = COUNTS.sum(1)
+    codes, u = np.repeat([0, 1, 2], 1000), np.tile(np.linspace(0.0005, 0.9995, 1000), 3)
+    drawn = recipe.draw_library(codes, u)
+    for k in range(3):
+        own = totals[recipe.codes(cells.obs["type"]) == k]
+        assert own.min() <= drawn[codes == k].min()
+        assert drawn[codes == k].max() <= own.max()
+        assert drawn[codes == k].mean() == pytest.approx(own.mean(), rel=0.03)
+
+
+def test_genes_are_found_by_name(cells):
+    recipe = Recipe.fit(cells)
+    shuffled = cells[:, ::-1].copy()
+    np.testing.assert_array_equal(recipe.encode(shuffled), recipe.encode(cells))
+    with pytest.raises(InputError, match="1 of the run's 30 genes are missing, 'gene-0'"):
+        recipe.encode(cells[:, 1:])
+    with pytest.raises(InputError, match="trained on counts, these cells hold lognorm"):
+        recipe.encode(holding(LOGNORM))
+
+
+def test_unknown_label_value(cells):
+    with pytest.raises(InputError, match="unknown label 'Mast'.*B, NK, T"):
+        Recipe.fit(cells, label="type").codes(["B", "Mast"])
+    with pytest.raises(InputError, match="without labels"):
+        Recipe.fit(cells).codes(["B"])
+
+
+# variable genes
+
+
+@pytest.mark.parametrize("space", ["counts", "lognorm"])
+def test_variable_genes_are_kept(space):
+    rng = np.random.default_rng(0)
+    rate = np.tile(rng.gamma(2.0, 2.0, 200), (300, 1))
+    rate[::2, :20] *= 4  # twenty genes differ between two types of cells, the others do not
+    rate[:, 199] = 0
+    counts = rng.poisson(rate).astype(np.float32)
+    keep = variable_genes(counts if space == "counts" else np.log1p(counts), space, 15)
+    assert keep.sum() == 15
+    assert keep[:20].sum() >= 10  # by chance it would be one or two
+    assert not keep[199]
+
+
+def test_too_many_genes_are_said():
+    said = []
+    recipe = Recipe.fit(make_cells(200, 50), max_genes=20, say=said.append)
+    assert len(recipe.genes) == 20
+    assert said == ["X is raw counts", "kept the 20 most variable of 50 genes"]
+
+
+def test_scaled_values_do_not_tell_variable_genes():
+    with pytest.raises(InputError, match="scaled values do not tell"):
+        variable_genes(SCALED, "scaled", 5)
+
+
+def test_apportion():
+    assert apportion(np.array([1, 1, 2]), 8).tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert np.bincount(apportion(np.array([500, 300, 200]), 7)).tolist() == [4, 2, 1]
+    assert len(apportion(np.array([3, 3, 3]), 100)) == 100

@@ -1,0 +1,170 @@
+"""Cells as they come in: reading AnnData, checking it, telling its expression space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+
+from wbdit.errors import InputError
+
+Space = Literal["counts", "lognorm", "scaled"]
+SPACES: tuple[Space, ...] = get_args(Space)
+
+# ln(1 + x) of the deepest cell ever sequenced stays well below this; linear CPM or TPM does not.
+LARGEST_LOG_VALUE = 25.0
+
+
+def read_h5ad(path: str | Path) -> ad.AnnData:
+    """Read an ``.h5ad`` file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not a readable ``.h5ad``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        return ad.read_h5ad(path)
+    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {path} as .h5ad ({reason}); is the file complete?") from error
+
+
+def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
+    """Refuse cells that cannot be used, naming what to mend.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes; ``X`` dense or sparse.
+    label
+        Column of ``obs`` that holds the labels, if any.
+
+    Raises
+    ------
+    InputError
+        No genes, fewer than two cells, no ``X``, NaN or infinite values, duplicate gene names, an unknown label column
+        or missing labels.
+    """
+    if adata.X is None:
+        raise InputError("the file has no X matrix: put the counts into adata.X")
+    if adata.n_vars == 0:
+        raise InputError("there are no genes (0 columns)")
+    if adata.n_obs < 2:
+        raise InputError(f"at least two cells are needed, there {_are(adata.n_obs)}")
+    duplicated = adata.var_names[adata.var_names.duplicated()]
+    if len(duplicated):
+        raise InputError(
+            f"duplicate gene names ({duplicated[0]!r} and {len(duplicated) - 1} more): "
+            "call adata.var_names_make_unique()"
+        )
+    values = matrix_values(adata.X)
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise InputError(f"X holds {values.dtype} values, not numbers")
+    bad = int(np.size(values) - np.isfinite(values).sum())
+    if bad:
+        raise InputError(f"X holds {bad} NaN or infinite values: remove or replace them first")
+    if label is not None:
+        check_labels(adata, label)
+
+
+def check_labels(adata: ad.AnnData, label: str) -> None:
+    """Refuse a label column that is unknown or incomplete."""
+    if label not in adata.obs.columns:
+        keys = ", ".join(map(str, adata.obs.columns)) or "none"
+        raise InputError(f"no column {label!r} in obs; the columns are: {keys}")
+    missing = int(adata.obs[label].isna().sum())
+    if missing:
+        raise InputError(f"{missing} cells have no {label!r}: label them, or leave them out before")
+
+
+def check_label_sizes(adata: ad.AnnData, label: str) -> None:
+    """Refuse a label with one cell: there is nothing to learn a distribution from."""
+    sizes = adata.obs[label].astype(str).value_counts()
+    if (sizes == 1).any():
+        lonely = sizes.index[sizes == 1][0]
+        raise InputError(f"label {lonely!r} in {label!r} has one cell: merge it into another label or drop it")
+
+
+def matrix_values(X: Any) -> np.ndarray:
+    """Return the stored values of a dense or sparse matrix as a flat array (explicit entries only)."""
+    return np.asarray(X.data if sp.issparse(X) else X).ravel()
+
+
+def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:
+    """Return a dense ``(cells, genes)`` array of a dense or sparse matrix."""
+    return np.asarray(X.toarray() if sp.issparse(X) else X, dtype=dtype)
+
+
+def detect_space(X: Any) -> Space:
+    """Tell raw counts, log-normalised and scaled expression apart by their values.
+
+    Parameters
+    ----------
+    X
+        ``(cells, genes)`` dense or sparse, finite values.
+
+    Returns
+    -------
+    ``"counts"`` for non-negative integers, ``"lognorm"`` for non-negative values that are small enough
+    to be logarithms, ``"scaled"`` for centred values of both signs.
+
+    Raises
+    ------
+    InputError
+        Negative counts, normalised values without a logarithm, or a mixture that is none of the three.
+    """
+    values = matrix_values(X)
+    if values.size == 0 or not values.any():
+        raise InputError("X holds nothing but zeros")
+    integers = bool((values == np.rint(values)).all())
+    lowest, highest = float(values.min()), float(values.max())
+    if integers:
+        if lowest < 0:
+            raise InputError(f"X holds negative counts (lowest {lowest:g}): counts are zero or more")
+        return "counts"
+    if lowest >= 0:
+        if highest > LARGEST_LOG_VALUE:
+            raise InputError(
+                f"X holds non-integer values up to {highest:.4g}: neither counts nor log values; "
+                "give raw counts, or take the logarithm first (scanpy.pp.log1p)"
+            )
+        return "lognorm"
+    stored_zeros = int((values == 0).sum()) + (int(np.prod(X.shape)) - values.size)
+    if stored_zeros > 0.5 * np.prod(X.shape):
+        raise InputError(
+            f"X holds negative values (lowest {lowest:.4g}) although most entries are zero: "
+            "neither counts, log-normalised nor scaled values"
+        )
+    return "scaled"
+
+
+def find_expression(adata: ad.AnnData) -> tuple[Any, Space, str]:
+    """Find the matrix to work on: ``X``, or ``layers["counts"]`` where ``X`` is not counts but the layer is.
+
+    Returns
+    -------
+    The matrix, its space, and one sentence that says what was found.
+    """
+    space = detect_space(adata.X)
+    if space != "counts" and "counts" in adata.layers:
+        layer = adata.layers["counts"]
+        if np.isfinite(matrix_values(layer)).all() and detect_space(layer) == "counts":
+            return layer, "counts", f"X is {describe(space)}; using the raw counts in layers['counts']"
+    return adata.X, space, f"X is {describe(space)}"
+
+
+def describe(space: Space) -> str:
+    """Return the words for an expression space."""
+    words = {"counts": "raw counts", "lognorm": "log-normalised", "scaled": "scaled (centred values of both signs)"}
+    return words[space]
+
+
+def _are(n: int) -> str:
+    return "are none" if n == 0 else "is one"

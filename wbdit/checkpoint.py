@@ -1,0 +1,127 @@
+"""The RUN folder: JSON and safetensors, written whole or not at all, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from wbdit.errors import InputError
+from wbdit.files import write_atomically
+from wbdit.recipe import Recipe
+
+FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
+CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume"
+RECIPE_FACTS = ("space", "values", "genes", "label", "categories", "scale")
+RECIPE_ARRAYS = ("centre", "smallest", "library", "library_sizes")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run.
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged.
+    """
+    _must_exist(path)
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not valid JSON: is the run complete?") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically."""
+    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, or a pickle (which is never opened).
+    """
+    _must_exist(path)
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80":
+        raise InputError(f"{path} is a pickle (torch.save), not safetensors: wbdit does not open pickles")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a valid safetensors file: is the run complete?") from error
+
+
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """Write ``recipe.json`` and ``recipe.safetensors``."""
+    write_json(run / "recipe.json", {name: getattr(recipe, name) for name in RECIPE_FACTS})
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(recipe, name))) for name in RECIPE_ARRAYS}
+    write_tensors(run / "recipe.safetensors", arrays)
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Read a run's recipe.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged.
+    """
+    facts, arrays = read_json(run / "recipe.json"), read_tensors(run / "recipe.safetensors")
+    lacking = [name for name in RECIPE_FACTS if name not in facts] + [n for n in RECIPE_ARRAYS if n not in arrays]
+    if lacking:
+        raise InputError(f"the recipe in {run} lacks {lacking[0]!r}: is the run complete?")
+    kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()}
+    kept |= {name: array.numpy() for name, array in arrays.items()}
+    return Recipe(**{name: kept[name] for name in (*RECIPE_FACTS, *RECIPE_ARRAYS)})
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Read a run's ``config.json``.
+
+    Raises
+    ------
+    InputError
+        If the folder or the file is missing or damaged, or was written by a newer wbdit.
+    """
+    if not run.is_dir():
+        raise InputError(f"no such run: {run} is not a folder")
+    config = read_json(run / CONFIG)
+    if not isinstance(config.get("format"), int):
+        raise InputError(f"{run / CONFIG} is not the configuration of a wbdit run")
+    if config["format"] > FORMAT:
+        raise InputError(
+            f"{run} was written by wbdit {config.get('wbdit', '?')} (format {config['format']}), this wbdit reads up to"
+            f" format {FORMAT}: update wbdit"
+        )
+    return config
+
+
+def state_hash(state: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict's names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}: is the run complete?")

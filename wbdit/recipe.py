@@ -1,0 +1,263 @@
+"""From AnnData to tensors and back: genes, labels, values, library sizes.
+
+The model sees ``(value - centre) / scale``, gene by gene. What the values are follows from what the cells hold:
+
+==========  ===========================================  =====================================================
+cells       values                                       back to cells
+==========  ===========================================  =====================================================
+counts      ``"log1p"``: ln(1 + count)                   ``round(expm1)``: a step of the log is a step of a count,
+                                                         whatever the cell's depth
+counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times a library size drawn from the
+            (the paper's kind)                           label's, rounded
+lognorm     ``"as is"``                                  values under half the gene's smallest are zero
+scaled      ``"as is"``                                  as they are
+==========  ===========================================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from wbdit.cells import Space, check_cells, check_label_sizes, find_expression, to_dense
+from wbdit.errors import InputError, need_extra
+
+Values = Literal["log1p", "lognorm", "as is"]
+TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is needed to bring cells to the model and its output back.
+
+    Attributes
+    ----------
+    space
+        What the training cells held.
+    values
+        What the model sees of them; see the module's table.
+    genes
+        ``(G,)`` names, in the model's order.
+    label
+        Column of ``obs`` with the labels, or None.
+    categories
+        ``(K,)`` labels, in the model's order; empty without labels.
+    centre
+        ``(G,)`` fp32, subtracted from the values.
+    scale
+        The centred values are divided by it.
+    smallest
+        ``(G,)`` fp32, each gene's smallest non-zero training value.
+    library
+        Total counts of the training cells over `genes`, fp32, sorted within each label; empty where they had no counts.
+    library_sizes
+        Number of cells of each label in `library`, ``(max(K, 1),)`` int64.
+    """
+
+    space: Space
+    values: Values
+    genes: tuple[str, ...]
+    label: str | None
+    categories: tuple[str, ...]
+    centre: np.ndarray
+    scale: float
+    smallest: np.ndarray
+    library: np.ndarray
+    library_sizes: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        adata: ad.AnnData,
+        *,
+        label: str | None = None,
+        max_genes: int = 2000,
+        lognorm: bool = False,
+        centred: bool = True,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> Recipe:
+        """Learn the recipe from training cells.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes: counts, log-normalised or scaled values in ``X`` (or counts in ``layers["counts"]``).
+        label
+            Column of ``obs`` to condition on.
+        max_genes
+            Where there are more genes, this many variable ones are chosen.
+        lognorm
+            Normalise counts by library size before the logarithm.
+        centred
+            Centre each gene and divide by one common scale; else the values stay as they are.
+        say
+            Told in one line each what was found and chosen.
+
+        Raises
+        ------
+        InputError
+            If the cells cannot be used (:func:`wbdit.cells.check_cells`, :func:`wbdit.cells.detect_space`).
+        """
+        check_cells(adata, label)
+        if label is not None:
+            check_label_sizes(adata, label)
+        X, space, found = find_expression(adata)
+        say(found)
+        if adata.n_vars > max_genes:
+            keep = variable_genes(X, space, max_genes)
+            say(f"kept the {max_genes} most variable of {adata.n_vars} genes")
+            X, genes = X[:, keep], adata.var_names[keep]
+        else:
+            genes = adata.var_names
+        labels = adata.obs[label].astype(str).to_numpy() if label is not None else np.full(adata.n_obs, "")
+        categories, codes = np.unique(labels, return_inverse=True)
+        values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
+        dense = to_dense(X)
+        totals = dense.sum(1)
+        seen = _values(dense, values)
+        centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
+        scale = float((seen - centre).std()) if centred else 1.0
+        order = np.lexsort((totals, codes))
+        return cls(
+            space=space,
+            values=values,
+            genes=tuple(map(str, genes)),
+            label=label,
+            categories=tuple(map(str, categories)) if label is not None else (),
+            centre=centre.astype(np.float32),
+            scale=scale if scale > 0 else 1.0,
+            smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
+            library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
+            library_sizes=np.bincount(codes),
+        )
+
+    def encode(self, adata: ad.AnnData) -> np.ndarray:
+        """Return cells as the model sees them, ``(cells, G)`` fp32.
+
+        Raises
+        ------
+        InputError
+            If genes are missing or the cells are in another space than the training cells.
+        """
+        check_cells(adata, self.label)
+        missing = [gene for gene in self.genes if gene not in adata.var_names]
+        if missing:
+            raise InputError(f"{len(missing)} of the run's {len(self.genes)} genes are missing, {missing[0]!r} first")
+        X, space, _ = find_expression(adata)
+        if space != self.space:
+            raise InputError(f"the run was trained on {self.space}, these cells hold {space}")
+        dense = to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
+        return (_values(dense, self.values) - self.centre) / np.float32(self.scale)
+
+    def codes(self, labels: Any) -> np.ndarray:
+        """Return the model's indices ``(n,)`` int64 of labels.
+
+        Raises
+        ------
+        InputError
+            If a label is unknown or the run has no labels.
+        """
+        if self.label is None:
+            raise InputError("this run was trained without labels: ask for a number of cells only")
+        codes = pd.Index(self.categories).get_indexer(pd.Index([str(one) for one in labels]))
+        if (codes < 0).any():
+            unknown = next(str(one) for one, code in zip(labels, codes, strict=True) if code < 0)
+            raise InputError(f"unknown label {unknown!r}; the run knows: {', '.join(self.categories)}")
+        return codes.astype(np.int64)
+
+    def composition(self, n: int) -> np.ndarray:
+        """Return the labels ``(n,)`` int64 of `n` cells composed as the training cells were."""
+        return apportion(self.library_sizes, n)
+
+    def decode(self, x: np.ndarray, codes: np.ndarray, u: np.ndarray) -> ad.AnnData:
+        """Turn the model's output into cells.
+
+        Parameters
+        ----------
+        x
+            ``(n, G)`` fp32 as the model gives it.
+        codes
+            Labels ``(n,)`` int64; zeros without labels.
+        u
+            Uniform numbers ``(n,)`` in (0, 1) that draw the library sizes.
+
+        Returns
+        -------
+        AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` where the training cells held counts, else
+        ``X`` in their own space; ``obs[label]`` categorical.
+        """
+        seen = x * np.float32(self.scale) + self.centre
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(x))])
+        if self.label is not None:
+            obs[self.label] = pd.Categorical(np.array(self.categories)[codes], categories=list(self.categories))
+        var = pd.DataFrame(index=pd.Index(self.genes))
+        if self.space == "scaled":
+            return ad.AnnData(seen.astype(np.float32), obs=obs, var=var)
+        seen = np.where(seen < self.smallest / 2, 0, seen)
+        if self.space == "lognorm":
+            X = sp.csr_matrix(seen.astype(np.float32))
+            return ad.AnnData(X, obs=obs, var=var, layers={"lognorm": X.copy()})
+        linear = np.expm1(seen.astype(np.float64))
+        if self.values == "lognorm":
+            linear *= (self.draw_library(codes, u) / np.maximum(linear.sum(1), 1e-12))[:, None]
+        counts = np.rint(linear).astype(np.float32)
+        lognorm = sp.csr_matrix(_values(counts, "lognorm"))
+        return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var, layers={"lognorm": lognorm})
+
+    def draw_library(self, codes: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Draw library sizes ``(n,)`` from those of each cell's label: its quantiles at `u`, interpolated."""
+        drawn = np.empty(len(codes))
+        for k, sizes in enumerate(np.split(self.library, np.cumsum(self.library_sizes)[:-1])):
+            drawn[codes == k] = np.quantile(sizes, u[codes == k])
+        return drawn
+
+
+def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
+    """Return which `n` genes vary most, ``(genes,)`` bool, chosen by scanpy.
+
+    Counts by the variance beyond the fitted mean-variance curve (``seurat_v3``), log-normalised values by binned
+    dispersion (``seurat``).
+
+    Raises
+    ------
+    InputError
+        For scaled values, whose variance says nothing, or if scanpy is not installed.
+    """
+    if space == "scaled":
+        raise InputError(f"scaled values do not tell variable genes: keep at most {n} genes yourself, or give counts")
+    try:
+        import scanpy as sc
+    except ImportError as error:
+        raise need_extra("scanpy (to choose variable genes)") from error
+    cells = ad.AnnData(sp.csr_matrix(X, dtype=np.float32))
+    expressed = np.asarray((cells.X > 0).sum(0)).ravel() > 0
+    chosen = np.zeros(cells.n_vars, bool)
+    if expressed.sum() <= n:
+        return expressed
+    flavor = "seurat_v3" if space == "counts" else "seurat"
+    ranked = sc.pp.highly_variable_genes(cells[:, expressed], flavor=flavor, n_top_genes=n, inplace=False)
+    chosen[expressed] = ranked["highly_variable"].to_numpy()
+    return chosen
+
+
+def apportion(shares: np.ndarray, n: int) -> np.ndarray:
+    """Return `n` indices in the proportions of `shares`, sorted, by largest remainders."""
+    exact = n * shares / shares.sum()
+    whole = np.floor(exact).astype(int)
+    for k in np.argsort(whole - exact, kind="stable")[: n - whole.sum()]:
+        whole[k] += 1
+    return np.repeat(np.arange(len(shares)), whole)
+
+
+def _values(dense: np.ndarray, values: Values) -> np.ndarray:
+    if values == "as is":
+        return dense
+    if values == "lognorm":
+        dense = dense * (TARGET_SUM / np.maximum(dense.sum(1, keepdims=True), 1))
+    return np.log1p(dense)
