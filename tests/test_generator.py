@@ -1,0 +1,292 @@
+"""Training, stopping, going on, saving, loading and generating."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from conftest import make_cells
+
+import wbdit
+from wbdit import InputError
+from wbdit.checkpoint import read_tensors, state_hash
+
+CELLS = make_cells(60, 30)
+QUICK = {"label": "type", "steps": 12, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return wbdit.fit(CELLS, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return wbdit.fit(CELLS, label="type", steps=150, progress=False)
+
+
+@pytest.fixture
+def run(generator, tmp_path):
+    generator.save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def weights(generator):
+    return state_hash(generator.model.state_dict())
+
+
+def same_cells(a, b):
+    return (a.X != b.X).nnz == 0 and a.obs.equals(b.obs)
+
+
+# training
+
+
+def test_training_learns(trained):
+    x = torch.from_numpy(trained.recipe.encode(CELLS))[:, None]
+    y = torch.from_numpy(trained.recipe.codes(CELLS.obs["type"]))
+    t = torch.full((60,), 500)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    schedule = trained.schedule
+    target = schedule.target("v", x, t, noise)
+    with torch.no_grad():
+        loss = (trained.model(schedule.noising(x, t, noise), t, y) - target).square().mean()
+    assert loss < 0.75 * target.square().mean()  # what a fresh model, answering zero, would lose
+
+
+def test_the_same_seed_gives_the_same_model(generator):
+    assert weights(wbdit.fit(CELLS, **QUICK)) == weights(generator)
+    assert weights(wbdit.fit(CELLS, **QUICK, seed=1)) != weights(generator)
+
+
+def test_the_users_random_numbers_are_left_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    wbdit.fit(CELLS, **{**QUICK, "steps": 2})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 2}, {"minutes": 0.005}])
+def test_other_budgets(budget):
+    generator = wbdit.fit(CELLS, label="type", progress=False, **budget)
+    trained = generator.config["trained"]
+    assert trained["epochs"] == 2 if "epochs" in budget else 0.3 <= trained["seconds"] < 3
+
+
+def test_without_labels():
+    generator = wbdit.fit(CELLS, steps=3, progress=False)
+    assert generator.generate(5, steps=3).obs.shape == (5, 0)
+
+
+@pytest.mark.parametrize("preset", ["paper", "base"])
+def test_other_presets(preset):
+    generator = wbdit.fit(CELLS, label="type", preset=preset, steps=1, progress=False)
+    assert generator.config["preset"] == preset
+    cells = generator.generate(4, steps=2)
+    assert (cells.X.data == np.rint(cells.X.data)).all()
+
+
+def test_resume_is_bit_exact(tmp_path):
+    """Half and then the rest is the whole: weights, average, optimiser, order and random numbers all go on."""
+    once = wbdit.fit(CELLS, label="type", epochs=30, progress=False, out=tmp_path / "once")
+    stopped = _interrupt_after(tmp_path / "twice", seconds=0.15)
+    assert 0 < stopped.config["trained"]["steps"] < once.config["trained"]["steps"]
+    twice = wbdit.fit(CELLS, progress=False, out=tmp_path / "twice", resume=True)
+    assert twice.config["trained"]["steps"] == once.config["trained"]["steps"]
+    assert weights(twice) == weights(once)
+
+
+def _interrupt_after(run, seconds):
+    """Press Ctrl-C while the training runs."""
+    said = []
+
+    def press():
+        while not (run / "resume" / "state.json").exists():
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    generator = wbdit.fit(CELLS, label="type", epochs=30, progress=False, out=run, say=said.append)
+    assert "stopped at step" in said[-1]
+    return generator
+
+
+def test_an_interrupted_run_is_whole(tmp_path):
+    stopped = _interrupt_after(tmp_path / "run", seconds=0.05)
+    loaded = wbdit.load(tmp_path / "run")
+    assert weights(loaded) == weights(stopped)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_refuses_other_cells(tmp_path):
+    wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
+    with pytest.raises(InputError, match="trained on 60 cells, not 50"):
+        wbdit.fit(CELLS[:50], **QUICK, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
+    with pytest.raises(InputError, match="already holds a run"):
+        wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
+
+
+def test_the_folder_of_a_run(tmp_path):
+    wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert names == {
+        *("config.json", "model.safetensors", "recipe.json", "recipe.safetensors", "metrics.jsonl"),
+        *("resume/state.json", "resume/state.safetensors"),
+    }
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 12
+    assert {"loss", "learning_rate", "cells_per_second", "seconds", "epoch"} <= lines[-1].keys()
+
+
+def test_a_diverging_loss_is_said(monkeypatch):
+    monkeypatch.setattr(wbdit.generator.WBDiT, "forward", lambda self, x, t, y: x * self.pos_embed.mean() * torch.nan)
+    with pytest.raises((InputError, RuntimeError), match="diverged|grad"):
+        wbdit.fit(CELLS, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"steps": 1, "minutes": 1}, "one of minutes, epochs and steps"),
+        ({"steps": 0}, "must be positive"),
+        ({"preset": "huge", "steps": 1}, "small"),
+        ({"device": "abacus", "steps": 1}, "no device 'abacus'"),
+        ({"resume": True, "steps": 1}, "which run"),
+        ({"max_genes": 0, "steps": 1}, "at least one gene"),
+    ],
+)
+def test_refused_arguments(arguments, words):
+    with pytest.raises(InputError, match=words):
+        wbdit.fit(CELLS, label="type", progress=False, **arguments)
+
+
+# generating
+
+
+def test_what_comes_out(generator):
+    cells = generator.generate(20, seed=3, steps=5)
+    assert sp.issparse(cells.X)
+    assert cells.X.dtype == np.float32
+    assert (cells.X.data > 0).all()
+    assert (cells.X.data == np.rint(cells.X.data)).all()
+    counts = cells.X.toarray()
+    expected = np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * 1e4)
+    np.testing.assert_allclose(cells.layers["lognorm"].toarray(), expected, rtol=1e-5)
+    assert list(cells.var_names) == list(CELLS.var_names)
+    facts = cells.uns["wbdit"]
+    assert (facts["seed"], facts["sampler"], facts["steps"]) == (3, "ddim", 5)
+    assert facts["model_hash"] == weights(generator)
+    assert set(facts) >= {"wbdit", "torch", "guidance", "trained_on", "label"}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_the_batch_size_does_not_change_the_cells(generator, sampler):
+    whole = generator.generate(20, sampler=sampler, steps=8, seed=1)
+    assert same_cells(generator.generate(20, sampler=sampler, steps=8, seed=1, batch_size=7), whole)
+    assert same_cells(generator.generate(20, sampler=sampler, steps=8, seed=1), whole)
+    assert not same_cells(generator.generate(20, sampler=sampler, steps=8, seed=2), whole)
+
+
+def test_labels_like_other_cells(generator):
+    like = CELLS[[5, 3, 1, 0]]
+    assert list(generator.generate(like=like, steps=2).obs["type"]) == list(like.obs["type"])
+    drawn = generator.generate(8, like=like, steps=2).obs["type"].value_counts()
+    assert drawn.to_dict() == like.obs["type"].value_counts().mul(2).to_dict()
+
+
+def test_labels_by_count(generator):
+    cells = generator.generate(counts={"T": 2, "B": 3}, steps=2)
+    assert cells.obs["type"].value_counts().to_dict() == {"B": 3, "T": 2, "NK": 0}
+
+
+def test_labels_as_in_training(generator):
+    assert generator.generate(9, steps=2).obs["type"].value_counts().to_dict() == {"B": 3, "NK": 3, "T": 3}
+
+
+def test_guidance_drives_the_types_apart(trained):
+    def spread(guidance):
+        cells = trained.generate(90, steps=20, guidance=guidance)
+        means = [cells[cells.obs["type"] == kind].layers["lognorm"].mean(0) for kind in ("B", "NK", "T")]
+        return np.var(means, axis=0).mean()
+
+    assert spread(2.0) > spread(1.0) > spread(0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "how many cells"),
+        ({"n": 0}, "at least one"),
+        ({"n": 3, "counts": {"B": 1}}, "not both"),
+        ({"counts": {"B": 0}}, "at least one cell"),
+        ({"counts": {"Mast": 2}}, "unknown label 'Mast'.*B, NK, T"),
+        ({"n": 3, "sampler": "euler"}, "ddim, ddpm"),
+        ({"n": 3, "steps": 0}, "between 1 and 999"),
+        ({"n": 3, "batch_size": 0}, "at least 1"),
+    ],
+)
+def test_refused_requests(generator, arguments, words):
+    with pytest.raises(InputError, match=words):
+        generator.generate(**arguments)
+
+
+# saving and loading
+
+
+def test_a_saved_run_gives_the_same_cells(generator, run):
+    loaded = wbdit.load(run)
+    assert same_cells(loaded.generate(10, steps=4, seed=2), generator.generate(10, steps=4, seed=2))
+    assert loaded.history == generator.history
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "recipe.json", "recipe.safetensors"])
+def test_a_missing_file(run, name):
+    (run / name).unlink()
+    with pytest.raises(InputError, match=f"has no {name}"):
+        wbdit.load(run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "recipe.json", "recipe.safetensors"])
+def test_a_damaged_file(run, name):
+    data = (run / name).read_bytes()
+    (run / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="not valid JSON|not a valid safetensors"):
+        wbdit.load(run)
+
+
+def test_a_run_from_the_future(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "format": 99, "wbdit": "9.0"}))
+    with pytest.raises(InputError, match="wbdit 9.0 .*update wbdit"):
+        wbdit.load(run)
+
+
+def test_a_pickle_is_not_opened(run):
+    torch.save({"weight": torch.zeros(2)}, run / "model.safetensors")
+    with pytest.raises(InputError, match="pickle"):
+        wbdit.load(run)
+
+
+def test_weights_of_another_model(run):
+    state = read_tensors(run / "model.safetensors")
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["depth"] += 1
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="do not fit"):
+        wbdit.load(run)
+    assert state  # the weights themselves were whole
+
+
+def test_no_such_run(tmp_path):
+    with pytest.raises(InputError, match="no such run"):
+        wbdit.load(tmp_path / "none")
