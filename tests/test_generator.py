@@ -149,7 +149,7 @@ def test_the_folder_of_a_run(tmp_path):
 
 
 def test_a_diverging_loss_is_said(monkeypatch):
-    monkeypatch.setattr(wbdit.generator.WBDiT, "forward", lambda self, x, t, y: x * self.pos_embed.mean() * torch.nan)
+    monkeypatch.setattr(wbdit.WBDiT, "forward", lambda self, x, t, y: x * self.pos_embed.mean() * torch.nan)
     with pytest.raises((InputError, RuntimeError), match="diverged|grad"):
         wbdit.fit(CELLS, **QUICK)
 

@@ -45,7 +45,7 @@ def test_spaces_are_told_apart(values, space):
     [
         (-COUNTS, "negative counts"),
         (COUNTS / COUNTS.sum(1, keepdims=True) * 1e4, "take the logarithm"),
-        (np.where(COUNTS == COUNTS.max(), -0.5, COUNTS) * (COUNTS > 4), "most entries are zero"),
+        (np.where(COUNTS.max() == COUNTS, -0.5, COUNTS) * (COUNTS > 4), "most entries are zero"),
         (np.zeros((3, 3)), "nothing but zeros"),
     ],
 )

@@ -7,7 +7,6 @@ For people with cells: :func:`fit`, :func:`load` and :class:`CellGenerator`.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from wbdit import samplers
@@ -16,9 +15,11 @@ from wbdit.errors import InputError
 from wbdit.model import WBDiT
 from wbdit.ops import backend
 from wbdit.schedule import NoiseSchedule
+from wbdit.version import __version__
 
 if TYPE_CHECKING:
-    from wbdit.generator import CellGenerator, fit, load
+    from wbdit.fitting import fit
+    from wbdit.generator import CellGenerator, load
 
 __all__ = [
     "CellGenerator",
@@ -26,20 +27,18 @@ __all__ = [
     "InputError",
     "NoiseSchedule",
     "WBDiT",
+    "__version__",
     "backend",
     "fit",
     "load",
     "samplers",
 ]
 
-try:
-    __version__ = version("wbdit")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
+_LATER = {"CellGenerator": "wbdit.generator", "fit": "wbdit.fitting", "load": "wbdit.generator"}
 
 
 def __getattr__(name: str) -> Any:
     # anndata takes a second to import, which someone who wants the denoiser alone should not wait for
-    if name in ("CellGenerator", "fit", "load"):
-        return getattr(import_module("wbdit.generator"), name)
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'wbdit' has no attribute {name!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -12,7 +13,6 @@ import scipy.sparse as sp
 from wbdit.errors import InputError
 
 Space = Literal["counts", "lognorm", "scaled"]
-SPACES: tuple[Space, ...] = get_args(Space)
 
 # ln(1 + x) of the deepest cell ever sequenced stays well below this; linear CPM or TPM does not.
 LARGEST_LOG_VALUE = 25.0
@@ -90,6 +90,25 @@ def check_label_sizes(adata: ad.AnnData, label: str) -> None:
     if (sizes == 1).any():
         lonely = sizes.index[sizes == 1][0]
         raise InputError(f"label {lonely!r} in {label!r} has one cell: merge it into another label or drop it")
+
+
+def split_cells(adata: ad.AnnData, label: str, share: float, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
+    """Split cells in two at random, each label for itself.
+
+    Parameters
+    ----------
+    adata, label
+        Cells, and the column of ``obs`` with their labels.
+    share
+        Of each label's cells in the first part, rounded up.
+    seed
+        Of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.zeros(adata.n_obs, bool)
+    for rows in adata.obs.groupby(label, observed=True).indices.values():
+        first[rng.permutation(rows)[: math.ceil(len(rows) * share)]] = True
+    return adata[first].copy(), adata[~first].copy()
 
 
 def matrix_values(X: Any) -> np.ndarray:

@@ -38,9 +38,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     _must_exist(path)
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not valid JSON: is the run complete?") from error
+    return content if isinstance(content, dict) else {}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

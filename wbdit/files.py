@@ -14,14 +14,17 @@ from wbdit.errors import InputError
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse, before any work, a file or folder that could not be written; nothing is made yet.
+    """Refuse, before any work, a file that could not be written; nothing is made yet.
 
     Raises
     ------
     InputError
-        If the nearest folder above it that exists is not one, or may not be written to.
+        If it is a folder, or what stands above it is none or may not be written to.
     """
-    above = Path(path).absolute().parent
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    above = path.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -38,8 +41,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         If the place cannot be written to.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +13,12 @@ import torch
 from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
-from wbdit.batches import Batches
 from wbdit.cells import check_labels
-from wbdit.checkpoint import CONFIG, FORMAT, METRICS, MODEL, RESUME
+from wbdit.checkpoint import CONFIG, METRICS, MODEL
 from wbdit.errors import InputError
 from wbdit.model import WBDiT
-from wbdit.presets import Budget, Training, find_preset
 from wbdit.recipe import Recipe, apportion
 from wbdit.schedule import NoiseSchedule
-from wbdit.trainer import Trainer
 
 Sampler = Literal["ddim", "ddpm"]
 SAMPLERS: tuple[Sampler, ...] = ("ddim", "ddpm")
@@ -201,73 +197,6 @@ class CellGenerator:
         return x[:, 0].cpu().numpy()
 
 
-def fit(
-    adata: ad.AnnData,
-    *,
-    label: str | None = None,
-    preset: str = "small",
-    minutes: float | None = None,
-    epochs: float | None = None,
-    steps: int | None = None,
-    max_genes: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    say: Callable[[str], object] = lambda line: None,
-) -> CellGenerator:
-    """Train a White-Box Diffusion Transformer on cells.
-
-    Parameters
-    ----------
-    adata
-        Cells by genes; raw counts in ``X`` (or ``layers["counts"]``) are best, log-normalised and scaled values work.
-    label
-        Column of ``obs`` to condition on, such as the cell type.
-    preset
-        "small" (two cores, minutes), "base" (one GPU) or "paper" (as published).
-    minutes, epochs, steps
-        Training budget, one of the three; the preset's by default. With steps or epochs, the same seed gives the same
-        model.
-    max_genes
-        Where there are more genes, this many variable ones are kept; the preset's number by default.
-    seed
-        Of weights, order, timesteps and noise.
-    device
-        "auto", "cpu" or "cuda".
-    out
-        RUN folder to write while training; Ctrl-C then ends the training with the run saved.
-    resume
-        Go on with the run in `out`, trained on the same cells, to the end of its budget or of the one given.
-    progress
-        Show a progress bar on stderr.
-    say
-        Told in one line each what was found in the cells and what was chosen.
-
-    Raises
-    ------
-    InputError
-        If the cells, the arguments or the folder cannot be used.
-    """
-    run = Path(out) if out is not None else None
-    budget = None
-    if (minutes, epochs, steps) != (None, None, None):
-        budget = Budget(minutes, epochs, steps)
-    where = _device(device)
-    if resume:
-        generator, trainer = _resume(adata, run, budget, where)
-    else:
-        if run is not None and (run / CONFIG).exists():
-            raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
-        generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, say)
-    finished = _train(generator, trainer, run, progress)
-    if not finished:
-        kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
-        say(f"stopped at step {trainer.step}{kept}")
-    return generator
-
-
 def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     """Load a RUN folder.
 
@@ -288,7 +217,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     recipe = checkpoint.read_recipe(run)
     state = checkpoint.read_tensors(run / MODEL)
     try:
-        model, schedule = _model(config), NoiseSchedule(**config["schedule"])
+        model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -296,108 +225,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     history = []
     if (run / METRICS).exists():
         history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]
-    return CellGenerator(model.to(_device(device)), schedule, recipe, config, history)
-
-
-def _start(
-    adata: ad.AnnData,
-    label: str | None,
-    preset: str,
-    budget: Budget | None,
-    max_genes: int | None,
-    seed: int,
-    device: torch.device,
-    say: Callable[[str], object],
-) -> tuple[CellGenerator, Trainer]:
-    chosen = find_preset(preset)
-    if max_genes is not None and max_genes < 1:
-        raise InputError(f"at least one gene must be kept, not {max_genes}")
-    recipe = Recipe.fit(
-        adata,
-        label=label,
-        max_genes=chosen.max_genes if max_genes is None else max_genes,
-        lognorm=chosen.lognorm,
-        centred=chosen.centred,
-        say=say,
-    )
-    arguments = {**chosen.model, "input_size": len(recipe.genes), "num_classes": len(recipe.categories)}
-    schedule: dict[str, Any] = {"noise_steps": 1000, "kind": chosen.schedule}
-    config = {
-        "format": FORMAT,
-        "wbdit": _version(),
-        "torch": str(torch.__version__),
-        "preset": preset,
-        "seed": seed,
-        "model": arguments,
-        "schedule": schedule,
-        "training": asdict(chosen.training),
-        "budget": asdict(budget or chosen.budget),
-    }
-    generator = CellGenerator(_model(config).to(device), NoiseSchedule(**schedule), recipe, config, [])
-    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {len(recipe.categories) or 'no'} labels on {device}")
-    return generator, _trainer(generator, adata, device)
-
-
-def _resume(
-    adata: ad.AnnData, run: Path | None, budget: Budget | None, device: torch.device
-) -> tuple[CellGenerator, Trainer]:
-    if run is None:
-        raise InputError("say which run to resume: give out")
-    generator = load(run, device=str(device))
-    if budget is not None:
-        generator.config["budget"] = asdict(budget)
-    trainer = _trainer(generator, adata, device)
-    facts = checkpoint.read_json(run / RESUME / "state.json")
-    trainer.restore(checkpoint.read_tensors(run / RESUME / "state.safetensors"), facts)
-    generator.history = [record for record in generator.history if record["step"] <= trainer.step]
-    return generator, trainer
-
-
-def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) -> Trainer:
-    recipe, config = generator.recipe, generator.config
-    x = torch.from_numpy(recipe.encode(adata)).to(device)
-    y = None
-    if recipe.label is not None:
-        y = torch.from_numpy(recipe.codes(adata.obs[recipe.label].astype(str))).to(device)
-    training = Training(**{**config["training"], "betas": tuple(config["training"]["betas"])})
-    batches = Batches(x, y, training.batch_size)
-    return Trainer(generator.model, generator.schedule, batches, training, Budget(**config["budget"]), config["seed"])
-
-
-def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progress: bool) -> bool:
-    """Train, saving into `run`; afterwards the generator's model holds the averaged weights."""
-
-    def save() -> None:
-        if run is not None:
-            _use_average(generator, trainer).save(run)
-            tensors, facts = trainer.state()
-            checkpoint.write_tensors(run / RESUME / "state.safetensors", tensors)
-            checkpoint.write_json(run / RESUME / "state.json", facts)
-
-    save()  # finds out now, not after hours, that the folder cannot be written
-    finished = trainer.train(generator.history.append, save, progress)
-    save()
-    averaged = _use_average(generator, trainer)
-    generator.model, generator.config = averaged.model, averaged.config
-    return finished
-
-
-def _use_average(generator: CellGenerator, trainer: Trainer) -> CellGenerator:
-    """Return a copy of the generator with the averaged weights."""
-    model = _model(generator.config).to(trainer.device)
-    state = {**trainer.model.state_dict(), **trainer.average}
-    model.load_state_dict(state)
-    config = {
-        **generator.config,
-        "model_hash": checkpoint.state_hash(state),
-        "trained": {
-            "steps": trainer.step,
-            "seconds": round(trainer.seconds, 1),
-            "cells": len(trainer.batches.x),
-            "epochs": round(trainer.step / trainer.batches.per_epoch, 2),
-        },
-    }
-    return CellGenerator(model, generator.schedule, generator.recipe, config, generator.history)
+    return CellGenerator(model.to(find_device(device)), schedule, recipe, config, history)
 
 
 def _batches(n: int, batch_size: int, steps: int, progress: bool) -> Iterator[tuple[np.ndarray, Callable[..., object]]]:
@@ -409,14 +237,21 @@ def _batches(n: int, batch_size: int, steps: int, progress: bool) -> Iterator[tu
             yield np.arange(start, min(start + batch_size, n)), lambda *step: bar.update()
 
 
-def _model(config: dict[str, Any]) -> WBDiT:
+def make_model(config: dict[str, Any]) -> WBDiT:
     """Make a run's model with its seed's weights, leaving the user's own random numbers alone."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
         return WBDiT(**config["model"])
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" takes a GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        If there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -426,9 +261,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device is available here: choose --device cpu or auto")
     return device
-
-
-def _version() -> str:
-    from wbdit import __version__
-
-    return __version__

@@ -136,9 +136,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
-    device = samples.device
-    quads = torch.arange((length + 3) // 4, device=device)[None]
-    sample = samples.to(torch.int64)[:, None]
+    quads = torch.arange((length + 3) // 4, device=samples.device)[None]
+    # on a CPU, parts too small for PyTorch to split over threads: 150 passes would wait 150 times for one another
+    rows = max(1, 32768 // quads.shape[1]) if samples.device.type == "cpu" else max(1, len(samples))
+    parts = [_normal_rows(seed, part[:, None], quads, step) for part in samples.to(torch.int64).split(rows)]
+    return torch.cat(parts)[:, :length].contiguous()  # [B, length]
+
+
+def _normal_rows(seed: int, sample: Tensor, quads: Tensor, step: int) -> Tensor:
     counter = (quads, sample & MASK32, torch.full_like(quads, step & MASK32), (sample >> 32) & MASK32)
     bits = philox(counter, (seed & MASK32, (seed >> 32) & MASK32))
     # 24 bits are exact in fp32: u in (0, 1] for the radius, in [0, 1) for the angle
@@ -148,4 +153,4 @@ def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
         r = torch.sqrt(-2 * torch.log((radius + 1) * 2.0**-24))
         phi = angle * (2 * math.pi * 2.0**-24)
         pairs += [r * torch.cos(phi), r * torch.sin(phi)]
-    return torch.stack(pairs, dim=-1).flatten(1)[:, :length].contiguous()  # [B, length]
+    return torch.stack(pairs, dim=-1).flatten(1)

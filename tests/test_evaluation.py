@@ -1,0 +1,343 @@
+"""The evaluation: real cells score at their floor, broken ones do not, bad input is refused in one line."""
+
+import json
+from functools import partial
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from wbdit import metrics, scoring
+from wbdit.alignment import align, normalise
+from wbdit.errors import InputError
+from wbdit.evaluation import evaluate
+from wbdit.scorecard import METRICS, Score, judge
+
+TYPES = ("B", "T", "NK")
+N_GENES = 60
+quietly = partial(evaluate, seeds=(0,), progress=False)
+
+
+def counts(n, seed, *, attenuation=1.0, dropout=0.0):
+    """Negative binomial cells ``(n, N_GENES)`` of three types; ``attenuation`` below 1 brings the types together."""
+    centres = np.random.default_rng(1).normal(0, 1, size=(3, N_GENES)) * attenuation
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, size=n)
+    mean = np.exp(0.5 + centres[kind]) * rng.lognormal(0, 0.2, size=(n, 1))
+    drawn = rng.poisson(rng.gamma(4.0, mean / 4.0)) * (rng.random((n, N_GENES)) >= dropout)
+    obs = pd.DataFrame({"kind": np.array(TYPES)[kind]}, index=[f"cell{i}" for i in range(n)])
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
+    return ad.AnnData(sp.csr_matrix(drawn.astype(np.float32)), obs=obs, var=var)
+
+
+def lognorm(adata):
+    return ad.AnnData(normalise(sp.csr_matrix(adata.X, dtype=np.float64), "counts"), obs=adata.obs, var=adata.var)
+
+
+def scaled(adata):
+    values = lognorm(adata).X.toarray()
+    return ad.AnnData((values - values.mean(axis=0)) / (values.std(axis=0) + 1e-9), obs=adata.obs, var=adata.var)
+
+
+@pytest.fixture(autouse=True)
+def small_forests(monkeypatch):
+    """1000 trees take seconds; what is asked here, 25 can answer."""
+    monkeypatch.setattr(scoring.metrics, "forest_auc", partial(metrics.forest_auc, n_trees=25))
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """Real, perfect (other real cells) and training cells."""
+    return counts(300, 1), counts(300, 2), counts(300, 3)
+
+
+def test_a_perfect_generator_scores_at_its_floor(sets):
+    real, perfect, train = sets
+    result = quietly(real, perfect, train=train, label="kind")
+    assert set(result.scores) == set(METRICS)
+    assert [name for name, score in result.scores.items() if score.grade == "apart"] == []
+    assert sum(score.grade == "at the floor" for score in result.scores.values()) >= 9
+    assert result.verdict.level in ("floor", "close")
+    assert set(result.per_type) == set(TYPES)
+    for row in result.per_type.values():
+        assert set(row) == {"w1", "w2", "mmd_cfgen"}
+        assert row["w1"].ratio == pytest.approx(1, abs=0.08)
+
+
+def test_broken_generators_are_found_out(sets):
+    real, _, train = sets
+    merged = quietly(real, counts(300, 4, attenuation=0.3), train=train, label="kind")
+    assert merged.scores["lfc_slope"].value < 0.5 < 0.9 < merged.scores["lfc_slope"].floor
+    assert merged.scores["lfc_slope"].grade == merged.scores["rf_auc_genes"].grade == "apart"
+    assert merged.verdict.level in ("mixed", "apart")
+    assert any("weaker" in line for line in merged.verdict.caution)
+    sparse = quietly(real, counts(300, 4, dropout=0.5), train=train, label="kind")
+    assert sparse.scores["zero_mae"].grade == sparse.scores["var_r2"].grade == "apart"
+    assert sparse.verdict.level == "apart"
+
+
+def test_shuffled_labels_fail_where_labels_count_and_nowhere_else(sets):
+    real, perfect, train = sets
+    shuffled = perfect.copy()
+    shuffled.obs["kind"] = np.random.default_rng(0).permutation(shuffled.obs["kind"])
+    right, wrong = (quietly(real, cells, train=train, label="kind").scores for cells in (perfect, shuffled))
+    assert wrong["tstr"].value < 0.6 < 0.9 < wrong["tstr"].floor
+    assert abs(wrong["lfc_slope"].value) < 0.2
+    assert {name for name in METRICS if right[name].values != wrong[name].values} == {"tstr", "lfc_slope"}
+
+
+def test_copies_of_the_training_cells_stand_exactly_at_the_floor(sets):
+    real, _, train = sets
+    result = quietly(real, train.copy(), train=train, label="kind")
+    for name in ("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "scc", "var_r2", "zero_mae", "lfc_slope"):
+        assert result.scores[name].value == pytest.approx(result.scores[name].floor, rel=1e-6), name
+
+
+def test_the_same_input_gives_the_same_figures(sets):
+    first, second = (evaluate(*sets[:2], label="kind", n_cells=40, seeds=(3, 4), progress=False) for _ in range(2))
+    assert first.to_dict() == second.to_dict()
+    scores = first.scores["w1"]
+    assert len(scores.values) == len(scores.floor_values) == 2
+    assert scores.values[0] != scores.values[1]
+    assert scores.spread == pytest.approx(np.std(scores.values, ddof=1))
+
+
+def test_without_training_cells_the_real_ones_are_halved(sets):
+    real, perfect, _ = sets
+    result = quietly(real, perfect, label="kind")
+    assert result.n == 150
+    assert "half" in result.floor
+    halves = scoring.split_halves(
+        align({"real": real}, label="kind", n_genes=99).sets["real"], np.random.default_rng(0)
+    )
+    for kind in TYPES:
+        sizes = [int((half.labels == kind).sum()) for half in halves]
+        assert abs(sizes[0] - sizes[1]) <= 1
+    assert result.scores["w1"].floor == pytest.approx(result.scores["w1"].value, rel=0.05)
+
+
+def test_without_labels_their_metrics_are_left_out_with_a_reason(sets):
+    result = quietly(*sets[:2])
+    assert set(METRICS) - set(result.scores) == {"lfc_slope", "tstr"} == set(result.omitted)
+    assert all("label" in reason for reason in result.omitted.values())
+    assert result.per_type == {}
+    assert result.figures.labels is None
+
+
+def test_metrics_json_holds_what_a_reader_needs(sets):
+    result = quietly(*sets[:2], label="kind", n_cells=40)
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["n"] == 40
+    assert content["n_genes"] == N_GENES
+    assert set(content["metrics"]) == set(METRICS)
+    wanted = {"value", "values", "floor", "floor_values", "n", "seeds", "best", "direction", "sentence", "ratio"}
+    for row in content["metrics"].values():
+        assert wanted <= set(row)
+        assert row["values"] == [row["value"]]
+        assert row["spread"] is None  # one seed has no spread
+    assert content["versions"]["numpy"] == np.__version__
+    assert len(json.dumps(content)) < 30_000
+    table = result.table()
+    assert all(f"\n{name} " in table for name in METRICS)
+    assert "n = 40 cells of each set" in table
+
+
+def test_zero_mae_is_taken_on_the_counts(sets):
+    real, perfect, train = sets
+    result = quietly(real, perfect, train=train)
+    by_hand = np.abs((real.X.toarray() == 0).mean(axis=0) - (perfect.X.toarray() == 0).mean(axis=0)).mean()
+    assert result.scores["zero_mae"].value == pytest.approx(by_hand)
+    np.testing.assert_allclose(result.figures.zeros["real"], (real.X.toarray() == 0).mean(axis=0))
+
+
+def test_gene_order_does_not_count_and_missing_genes_are_told(sets):
+    real, perfect, train = sets
+    straight = quietly(real, perfect, train=train).scores
+    turned = quietly(real, perfect[:, ::-1].copy(), train=train).scores
+    assert {name: score.values for name, score in straight.items()} == {n: s.values for n, s in turned.items()}
+    fewer = quietly(real, perfect[:, :40].copy(), train=train)
+    assert fewer.n_genes == 40
+    assert any("40 genes are shared; left out: 20 of 60 real, 20 of 60 train genes" in note for note in fewer.notes)
+
+
+def test_the_most_variable_genes_of_the_real_cells_are_kept(sets):
+    result = quietly(*sets[:2], n_genes=25)
+    assert (result.n_genes, result.n_shared_genes) == (25, N_GENES)
+    assert any("25 most variable of 60" in note for note in result.notes)
+
+
+def test_log_values_beside_counts_are_brought_to_one_scale(sets):
+    real, perfect, train = sets
+    same = quietly(real, perfect, train=train, label="kind")
+    mixed = quietly(real, lognorm(perfect), train=train, label="kind")
+    for name in ("w1", "mmd_cfgen", "scc", "var_r2", "zero_mae", "lfc_slope"):
+        assert mixed.scores[name].value == pytest.approx(same.scores[name].value, rel=1e-6), name
+    assert any("log1p" in note for note in mixed.notes)
+    assert quietly(lognorm(real), lognorm(perfect), train=lognorm(train)).scores["w1"].value == pytest.approx(
+        same.scores["w1"].value, rel=1e-6
+    )
+
+
+def test_raw_counts_in_a_layer_are_preferred(sets):
+    real, perfect, train = sets
+    dressed = lognorm(perfect)
+    dressed.layers["counts"] = perfect.X
+    plain, found = (quietly(real, cells, train=train) for cells in (perfect, dressed))
+    assert plain.scores["w1"].values == found.scores["w1"].values
+    assert any("layers['counts']" in note for note in found.notes)
+
+
+def test_scaled_values_are_compared_with_scaled_values_only(sets):
+    real, perfect, train = sets
+    with pytest.raises(InputError, match="scaled values cannot be compared") as error:
+        quietly(real, scaled(perfect), train=train)
+    assert "\n" not in str(error.value)
+    result = quietly(scaled(real), scaled(perfect), n_genes=30)
+    assert "zero_mae" in result.omitted
+    assert result.n_genes == 30
+
+
+def test_a_cell_without_counts_stays_zero():
+    normalised = normalise(sp.csr_matrix(np.array([[0.0, 0.0], [1.0, 3.0]])), "counts").toarray()
+    np.testing.assert_allclose(normalised, [[0, 0], np.log1p([2500, 7500])])
+
+
+def with_value(adata, value):
+    broken = adata.copy()
+    broken.X = broken.X.toarray()
+    broken.X[0, 0] = value
+    return broken
+
+
+def renamed(adata):
+    other = adata.copy()
+    other.var_names = [f"ENSG{i}" for i in range(adata.n_vars)]
+    return other
+
+
+def relabelled(adata, labels):
+    other = adata.copy()
+    other.obs["kind"] = labels
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r, s: (r, s, {"label": "cluster"}), r"real cells: no column 'cluster' in obs; the columns are: kind"),
+        (lambda r, s: (r, ad.AnnData(s.X, var=s.var), {"label": "kind"}), r"synthetic cells: no column 'kind'"),
+        (lambda r, s: (r, relabelled(s, [None] * s.n_obs), {"label": "kind"}), r"300 cells have no 'kind'"),
+        (lambda r, s: (r, relabelled(s, "other"), {"label": "kind"}), r"no label of 'kind' in common"),
+        (lambda r, s: (r, with_value(s, np.nan), {}), r"synthetic cells: X holds 1 NaN"),
+        (lambda r, s: (with_value(r, -1.0), s, {}), r"real cells: X holds negative counts"),
+        (lambda r, s: (r, renamed(s), {}), r"share no genes \(real: 'gene0', synthetic: 'ENSG0'\)"),
+        (lambda r, s: (r[:30].copy(), s, {}), r"too few real cells: 30, at least 40"),
+        (lambda r, s: (r, s[:10].copy(), {}), r"too few synthetic cells: 10, at least 20"),
+        (lambda r, s: (r, s, {"train": r[:12].copy()}), r"too few train cells: 12"),
+        (lambda r, s: (r, s, {"seeds": ()}), r"one seed or more"),
+        (lambda r, s: (r, s, {"n_cells": 5}), r"n_cells of 20 or more"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(sets, change, message):
+    real, synthetic, options = change(*sets[:2])
+    with pytest.raises(InputError, match=message) as error:
+        evaluate(real, synthetic, progress=False, **{"seeds": (0,), **options})
+    assert "\n" not in str(error.value)
+
+
+def test_rare_missing_and_new_labels_are_noted_not_refused(sets):
+    real, perfect, train = sets
+    without = perfect[perfect.obs["kind"] != "NK"].copy()
+    without.obs["kind"] = without.obs["kind"].astype(str)
+    without.obs.iloc[0, 0] = "platelet"  # a single cell of its own
+    result = quietly(real, without, train=train, label="kind")
+    assert "NK" not in result.per_type
+    notes = " | ".join(result.notes)
+    assert "synthetic cells lack these labels: NK" in notes
+    assert "synthetic cells have labels that the real ones lack: platelet" in notes
+    assert "not scored by type, with fewer than 10 cells in a set: NK" in notes
+    assert result.scores["tstr"].value < result.scores["tstr"].floor - 0.2
+
+
+def test_one_label_leaves_out_what_needs_two(sets):
+    real, perfect, train = (relabelled(cells, "all") for cells in sets)
+    result = quietly(real, perfect, train=train, label="kind")
+    assert set(result.omitted) == {"lfc_slope", "tstr"}
+    assert set(result.per_type) == {"all"}
+
+
+def test_progress_names_the_stages_on_stderr(sets, capsys):
+    evaluate(*sets[:2], n_cells=20, seeds=(0,))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "seed 0, floor: forest on genes" in captured.err
+    assert "done: 100%" in captured.err
+    quietly(*sets[:2], n_cells=20)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "floor", "grade", "excess"),
+    [
+        ("w1", 10.0, 10.0, "at the floor", 0.0),
+        ("w1", 10.5, 10.0, "at the floor", 1.0),
+        ("w1", 11.5, 10.0, "close", 2.0),
+        ("w1", 20.0, 10.0, "apart", 10.5),
+        ("rf_auc", 0.40, 0.50, "at the floor", 0.0),  # below a coin is chance, not a fault
+        ("rf_auc", 0.95, 0.55, "apart", 1 + 0.34 / 0.14),
+        ("lfc_slope", 1.0, 0.9, "at the floor", -0.1 / 0.06),
+        ("lfc_slope", 1.5, 0.95, "apart", 1 + 0.39 / 0.09),
+        ("scc", 0.90, 0.98, "apart", 1 + 0.07 / 0.04),
+        ("zero_mae", 0.0, 0.0, "at the floor", 0.0),
+    ],
+)
+def test_grades(name, value, floor, grade, excess):
+    score = Score(METRICS[name], (value,), (floor,), n=10_000, seeds=(0,))
+    assert score.grade == grade
+    assert score.excess == pytest.approx(excess, abs=1e-6)
+
+
+def test_few_cells_leave_more_to_chance():
+    few, many = (Score(METRICS["rf_auc"], (0.6,), (0.5,), n, (0,)) for n in (100, 10_000))
+    assert (few.grade, many.grade) == ("at the floor", "close")
+
+
+def test_a_floor_that_moves_between_seeds_widens_what_counts_as_being_at_it():
+    steady = Score(METRICS["rf_auc"], (0.6, 0.6), (0.5, 0.5), 900, (0, 1))
+    moving = Score(METRICS["rf_auc"], (0.6, 0.6), (0.44, 0.56), 900, (0, 1))
+    assert (steady.grade, moving.grade) == ("close", "at the floor")
+
+
+def test_the_verdict_follows_the_grades():
+    def verdict(values):
+        scores = {name: Score(METRICS[name], (value,), (floor,), 9, (0,)) for name, value, floor in values}
+        return judge(scores, {})
+
+    fine, off = ("scc", 0.98, 0.98), ("w1", 30.0, 10.0)
+    assert verdict([fine]).level == "floor"
+    assert verdict([fine, ("w1", 11.0, 10.0)]).level == "close"
+    assert verdict([fine, off]).level == "mixed"
+    assert verdict([off]).level == "apart"
+    assert "1 of 2" in verdict([fine, off]).summary
+    assert "right 77 times in 100" in verdict([("rf_auc_genes", 0.77, 0.5)]).summary
+
+
+def test_real_cells_of_another_tissue_sample():
+    """On real cells: held-out ones pass, independent genes with the right means per type do not."""
+    scanpy = pytest.importorskip("scanpy")
+    source = scanpy.datasets.pbmc68k_reduced()
+    raw = np.rint(np.expm1(source.raw.X.toarray()) * source.obs["n_counts"].to_numpy()[:, None] / 1e4)
+    cells = ad.AnnData(sp.csr_matrix(raw), obs=source.obs[["bulk_labels"]].copy(), var=source.raw.var[[]].copy())
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    real, other, train = (cells[order[i::3]].copy() for i in range(3))
+    assert not any(s.grade == "apart" for s in quietly(real, other, train=train, label="bulk_labels").scores.values())
+    labels = train.obs["bulk_labels"].astype(str).to_numpy()
+    means = {name: train.X[np.flatnonzero(labels == name)].toarray().mean(axis=0) for name in np.unique(labels)}
+    drawn = np.random.default_rng(1).poisson([means[name] for name in labels])
+    independent = ad.AnnData(sp.csr_matrix(drawn.astype(float)), obs=train.obs, var=train.var)
+    result = quietly(real, independent, train=train, label="bulk_labels")
+    assert result.scores["rf_auc_genes"].grade == "apart"
+    assert result.scores["scc"].value > 0.95  # means alone do not make a cell
+    assert result.verdict.level in ("mixed", "apart")

@@ -1,0 +1,211 @@
+"""The metrics against closed forms, hand computations and published settings."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from wbdit import metrics
+from wbdit.errors import InputError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_wasserstein_of_a_shifted_cloud_is_the_shift(rng):
+    cloud = rng.normal(size=(60, 4))
+    shift = np.array([3.0, -1.0, 0.5, 2.0])
+    moved = rng.permutation(cloud + shift)
+    for order in (1, 2):
+        assert metrics.wasserstein(cloud, moved, order) == pytest.approx(np.linalg.norm(shift), rel=1e-9)
+        assert metrics.wasserstein(cloud, rng.permutation(cloud), order) == pytest.approx(0, abs=1e-6)
+
+
+def test_wasserstein_of_unequal_sizes_and_orders_by_hand():
+    one, two = np.array([[0.0]]), np.array([[0.0], [2.0]])
+    assert metrics.wasserstein(one, two, 1) == pytest.approx(1.0)  # half the mass moves by 2
+    assert metrics.wasserstein(one, two, 2) == pytest.approx(math.sqrt(2.0))  # half of 2 squared, then the root
+    assert metrics.wasserstein(two, one, 1) == metrics.wasserstein(one, two, 1)
+
+
+def test_wasserstein_refuses_other_orders():
+    with pytest.raises(ValueError, match="order"):
+        metrics.wasserstein(np.zeros((2, 1)), np.ones((2, 1)), 3)
+
+
+def mmd_by_loops(a, b, kernel):
+    def mean(x, y):
+        return sum(kernel(sum((p - q) ** 2 for p, q in zip(u, v, strict=True))) for u in x for v in y) / len(x) / len(y)
+
+    return mean(a, a) + mean(b, b) - 2 * mean(a, b)
+
+
+def test_mmd_cfgen_is_the_sum_over_five_widths(rng):
+    a, b = rng.normal(size=(7, 3)), 0.5 + rng.normal(size=(5, 3))
+    by_hand = sum(
+        mmd_by_loops(a, b, lambda d, s=sigma: math.exp(-d / (2 * s * s))) for sigma in (0.01, 0.1, 1.0, 10.0, 100.0)
+    )
+    assert metrics.mmd_cfgen(a, b) == pytest.approx(by_hand, rel=1e-12)
+    assert metrics.mmd_cfgen(b, a) == pytest.approx(by_hand, rel=1e-12)
+    assert metrics.mmd_cfgen(a, a) == pytest.approx(0, abs=1e-12)
+
+
+def test_mmd_scdiffusion_takes_its_widths_from_both_sets(rng):
+    a, b = rng.normal(size=(6, 3)), 1 + rng.normal(size=(6, 3))
+    both = [*a, *b]
+    total = sum(float(((x - y) ** 2).sum()) for x in both for y in both)
+    base = total / (12 * 12 - 12) / 4
+    by_hand = sum(mmd_by_loops(a, b, lambda d, w=base * 2**i: math.exp(-d / w)) for i in range(5))
+    assert metrics.mmd_scdiffusion(a, b) == pytest.approx(by_hand, rel=1e-12)
+    assert metrics.mmd_scdiffusion(a, a[::-1]) == pytest.approx(0, abs=1e-12)
+    assert metrics.mmd_scdiffusion(np.ones((3, 2)), np.ones((3, 2))) == 0
+
+
+def test_mmd_scdiffusion_needs_equal_sizes():
+    with pytest.raises(ValueError, match="equal"):
+        metrics.mmd_scdiffusion(np.zeros((3, 2)), np.ones((4, 2)))
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_pca_spans_what_sklearn_finds(rng, shape):
+    from sklearn.decomposition import PCA
+
+    cells = rng.normal(size=shape) * np.linspace(3, 0.1, shape[1])
+    mean, axes = metrics.pca_axes(cells, 5)
+    theirs = PCA(5, svd_solver="full").fit(cells)
+    np.testing.assert_allclose(mean, theirs.mean_, atol=1e-12)
+    np.testing.assert_allclose(axes @ axes.T, theirs.components_.T @ theirs.components_, atol=1e-7)
+    assert (np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0) > 0).all()
+
+
+def test_pca_gives_no_more_than_the_cells_carry(rng):
+    assert metrics.pca_axes(rng.normal(size=(4, 30)), 30)[1].shape == (30, 3)
+    assert metrics.pca_axes(np.ones((5, 8)), 3)[1].shape == (8, 0)
+
+
+def test_joint_pca_centres_on_both_sets(rng):
+    real, generated = metrics.joint_pca(rng.normal(size=(20, 6)), 2 + rng.normal(size=(20, 6)), 3)
+    assert real.shape == generated.shape == (20, 3)
+    np.testing.assert_allclose(np.vstack([real, generated]).mean(axis=0), 0, atol=1e-12)
+    assert abs(real[:, 0].mean() - generated[:, 0].mean()) > 3
+
+
+def test_forest_auc_is_a_coin_on_equals_and_one_on_separated_sets(rng):
+    a, b = rng.normal(size=(300, 5)), rng.normal(size=(300, 5))
+    auc = metrics.forest_auc(a, b, n_trees=200)
+    assert abs(auc - 0.5) < 0.1
+    assert metrics.forest_auc(a, b, n_trees=200, n_jobs=1) == auc
+    assert metrics.forest_auc(a, b + 8, n_trees=50) == 1.0
+
+
+def test_forest_auc_has_the_published_settings(rng, monkeypatch):
+    import sklearn.ensemble
+
+    seen = {}
+
+    class Recorder(sklearn.ensemble.RandomForestClassifier):
+        def fit(self, cells, labels):
+            seen.update(self.get_params(), n=len(cells))
+            self.n_estimators = 10
+            return super().fit(cells, labels)
+
+    monkeypatch.setattr(sklearn.ensemble, "RandomForestClassifier", Recorder)
+    metrics.forest_auc(rng.normal(size=(40, 2)), rng.normal(size=(40, 2)))
+    wanted = {"n_estimators": 1000, "max_depth": 5, "class_weight": "balanced", "random_state": 1, "n": 60}
+    assert {key: seen[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("n", [20, 21, 25, 33, 50])
+def test_forest_holds_out_both_kinds_at_any_size(n):
+    cells = np.arange(2 * n, dtype=float)[:, None]
+    assert metrics.forest_auc(cells[:n], cells[n:], n_trees=10) > 0.9
+
+
+def test_scc_is_about_order(rng):
+    means = np.linspace(0.1, 3, 40)
+    real = rng.normal(means, 0.001, size=(50, 40))
+    assert metrics.scc(real, real**3) == pytest.approx(1)
+    assert metrics.scc(real, -real) == pytest.approx(-1)
+    assert math.isnan(metrics.scc(real, np.ones_like(real)))
+
+
+def test_scc_gives_ties_their_mean_rank():
+    real = np.array([[1.0, 2.0, 3.0, 4.0]])
+    ranks, tied = np.array([1, 2, 3, 4]), np.array([1.5, 1.5, 3, 4])
+    assert metrics.scc(real, np.array([[5.0, 5.0, 6.0, 7.0]])) == pytest.approx(np.corrcoef(ranks, tied)[0, 1])
+
+
+def test_var_r2_by_hand_and_below_one_for_shrunken_variance():
+    real = np.array([[0.0, 0.0, 0.0], [2.0, 4.0, 6.0]])  # variances 1, 4, 9
+    generated = np.array([[0.0, 0.0, 0.0], [2.0, 4.0, 4.0]])  # variances 1, 4, 4
+    spread = (1 - 14 / 3) ** 2 + (4 - 14 / 3) ** 2 + (9 - 14 / 3) ** 2
+    assert metrics.var_r2(real, generated) == pytest.approx(1 - 25 / spread)
+    assert metrics.var_r2(real, real + 7) == pytest.approx(1)
+    assert metrics.var_r2(real, real / 2) < 0.5  # perfectly correlated, and still wrong
+    assert math.isnan(metrics.var_r2(np.ones((3, 2)), np.ones((3, 2))))
+
+
+def test_zero_mae_by_hand():
+    real = np.array([[0, 1, 0], [0, 1, 2]])  # zero fractions 1, 0, 1/2
+    generated = np.array([[0, 0, 1], [1, 0, 2], [0, 1, 3], [0, 4, 4]])  # 3/4, 1/2, 0
+    assert metrics.zero_mae(real, generated) == pytest.approx((1 / 4 + 1 / 2 + 1 / 2) / 3)
+    assert metrics.zero_mae(generated, real) == metrics.zero_mae(real, generated)
+    assert metrics.zero_mae(np.log1p(real), generated) == metrics.zero_mae(real, generated)
+
+
+@pytest.fixture
+def typed(rng):
+    """Three types with different means: cells ``(90, 25)`` and labels ``(90,)``."""
+    labels = np.repeat(["a", "b", "c"], 30)
+    return rng.normal(rng.uniform(0, 3, size=(3, 25)).repeat(30, axis=0), 0.1), labels
+
+
+@pytest.mark.parametrize("attenuation", [1.0, 0.6, 1.3])
+def test_lfc_slope_of_attenuated_differences_is_the_attenuation(typed, attenuation):
+    real, labels = typed
+    weaker = real.mean(axis=0) + attenuation * (real - real.mean(axis=0))
+    assert metrics.lfc_slope(real, labels, weaker, labels, ["a", "b", "c"]) == pytest.approx(attenuation)
+
+
+def test_lfc_slope_counts_strong_differences_only(typed):
+    real, labels = typed
+    types = ["a", "b"]
+    wanted = metrics.log_fold_changes(real, labels, types)
+    got = metrics.log_fold_changes(real**2, labels, types)
+    strong = np.abs(wanted) > 0.5
+    assert 2 < strong.sum() < strong.size
+    slope = np.polyfit(wanted[strong], got[strong], 1)[0]
+    assert metrics.lfc_slope(real, labels, real**2, labels, types) == pytest.approx(slope)
+    assert math.isnan(metrics.lfc_slope(real / 100, labels, real, labels, types))
+
+
+def test_fold_changes_are_scanpys_with_a_pseudo_count_of_one(typed):
+    real, labels = typed
+    inside = labels == "b"
+    mean, rest = real[inside].mean(axis=0), real[~inside].mean(axis=0)
+    theirs = np.log((np.expm1(mean) + 1) / (np.expm1(rest) + 1))
+    np.testing.assert_allclose(metrics.log_fold_changes(real, labels, ["b"])[0], theirs, atol=1e-12)
+
+
+def test_tstr_learns_what_the_labels_say(typed, rng):
+    cells, labels = typed
+    assert metrics.tstr(cells[::2], labels[::2], cells[1::2], labels[1::2]) == 1.0
+    swapped = np.where(labels == "a", "b", np.where(labels == "b", "a", labels))
+    assert metrics.tstr(cells[::2], swapped[::2], cells[1::2], labels[1::2]) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(InputError, match=r"POT.*pip install"):
+        metrics.wasserstein(np.zeros((2, 1)), np.ones((2, 1)))
+
+
+def test_importing_the_evaluation_loads_nothing_heavy():
+    heavy = ["ot", "sklearn", "scanpy", "umap", "matplotlib", "jinja2"]
+    code = f"import sys, wbdit.report; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

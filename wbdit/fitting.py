@@ -1,0 +1,193 @@
+"""From cells to a trained generator: start or resume a run, train it, save it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import torch
+
+from wbdit import checkpoint
+from wbdit.batches import Batches
+from wbdit.checkpoint import CONFIG, FORMAT, RESUME
+from wbdit.errors import InputError
+from wbdit.files import check_writable
+from wbdit.generator import CellGenerator, find_device, load, make_model
+from wbdit.presets import Budget, Training, find_preset
+from wbdit.recipe import Recipe
+from wbdit.schedule import NoiseSchedule
+from wbdit.trainer import Trainer
+from wbdit.version import __version__
+
+
+def fit(
+    adata: ad.AnnData,
+    *,
+    label: str | None = None,
+    preset: str = "small",
+    minutes: float | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    max_genes: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    say: Callable[[str], object] = lambda line: None,
+) -> CellGenerator:
+    """Train a White-Box Diffusion Transformer on cells.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes; raw counts in ``X`` (or ``layers["counts"]``) are best, log-normalised and scaled values work.
+    label
+        Column of ``obs`` to condition on, such as the cell type.
+    preset
+        "small" (two cores, minutes), "base" (one GPU) or "paper" (as published).
+    minutes, epochs, steps
+        Training budget, one of the three; the preset's by default. With steps or epochs, the same seed gives the same
+        model.
+    max_genes
+        Where there are more genes, this many variable ones are kept; the preset's number by default.
+    seed
+        Of weights, order, timesteps and noise.
+    device
+        "auto", "cpu" or "cuda".
+    out
+        RUN folder to write while training; Ctrl-C then ends the training with the run saved.
+    resume
+        Go on with the run in `out`, trained on the same cells, to the end of its budget or of the one given.
+    progress
+        Show a progress bar on stderr.
+    say
+        Told in one line each what was found in the cells and what was chosen.
+
+    Raises
+    ------
+    InputError
+        If the cells, the arguments or the folder cannot be used.
+    """
+    run = Path(out) if out is not None else None
+    if run is not None:
+        check_writable(run / CONFIG)
+    budget = None
+    if (minutes, epochs, steps) != (None, None, None):
+        budget = Budget(minutes, epochs, steps)
+    where = find_device(device)
+    if resume:
+        generator, trainer = _resume(adata, run, budget, where)
+    else:
+        if run is not None and (run / CONFIG).exists():
+            raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
+        generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, say)
+    finished = _train(generator, trainer, run, progress)
+    if not finished:
+        kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
+        say(f"stopped at step {trainer.step}{kept}")
+    return generator
+
+
+def _start(
+    adata: ad.AnnData,
+    label: str | None,
+    preset: str,
+    budget: Budget | None,
+    max_genes: int | None,
+    seed: int,
+    device: torch.device,
+    say: Callable[[str], object],
+) -> tuple[CellGenerator, Trainer]:
+    chosen = find_preset(preset)
+    if max_genes is not None and max_genes < 1:
+        raise InputError(f"at least one gene must be kept, not {max_genes}")
+    recipe = Recipe.fit(
+        adata,
+        label=label,
+        max_genes=chosen.max_genes if max_genes is None else max_genes,
+        lognorm=chosen.lognorm,
+        centred=chosen.centred,
+        say=say,
+    )
+    arguments = {**chosen.model, "input_size": len(recipe.genes), "num_classes": len(recipe.categories)}
+    schedule: dict[str, Any] = {"noise_steps": 1000, "kind": chosen.schedule}
+    config = {
+        "format": FORMAT,
+        "wbdit": __version__,
+        "torch": str(torch.__version__),
+        "preset": preset,
+        "seed": seed,
+        "model": arguments,
+        "schedule": schedule,
+        "training": asdict(chosen.training),
+        "budget": asdict(budget or chosen.budget),
+    }
+    generator = CellGenerator(make_model(config).to(device), NoiseSchedule(**schedule), recipe, config, [])
+    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {len(recipe.categories) or 'no'} labels on {device}")
+    return generator, _trainer(generator, adata, device)
+
+
+def _resume(
+    adata: ad.AnnData, run: Path | None, budget: Budget | None, device: torch.device
+) -> tuple[CellGenerator, Trainer]:
+    if run is None:
+        raise InputError("say which run to resume: give out")
+    generator = load(run, device=str(device))
+    if budget is not None:
+        generator.config["budget"] = asdict(budget)
+    trainer = _trainer(generator, adata, device)
+    facts = checkpoint.read_json(run / RESUME / "state.json")
+    trainer.restore(checkpoint.read_tensors(run / RESUME / "state.safetensors"), facts)
+    generator.history = [record for record in generator.history if record["step"] <= trainer.step]
+    return generator, trainer
+
+
+def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) -> Trainer:
+    recipe, config = generator.recipe, generator.config
+    x = torch.from_numpy(recipe.encode(adata)).to(device)
+    y = None
+    if recipe.label is not None:
+        y = torch.from_numpy(recipe.codes(adata.obs[recipe.label].astype(str))).to(device)
+    training = Training(**{**config["training"], "betas": tuple(config["training"]["betas"])})
+    batches = Batches(x, y, training.batch_size)
+    return Trainer(generator.model, generator.schedule, batches, training, Budget(**config["budget"]), config["seed"])
+
+
+def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progress: bool) -> bool:
+    """Train, saving into `run`; afterwards the generator's model holds the averaged weights."""
+
+    def save() -> None:
+        if run is not None:
+            _use_average(generator, trainer).save(run)
+            tensors, facts = trainer.state()
+            checkpoint.write_tensors(run / RESUME / "state.safetensors", tensors)
+            checkpoint.write_json(run / RESUME / "state.json", facts)
+
+    save()  # finds out now, not after hours, that the folder cannot be written
+    finished = trainer.train(generator.history.append, save, progress)
+    save()
+    averaged = _use_average(generator, trainer)
+    generator.model, generator.config = averaged.model, averaged.config
+    return finished
+
+
+def _use_average(generator: CellGenerator, trainer: Trainer) -> CellGenerator:
+    """Return a copy of the generator with the averaged weights."""
+    model = make_model(generator.config).to(trainer.device)
+    state = {**trainer.model.state_dict(), **trainer.average}
+    model.load_state_dict(state)
+    config = {
+        **generator.config,
+        "model_hash": checkpoint.state_hash(state),
+        "trained": {
+            "steps": trainer.step,
+            "seconds": round(trainer.seconds, 1),
+            "cells": len(trainer.batches.x),
+            "epochs": round(trainer.step / trainer.batches.per_epoch, 2),
+        },
+    }
+    return CellGenerator(model, generator.schedule, generator.recipe, config, generator.history)
