@@ -1,0 +1,257 @@
+"""The commands as a new user tries them: what they write, what they say, and one line for every mistake."""
+
+import json
+import re
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from conftest import make_cells
+
+from wbdit import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with data.h5ad and run/, a briefly trained run on it."""
+    folder = tmp_path_factory.mktemp("cli")
+    make_cells(120, 30).write_h5ad(folder / "data.h5ad")
+    assert _exit_code("train", folder / "data.h5ad", "--label", "type", "--steps", 5, "--out", folder / "run") == 0
+    return folder
+
+
+def _exit_code(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run([str(argument) for argument in arguments])
+    return exit_.value.code
+
+
+@pytest.fixture
+def wbdit(capfd):
+    """Return a function that runs a command and returns its exit code, stdout and stderr."""
+
+    def command(*arguments):
+        capfd.readouterr()
+        code = _exit_code(*arguments)
+        return code, *capfd.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def refused(wbdit):
+    """Return a function that runs a command which must end with code 2 and one line on stderr, and returns the line."""
+
+    def command(*arguments):
+        code, out, err = wbdit(*arguments)
+        assert code == 2, (out, err)
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("wbdit: ")
+        assert "Traceback" not in err
+        return err
+
+    return command
+
+
+# the main job
+
+
+def test_train_says_what_it_found(folder, wbdit, tmp_path):
+    code, _, err = wbdit("train", folder / "data.h5ad", "--label", "type", "--steps", 2, "--out", tmp_path / "run")
+    assert code == 0
+    assert "X is raw counts" in err
+    assert "120 cells, 30 genes, 3 labels" in err
+    assert "100%" in err
+
+
+def test_resume(folder, wbdit, tmp_path):
+    run = tmp_path / "run"
+    assert wbdit("train", folder / "data.h5ad", "--steps", 2, "--out", run)[0] == 0
+    assert wbdit("train", folder / "data.h5ad", "--steps", 4, "--out", run, "--resume")[0] == 0
+    assert json.loads((run / "config.json").read_text())["trained"]["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("how", "n", "labels"),
+    [
+        (["--n", 9, "--steps", 2], 9, {"B": 3, "NK": 3, "T": 3}),
+        (["--like", "data.h5ad", "--steps", 2], 120, {"B": 40, "NK": 40, "T": 40}),
+        (["--counts", "NK=2, B=1", "--steps", 2], 3, {"B": 1, "NK": 2, "T": 0}),
+        (["--n", 6, "--sampler", "ddpm", "--steps", 3, "--guidance", 2], 6, {"B": 2, "NK": 2, "T": 2}),
+    ],
+)
+def test_generate(folder, wbdit, tmp_path, how, n, labels):
+    how = [folder / word if word == "data.h5ad" else word for word in how]
+    code, out, err = wbdit("generate", folder / "run", "--out", tmp_path / "new" / "cells.h5ad", *how)
+    assert code == 0, err
+    assert out == ""
+    cells = ad.read_h5ad(tmp_path / "new" / "cells.h5ad")
+    assert cells.obs["type"].value_counts().to_dict() == labels
+    assert cells.n_obs == n
+    assert (cells.X.data == np.rint(cells.X.data)).all()
+    assert cells.uns["wbdit"]["model_hash"]
+
+
+def test_evaluate(folder, wbdit, tmp_path):
+    assert wbdit("generate", folder / "run", "--n", 60, "--steps", 5, "--out", tmp_path / "cells.h5ad")[0] == 0
+    code, out, _ = wbdit(
+        *("evaluate", folder / "data.h5ad", tmp_path / "cells.h5ad", "--label", "type", "--out", tmp_path / "report")
+    )
+    assert code == 0
+    names = [
+        "w1",
+        "w2",
+        "mmd_cfgen",
+        "mmd_scdiffusion",
+        "rf_auc",
+        "rf_auc_genes",
+        "scc",
+        "var_r2",
+        "zero_mae",
+        "lfc_slope",
+        "tstr",
+    ]
+    scores = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
+    for name in names:
+        assert name in out
+        assert {"floor", "n", "seeds"} <= scores[name].keys()
+    assert (tmp_path / "report" / "report.html").stat().st_size > 20_000
+
+
+def test_info(wbdit):
+    code, out, _ = wbdit("info")
+    assert code == 0
+    assert "wbdit" in out
+    assert "mssa" in out
+    assert "reference" in out
+
+
+def test_help(wbdit):
+    for arguments in ([], ["--help"], ["train", "--help"]):
+        code, out, _ = wbdit(*arguments)
+        assert code == 0
+        assert "Usage: wbdit" in out
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["cook"], "No such command 'cook'"),
+        (["train"], "Missing argument 'DATA'"),
+        (["train", "data.h5ad"], "Missing option '--out'"),
+        (["train", "data.h5ad", "--out", "new", "--tpye", "x"], "No such option"),
+        (["train", "data.h5ad", "--out", "new", "--steps", "many"], "not a valid integer"),
+        (["train", "none.h5ad", "--out", "new"], "no such file"),
+        (["train", "data.h5ad", "--out", "new", "--label", "cell_type"], "the columns are: type"),
+        (["train", "data.h5ad", "--out", "new", "--preset", "huge"], "small"),
+        (["train", "data.h5ad", "--out", "new", "--minutes", "-1"], "must be positive"),
+        (["train", "data.h5ad", "--out", "new", "--minutes", "1", "--steps", "1"], "one of"),
+        (["train", "data.h5ad", "--out", "run", "--steps", "1"], "already holds a run"),
+        (["train", "data.h5ad", "--out", "new", "--resume"], "no such run"),
+        (["train", "data.h5ad", "--out", "data.h5ad/run", "--steps", "1"], "cannot write"),
+        (["generate", "new", "--n", "1", "--out", "x.h5ad"], "no such run"),
+        (["generate", "run", "--out", "x.h5ad"], "how many cells"),
+        (["generate", "run", "--n", "0", "--out", "x.h5ad"], "at least one"),
+        (["generate", "run", "--counts", "Mast=3", "--out", "x.h5ad"], "unknown label 'Mast'.*B, NK, T"),
+        (["generate", "run", "--counts", "three", "--out", "x.h5ad"], 'write it as "NK=200,B=100"'),
+        (["generate", "run", "--like", "none.h5ad", "--out", "x.h5ad"], "no such file"),
+        (["generate", "run", "--n", "1", "--sampler", "euler", "--out", "x.h5ad"], "ddim, ddpm"),
+        (["generate", "run", "--n", "1", "--out", "data.h5ad/x.h5ad"], "cannot write"),
+        (["generate", "run", "--n", "1", "--steps", "1", "--out", "run"], "is a folder"),
+        (["evaluate", "data.h5ad", "none.h5ad", "--out", "new"], "no such file"),
+        (["evaluate", "data.h5ad", "data.h5ad", "--label", "cell_type", "--out", "new"], "the columns are: type"),
+        (["evaluate", "data.h5ad", "data.h5ad", "--out", "data.h5ad/x"], "cannot write"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_line_for_a_mistake(folder, refused, arguments, words, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    assert re.search(words, refused(*arguments))
+    assert sorted(folder.iterdir()) == before  # nothing half-written
+
+
+def damaged(kind):
+    cells = make_cells(120, 30)
+    counts = cells.X.toarray()
+    if kind == "no cells":
+        return cells[:0].copy()
+    if kind == "one cell":
+        return cells[:1].copy()
+    if kind == "no genes":
+        return cells[:, :0].copy()
+    if kind in ("nan", "inf"):
+        counts[3, 3] = float(kind)
+        cells.X = counts
+    elif kind == "negative":
+        counts[3, 3] = -1
+        cells.X = counts
+    elif kind == "duplicate genes":
+        cells.var_names = ["gene-1", *cells.var_names[1:]]
+    elif kind == "missing labels":
+        cells.obs["type"] = cells.obs["type"].astype("category")
+        cells.obs.loc[cells.obs_names[2], "type"] = np.nan
+    elif kind == "lonely label":
+        cells.obs.loc[cells.obs_names[2], "type"] = "Mast"
+    elif kind == "other genes":
+        cells.var_names = [f"other-{i}" for i in range(30)]
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("no cells", "two cells"),
+        ("one cell", "two cells"),
+        ("no genes", "no genes"),
+        ("nan", "NaN"),
+        ("inf", "infinite"),
+        ("negative", "negative counts"),
+        ("duplicate genes", "duplicate gene names"),
+        ("missing labels", "have no 'type'"),
+        ("lonely label", "one cell"),
+    ],
+)
+def test_cells_that_cannot_be_trained_on(refused, tmp_path, kind, words):
+    damaged(kind).write_h5ad(tmp_path / "bad.h5ad")
+    line = refused("train", tmp_path / "bad.h5ad", "--label", "type", "--steps", 1, "--out", tmp_path / "run")
+    assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corrupt_file(refused, tmp_path):
+    (tmp_path / "bad.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert "cannot read" in refused("train", tmp_path / "bad.h5ad", "--out", tmp_path / "run")
+
+
+def test_no_shared_genes(folder, refused, tmp_path):
+    damaged("other genes").write_h5ad(tmp_path / "other.h5ad")
+    line = refused("evaluate", folder / "data.h5ad", tmp_path / "other.h5ad", "--out", tmp_path / "report")
+    assert "gene" in line
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda run: (run / "recipe.json").unlink(), "has no recipe.json"),
+        (lambda run: torch.save({}, run / "model.safetensors"), "pickle"),
+        (lambda run: (run / "config.json").write_text('{"format": 99, "wbdit": "9.0"}'), "update wbdit"),
+        (lambda run: (run / "config.json").write_text("[]"), "not the configuration"),
+    ],
+)
+def test_a_spoilt_run(folder, refused, tmp_path, spoil, words):
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in (folder / "run").iterdir():
+        if path.is_file():
+            (run / path.name).write_bytes(path.read_bytes())
+    spoil(run)
+    assert words in refused("generate", run, "--n", 1, "--out", tmp_path / "cells.h5ad")
+    assert not (tmp_path / "cells.h5ad").exists()

@@ -1,0 +1,75 @@
+"""What is installed: kernels/ as wbdit.kernels, csrc/ beside it, and an import that needs little."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, **options).stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from the files git would hold, so that no leftover of an earlier build gets in."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for folder in ("wbdit", "kernels", "csrc"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                target = source / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), str(source))
+    return next(dist.glob("*.whl"))
+
+
+def test_the_wheel_holds_everything(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {"wbdit/__init__.py", "wbdit/ops/reference.py", "wbdit/kernels/__init__.py", "wbdit/csrc/README.md"}
+    assert expected | {"wbdit/report.html.j2", "wbdit/py.typed"} <= set(names)
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"wbdit"}
+
+
+def test_the_wheel_imports_by_itself(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "import wbdit, wbdit.kernels; print(wbdit.__file__); wbdit.WBDiT(40, 8, hidden_size=32)"
+    where = python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert where.startswith(str(tmp_path))
+
+
+def test_kernels_import_in_a_checkout():
+    assert python("-c", "import wbdit.kernels as k; print(k.__name__)").strip() == "wbdit.kernels"
+
+
+def test_the_denoiser_imports_without_the_rest():
+    """Someone who wants the denoiser alone waits for neither anndata nor scanpy, and needs no triton."""
+    code = """
+import sys
+sys.modules["triton"] = None
+from wbdit import WBDiT, DiT, samplers, NoiseSchedule
+print(*[name for name in ("anndata", "scanpy", "sklearn", "ot", "umap", "matplotlib") if name in sys.modules])
+"""
+    assert python("-c", code).strip() == ""
+
+
+def test_a_missing_extra_is_said(tmp_path):
+    code = """
+import sys
+for name in ("scanpy", "sklearn", "ot", "umap", "matplotlib", "jinja2", "skmisc"):
+    sys.modules[name] = None
+from wbdit import cli
+cli.run(["demo"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'wbdit[report]'" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,166 @@
+"""The commands: arguments, progress and exit codes; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wbdit import __version__
+from wbdit.errors import InputError
+
+FILE = click.Path(dir_okay=True, path_type=Path)  # whether it is there and fit to use is checked with a better message
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wbdit")
+def cli() -> None:
+    """Train a White-Box Diffusion Transformer on single cells, and generate cells with it."""
+
+
+@cli.command()
+@click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder to write.")
+@click.option("--minutes", type=float, default=2.0, show_default=True, help="Training time.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, minutes: float, seed: int) -> None:
+    """Do the main job on 700 real blood cells, offline, in a few minutes."""
+    from wbdit.demo import run_demo
+
+    evaluation = run_demo(out, minutes=minutes, seed=seed, say=_say)
+    click.echo(evaluation.table())
+    _say(f"look at {out / 'report.html'}")
+
+
+@cli.command()
+@click.argument("data", type=FILE)
+@click.option("--out", type=FILE, required=True, help="RUN folder to write.")
+@click.option("--label", help="Column of obs to condition on, such as the cell type.")
+@click.option("--preset", default="small", show_default=True, help="small, base or paper.")
+@click.option("--minutes", type=float, help="Training time.")
+@click.option("--epochs", type=float, help="Passes over the cells.")
+@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--max-genes", type=int, help="Where there are more, keep this many variable genes.  [default: 2000]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, on the same cells.")
+def train(data: Path, out: Path, **options: Any) -> None:
+    """Train on the cells of DATA.h5ad; Ctrl-C ends early, with the run saved."""
+    from wbdit.cells import read_h5ad
+    from wbdit.fitting import fit
+
+    generator = fit(read_h5ad(data), out=out, say=_say, **options)
+    trained = generator.config["trained"]
+    _say(f"{out}: {trained['steps']} steps in {trained['seconds']:.0f} s; next: wbdit generate {out} --out SYNTH.h5ad")
+
+
+@cli.command()
+@click.argument("run", type=FILE)
+@click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
+@click.option("--n", type=int, help="Number of cells; with --like, in its proportions of labels.")
+@click.option("--like", type=FILE, help="An .h5ad whose labels to imitate, cell by cell.")
+@click.option("--counts", help='Number of cells of each label: "NK=200,B=100".')
+@click.option("--sampler", default="ddim", show_default=True, help="ddim or ddpm.")
+@click.option("--steps", type=int, help="Calls of the model.  [default: 50 for ddim, 999 for ddpm]")
+@click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 for none.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=int, default=256, show_default=True, help="Cells at a time; does not change them.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def generate(run: Path, out: Path, like: Path | None, counts: str | None, device: str, **options: Any) -> None:
+    """Generate synthetic cells with a trained RUN."""
+    from wbdit.cells import read_h5ad
+    from wbdit.files import check_writable, write_h5ad
+    from wbdit.generator import load
+
+    check_writable(out)
+    generator = load(run, device=device)
+    cells = read_h5ad(like) if like is not None else None
+    synthetic = generator.generate(like=cells, counts=_parse_counts(counts), progress=True, **options)
+    write_h5ad(synthetic, out)
+    _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X in the space of the training cells")
+
+
+@cli.command()
+@click.argument("real", type=FILE)
+@click.argument("synthetic", type=FILE)
+@click.option("--train", type=FILE, help="The cells trained on: they make the floor. Without, REAL is halved.")
+@click.option("--label", help="Column of obs with the labels.")
+@click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
+def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path) -> None:
+    """Compare SYNTHETIC.h5ad with held-out REAL.h5ad, every figure beside its real-against-real floor."""
+    from wbdit import evaluation
+    from wbdit.cells import read_h5ad
+    from wbdit.files import check_writable
+    from wbdit.report import write_report
+
+    check_writable(out / "report.html")
+    cells = read_h5ad(real), read_h5ad(synthetic)
+    trained_on = read_h5ad(train) if train is not None else None
+    result = evaluation.evaluate(*cells, train=trained_on, label=label)
+    facts = {"Real": real.name, "Synthetic": synthetic.name}
+    facts |= {key.replace("_", " "): str(value) for key, value in cells[1].uns.get("wbdit", {}).items()}
+    write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
+    click.echo(result.table())
+    _say(f"look at {out / 'report.html'}")
+
+
+@cli.command()
+def info() -> None:
+    """Print versions, devices, and which backend each op runs on here."""
+    import torch
+
+    from wbdit import ops
+
+    click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        click.echo(f"cuda: {torch.cuda.get_device_name()}")
+        devices.append("cuda")
+    else:
+        click.echo("cuda: no device")
+    click.echo(f"backend: {ops.active_backend()} (WBDIT_BACKEND={'|'.join(ops.BACKENDS)})")
+    for device in devices:
+        for op, backend in ops.serving(device).items():
+            click.echo(f"  {device:4}  {op:16}  {backend}")
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0, or 2 with one line on stderr for a mistake the user can mend."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about libraries
+    try:
+        code = cli.main(arguments, prog_name="wbdit", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 0
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except InputError as error:
+        code = _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nwbdit: interrupted", err=True)
+        code = 130
+    sys.exit(code or 0)
+
+
+def _parse_counts(text: str | None) -> dict[str, int] | None:
+    if text is None:
+        return None
+    counts: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        if not name.strip() or not number.strip().isdigit():
+            raise InputError(f'cannot read --counts {text!r}: write it as "NK=200,B=100"')
+        counts[name.strip()] = counts.get(name.strip(), 0) + int(number)
+    return counts
+
+
+def _fail(message: str) -> int:
+    click.echo(f"wbdit: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
