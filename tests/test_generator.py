@@ -117,6 +117,13 @@ def _interrupt_after(run, seconds):
     return generator
 
 
+def test_a_run_saved_before_its_first_step_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(wbdit.trainer.Trainer, "progress", 1.0)
+    assert wbdit.fit(CELLS, **QUICK, out=tmp_path / "run").config["trained"]["steps"] == 0
+    monkeypatch.undo()
+    assert wbdit.fit(CELLS, progress=False, out=tmp_path / "run", resume=True).config["trained"]["steps"] == 12
+
+
 def test_an_interrupted_run_is_whole(tmp_path):
     stopped = _interrupt_after(tmp_path / "run", seconds=0.05)
     loaded = wbdit.load(tmp_path / "run")
@@ -186,7 +193,9 @@ def test_what_comes_out(generator):
     facts = cells.uns["wbdit"]
     assert (facts["seed"], facts["sampler"], facts["steps"]) == (3, "ddim", 5)
     assert facts["model_hash"] == weights(generator)
-    assert set(facts) >= {"wbdit", "torch", "guidance", "trained_on", "label"}
+    assert set(facts) >= {"wbdit", "torch", "guidance", "trained_on", "values", "target_sum", "label"}
+    assert list(facts["genes"]) == list(CELLS.var_names)
+    assert list(facts["categories"]) == ["B", "NK", "T"]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

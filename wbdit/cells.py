@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,9 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
-        return ad.read_h5ad(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them, check_cells says in one line
+            return ad.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read {path} as .h5ad ({reason}); is the file complete?") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from wbdit import __version__
 from wbdit.errors import InputError
@@ -101,7 +102,8 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     trained_on = read_h5ad(train) if train is not None else None
     result = evaluation.evaluate(*cells, train=trained_on, label=label)
     facts = {"Real": real.name, "Synthetic": synthetic.name}
-    facts |= {key.replace("_", " "): str(value) for key, value in cells[1].uns.get("wbdit", {}).items()}
+    made = cells[1].uns.get("wbdit", {})
+    facts |= {key.replace("_", " "): str(value) for key, value in made.items() if np.ndim(value) == 0}
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
     click.echo(result.table())
     _say(f"look at {out / 'report.html'}")
@@ -121,10 +123,11 @@ def info() -> None:
         devices.append("cuda")
     else:
         click.echo("cuda: no device")
-    click.echo(f"backend: {ops.active_backend()} (WBDIT_BACKEND={'|'.join(ops.BACKENDS)})")
+    forced = ops.active_backend() == "reference"
+    why = "forced by WBDIT_BACKEND" if forced else "no kernel is registered for this device"
     for device in devices:
         for op, backend in ops.serving(device).items():
-            click.echo(f"  {device:4}  {op:16}  {backend}")
+            click.echo(f"  {device:4}  {op:16}  {backend}" + (f" ({why})" if backend == "reference" else ""))
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

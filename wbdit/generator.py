@@ -125,14 +125,12 @@ class CellGenerator:
             "wbdit": self.config["wbdit"],
             "torch": str(torch.__version__),
             "model_hash": self.config["model_hash"],
-            "trained_on": self.recipe.space,
             "seed": seed,
             "sampler": sampler,
             "steps": steps,
             "guidance": float(guidance),
+            **self.recipe.facts(),
         }
-        if self.recipe.label is not None:
-            cells.uns["wbdit"]["label"] = self.recipe.label
         return cells
 
     def save(self, run: str | Path) -> None:

@@ -210,6 +210,18 @@ class Recipe:
         lognorm = sp.csr_matrix(_values(counts, "lognorm"))
         return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var, layers={"lognorm": lognorm})
 
+    def facts(self) -> dict[str, Any]:
+        """Return what travels with the cells in ``uns``: genes, labels, and what the values were."""
+        facts = {
+            "trained_on": self.space,
+            "values": self.values,
+            "target_sum": TARGET_SUM,
+            "genes": np.array(self.genes, dtype=object),
+        }
+        if self.label is not None:
+            facts |= {"label": self.label, "categories": np.array(self.categories, dtype=object)}
+        return facts
+
     def draw_library(self, codes: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Draw library sizes ``(n,)`` from those of each cell's label: its quantiles at `u`, interpolated."""
         drawn = np.empty(len(codes))

@@ -168,8 +168,9 @@ class Trainer:
                     p.copy_(tensors[f"weights.{name}"])
                     if self.training.ema:
                         self.average[name].copy_(tensors[f"average.{name}"])
-                    keys = ("step", "exp_avg", "exp_avg_sq")
-                    self.optimiser.state[p] = {k: tensors[f"optimiser.{name}.{k}"].to(p.device) for k in keys}
+                    if facts["step"] > 0:  # before its first step the optimiser knows nothing
+                        keys = ("step", "exp_avg", "exp_avg_sq")
+                        self.optimiser.state[p] = {k: tensors[f"optimiser.{name}.{k}"].to(p.device) for k in keys}
             self.random = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
             self.batches.order = tensors["order"]
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])

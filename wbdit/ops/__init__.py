@@ -9,10 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from wbdit.ops import definitions
-from wbdit.ops.backend import BACKENDS, active_backend, backend, register_kernel, serving
+from wbdit.ops.backend import active_backend, backend, register_kernel, serving
 
 __all__ = [
-    "BACKENDS",
     "active_backend",
     "adaln",
     "backend",
