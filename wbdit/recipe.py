@@ -212,7 +212,7 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """Return what travels with the cells in ``uns``: genes, labels, and what the values were."""
-        facts = {
+        facts: dict[str, Any] = {
             "trained_on": self.space,
             "values": self.values,
             "target_sum": TARGET_SUM,
