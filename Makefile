@@ -26,6 +26,7 @@ wheel: $(VENV)/installed
 
 # torch first and by itself: left to a resolver it comes in its largest build
 $(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "installing into $(VENV), a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch

@@ -150,6 +150,7 @@ def test_help(wbdit):
         (["train", "data.h5ad", "--out", "new", "--label", "cell_type"], "the columns are: type"),
         (["train", "data.h5ad", "--out", "new", "--preset", "huge"], "small"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "-1"], "must be positive"),
+        (["train", "data.h5ad", "--out", "new", "--seed", "-1"], "not in the range"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "1", "--steps", "1"], "one of"),
         (["train", "data.h5ad", "--out", "run", "--steps", "1"], "already holds a run"),
         (["train", "data.h5ad", "--out", "new", "--resume"], "no such run"),

@@ -106,7 +106,7 @@ def _interrupt_after(run, seconds):
     said = []
 
     def press():
-        while not (run / "resume" / "state.json").exists():
+        while not (run / "resume" / "state.safetensors").exists():
             time.sleep(0.01)
         time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGINT)
@@ -148,7 +148,7 @@ def test_the_folder_of_a_run(tmp_path):
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
         *("config.json", "model.safetensors", "recipe.json", "recipe.safetensors", "metrics.jsonl"),
-        *("resume/state.json", "resume/state.safetensors"),
+        "resume/state.safetensors",
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 12
@@ -236,6 +236,7 @@ def test_guidance_drives_the_types_apart(trained):
     [
         ({}, "how many cells"),
         ({"n": 0}, "at least one"),
+        ({"like": CELLS[:0]}, "no cells to imitate"),
         ({"n": 3, "counts": {"B": 1}}, "not both"),
         ({"counts": {"B": 0}}, "at least one cell"),
         ({"counts": {"Mast": 2}}, "unknown label 'Mast'.*B, NK, T"),

@@ -18,7 +18,7 @@ from wbdit.files import write_atomically
 from wbdit.recipe import Recipe
 
 FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
-CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume"
+CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
 RECIPE_FACTS = ("space", "values", "genes", "label", "categories", "scale")
 RECIPE_ARRAYS = ("centre", "smallest", "library", "library_sizes")
 
@@ -44,13 +44,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
-    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
+    """Write a safetensors file atomically, with `facts` as JSON in its header."""
+    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(content, {"facts": json.dumps(facts or {})}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file; raises as :func:`read_tensors_and_facts`."""
+    return read_tensors_and_facts(path)[0]
+
+
+def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a safetensors file and the facts in its header.
 
     Raises
     ------
@@ -64,8 +70,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is a pickle (torch.save), not safetensors: wbdit does not open pickles")
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a valid safetensors file: is the run complete?") from error
 
 

@@ -16,6 +16,8 @@ from wbdit.errors import InputError
 
 FILE = click.Path(dir_okay=True, path_type=Path)  # whether it is there and fit to use is checked with a better message
 
+SEED = click.IntRange(0, 2**63 - 1)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wbdit")
@@ -26,7 +28,7 @@ def cli() -> None:
 @cli.command()
 @click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder to write.")
 @click.option("--minutes", type=float, default=2.0, show_default=True, help="Training time.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def demo(out: Path, minutes: float, seed: int) -> None:
     """Do the main job on 700 real blood cells, offline, in a few minutes."""
     from wbdit.demo import run_demo
@@ -45,7 +47,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--epochs", type=float, help="Passes over the cells.")
 @click.option("--steps", type=int, help="Optimiser steps.")
 @click.option("--max-genes", type=int, help="Where there are more, keep this many variable genes.  [default: 2000]")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, on the same cells.")
 def train(data: Path, out: Path, **options: Any) -> None:
@@ -55,7 +57,8 @@ def train(data: Path, out: Path, **options: Any) -> None:
 
     generator = fit(read_h5ad(data), out=out, say=_say, **options)
     trained = generator.config["trained"]
-    _say(f"{out}: {trained['steps']} steps in {trained['seconds']:.0f} s; next: wbdit generate {out} --out SYNTH.h5ad")
+    took = f"{trained['steps']} steps in {trained['seconds']:.0f} s"
+    _say(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
 
 
 @cli.command()
@@ -67,12 +70,12 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--sampler", default="ddim", show_default=True, help="ddim or ddpm.")
 @click.option("--steps", type=int, help="Calls of the model.  [default: 50 for ddim, 999 for ddpm]")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 for none.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Cells at a time; does not change them.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def generate(run: Path, out: Path, like: Path | None, counts: str | None, device: str, **options: Any) -> None:
     """Generate synthetic cells with a trained RUN."""
-    from wbdit.cells import read_h5ad
+    from wbdit.cells import describe, read_h5ad
     from wbdit.files import check_writable, write_h5ad
     from wbdit.generator import load
 
@@ -81,7 +84,8 @@ def generate(run: Path, out: Path, like: Path | None, counts: str | None, device
     cells = read_h5ad(like) if like is not None else None
     synthetic = generator.generate(like=cells, counts=_parse_counts(counts), progress=True, **options)
     write_h5ad(synthetic, out)
-    _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X in the space of the training cells")
+    space = describe(generator.recipe.space)
+    _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
 
 
 @cli.command()
@@ -104,6 +108,7 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     facts = {"Real": real.name, "Synthetic": synthetic.name}
     made = cells[1].uns.get("wbdit", {})
     facts |= {key.replace("_", " "): str(value) for key, value in made.items() if np.ndim(value) == 0}
+    _say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
     click.echo(result.table())
     _say(f"look at {out / 'report.html'}")

@@ -60,6 +60,7 @@ def run_demo(
     generated = time.monotonic()
     evaluation = evaluate(test, synthetic, train=train, label=LABEL)
     evaluated = time.monotonic()
+    say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     facts = {
         "Cells": f"{cells.n_obs} from scanpy.datasets.pbmc68k_reduced, {cells.n_vars} genes",
         "Training": f"{generator.config['trained']['steps']} steps of the preset small",

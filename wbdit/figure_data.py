@@ -50,8 +50,6 @@ class FigureData:
     def of(cls, drawn: dict[str, Cells], genes: np.ndarray) -> FigureData:
         """Take the statistics of ``"real"``, ``"synthetic"`` and ``"floor"`` cells, as many of each."""
         real, synthetic = drawn["real"], drawn["synthetic"]
-        both = np.vstack([real.values, synthetic.values])
-        mean, axes = metrics.pca_axes(both, MAP_COMPONENTS)
         labels = None
         if real.labels is not None and synthetic.labels is not None:
             labels = np.concatenate([real.labels, synthetic.labels])
@@ -60,7 +58,7 @@ class FigureData:
             means={name: cells.values.mean(axis=0) for name, cells in drawn.items()},
             variances={name: cells.values.var(axis=0) for name, cells in drawn.items()},
             zeros={name: (cells.values == 0).mean(axis=0) for name, cells in drawn.items()},
-            components=(both - mean) @ axes,
+            components=np.vstack(metrics.joint_pca(real.values, synthetic.values, MAP_COMPONENTS)),
             labels=labels,
         )
 

@@ -140,8 +140,7 @@ def _resume(
     if budget is not None:
         generator.config["budget"] = asdict(budget)
     trainer = _trainer(generator, adata, device)
-    facts = checkpoint.read_json(run / RESUME / "state.json")
-    trainer.restore(checkpoint.read_tensors(run / RESUME / "state.safetensors"), facts)
+    trainer.restore(*checkpoint.read_tensors_and_facts(run / RESUME))
     generator.history = [record for record in generator.history if record["step"] <= trainer.step]
     return generator, trainer
 
@@ -163,9 +162,7 @@ def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progres
     def save() -> None:
         if run is not None:
             _use_average(generator, trainer).save(run)
-            tensors, facts = trainer.state()
-            checkpoint.write_tensors(run / RESUME / "state.safetensors", tensors)
-            checkpoint.write_json(run / RESUME / "state.json", facts)
+            checkpoint.write_tensors(run / RESUME, *trainer.state())
 
     save()  # finds out now, not after hours, that the folder cannot be written
     finished = trainer.train(generator.history.append, save, progress)

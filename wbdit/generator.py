@@ -156,15 +156,19 @@ class CellGenerator:
             if min(counts.values(), default=0) < 0 or sum(counts.values()) < 1:
                 raise InputError("counts must be zero or more, with at least one cell in all")
             return np.repeat(self.recipe.codes(list(counts)), list(counts.values()))
-        if n is None and like is None:
-            raise InputError("say how many cells: give n, like or counts")
-        if n is not None and n < 1:
+        if like is not None and like.n_obs == 0:
+            raise InputError("there are no cells to imitate")
+        if n is None:
+            if like is None:
+                raise InputError("say how many cells: give n, like or counts")
+            n = like.n_obs
+        elif n < 1:
             raise InputError(f"at least one cell must be asked for, not {n}")
-        if like is not None and self.recipe.label is not None:
-            check_labels(like, self.recipe.label)
-            codes = self.recipe.codes(like.obs[self.recipe.label].astype(str))
-            return codes if n is None else apportion(np.bincount(codes), n)
-        return self.recipe.composition(like.n_obs if n is None and like is not None else n or 0)
+        if like is None or self.recipe.label is None:
+            return self.recipe.composition(n)
+        check_labels(like, self.recipe.label)
+        codes = self.recipe.codes(like.obs[self.recipe.label].astype(str))
+        return codes if n == like.n_obs else apportion(np.bincount(codes), n)
 
     def _sample(
         self,

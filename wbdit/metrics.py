@@ -39,21 +39,17 @@ def pca_axes(cells: Array, n_components: int) -> tuple[Array, Array]:
     The mean ``(genes,)`` and the axes ``(genes, k)``, each with its largest loading positive: project with
     ``(x - mean) @ axes``. ``k`` is 0 where all cells are equal.
     """
-    from scipy.linalg import eigh
-
+    try:
+        from sklearn.decomposition import PCA
+    except ImportError:
+        raise need_extra("scikit-learn") from None
     cells = np.asarray(cells, dtype=np.float64)
-    mean = cells.mean(axis=0)
-    centred = cells - mean
-    n, genes = cells.shape
-    by_cells = n <= genes  # the smaller of the two products has the same leading eigenvectors
-    gram = centred @ centred.T if by_cells else centred.T @ centred
-    k = min(n_components, len(gram))
-    power, vectors = eigh(gram, subset_by_index=[len(gram) - k, len(gram) - 1])
-    order = np.argsort(-power, kind="stable")
-    order = order[power[order] > 1e-10 * max(power[order[0]], 1e-300)]
-    axes = centred.T @ vectors[:, order] / np.sqrt(power[order]) if by_cells else vectors[:, order]
-    largest = np.abs(axes).argmax(axis=0)
-    return mean, axes * np.sign(axes[largest, np.arange(axes.shape[1])])
+    k = min(n_components, len(cells) - 1, cells.shape[1] - 1)
+    if k < 1 or not np.ptp(cells, axis=0).any():
+        return cells.mean(axis=0), np.zeros((cells.shape[1], 0))
+    pca = PCA(k, svd_solver="arpack", random_state=0).fit(cells)
+    carried = pca.singular_values_ > 1e-5 * pca.singular_values_[0]
+    return pca.mean_, pca.components_[carried].T
 
 
 def joint_pca(real: Array, generated: Array, n_components: int = 50) -> tuple[Array, Array]:
