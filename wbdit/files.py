@@ -27,8 +27,10 @@ def check_writable(path: str | Path) -> None:
     above = path.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"cannot write to {above}: it is {'not writable' if above.is_dir() else 'not a folder'}")
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise InputError(f"cannot write to {above} ({error.strerror})") from error
 
 
 @contextmanager
