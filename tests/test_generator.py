@@ -15,6 +15,8 @@ from conftest import make_cells
 import wbdit
 from wbdit import InputError
 from wbdit.checkpoint import read_tensors, state_hash
+from wbdit.generator import CALIBRATION_SEED
+from wbdit.recipe import Recipe
 
 CELLS = make_cells(60, 30)
 QUICK = {"label": "type", "steps": 12, "progress": False}
@@ -178,6 +180,16 @@ def test_refused_arguments(arguments, words):
 
 
 # generating
+
+
+def test_training_ends_with_calibrated_counts(generator, run):
+    """The cells that the calibration generates have each gene's counts as often as the training cells have them."""
+    counts = generator.generate(60, seed=CALIBRATION_SEED).X.toarray()
+    shares = np.stack([(counts >= level).mean(0) for level in (1, 2, 3, 4)])
+    np.testing.assert_allclose(shares, generator.recipe.exceeded, atol=1e-6)
+    rounded = Recipe.fit(CELLS, label="type")
+    assert abs(generator.recipe.thresholds - rounded.thresholds).mean() > 0.05
+    np.testing.assert_array_equal(wbdit.load(run).recipe.thresholds, generator.recipe.thresholds)
 
 
 def test_what_comes_out(generator):

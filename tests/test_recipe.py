@@ -170,6 +170,34 @@ def test_a_little_is_nothing():
     np.testing.assert_allclose(back[1], x[1])
 
 
+def test_calibration_gives_each_gene_its_counts(cells):
+    """A generator that answers half of every value loses counts to rounding, and none to calibrated thresholds."""
+    recipe = Recipe.fit(cells)
+    weak = (np.log1p(COUNTS) / 2 - recipe.centre) / recipe.scale
+    weak += np.random.default_rng(0).normal(0, 1e-4, weak.shape)  # a model's values are all different
+
+    def shares(recipe):
+        back = recipe.decode(weak.astype(np.float32), np.zeros(60, int), np.full(60, 0.5)).X.toarray()
+        return np.stack([(back >= level).mean(0) for level in (1, 2, 3, 4)])
+
+    wanted = np.stack([(level <= COUNTS).mean(0) for level in (1, 2, 3, 4)])
+    assert abs(shares(recipe) - wanted).max() > 0.2
+    np.testing.assert_allclose(shares(recipe.calibrated(weak)), wanted, atol=1e-6)
+
+
+def test_calibration_does_not_make_up_counts():
+    """A gene that no training cell reaches a count of is not given it, and one that all have stays everywhere."""
+    cells = make_cells(60, 30)
+    counts = cells.X.toarray()
+    counts[:, 0], counts[:, 1] = 0, np.maximum(counts[:, 1], 1)
+    cells.X = counts
+    recipe = Recipe.fit(cells)
+    x = recipe.encode(cells)
+    back = recipe.calibrated(x).decode(x + 0.05, np.zeros(60, int), np.full(60, 0.5)).X.toarray()
+    assert (back[:, 0] == 0).all()
+    assert (back[:, 1] >= 1).all()
+
+
 def test_libraries_are_drawn_from_their_label(cells):
     recipe = Recipe.fit(cells, label="type")
     assert recipe.library_sizes.tolist() == [20, 20, 20]

@@ -20,7 +20,7 @@ from wbdit.recipe import Recipe
 FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
 RECIPE_FACTS = ("space", "values", "genes", "label", "categories", "scale")
-RECIPE_ARRAYS = ("centre", "smallest", "library", "library_sizes")
+RECIPE_ARRAYS = ("centre", "smallest", "exceeded", "thresholds", "library", "library_sizes")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ from wbdit.schedule import NoiseSchedule
 from wbdit.trainer import Trainer
 from wbdit.version import __version__
 
+CALIBRATION_CELLS = 1000
+
 
 def fit(
     adata: ad.AnnData,
@@ -169,6 +171,9 @@ def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progres
     save()
     averaged = _use_average(generator, trainer)
     generator.model, generator.config = averaged.model, averaged.config
+    generator.calibrate(min(CALIBRATION_CELLS, len(trainer.batches.x)), progress=progress)
+    if run is not None:
+        checkpoint.write_recipe(run, generator.recipe)
     return finished
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from wbdit.schedule import NoiseSchedule
 
 Sampler = Literal["ddim", "ddpm"]
 SAMPLERS: tuple[Sampler, ...] = ("ddim", "ddpm")
+CALIBRATION_SEED = 2**62  # of no cells that anyone is likely to ask for
 LIBRARY_DRAW = 2**32 - 1  # the counter of the library sizes' noise, out of reach of any sampler's step
 
 
@@ -114,13 +115,9 @@ class CellGenerator:
         steps = steps if steps is not None else {"ddim": 50, "ddpm": longest}[sampler]
         if not 1 <= steps <= longest:
             raise InputError(f"steps must be between 1 and {longest}, not {steps}")
-        parts = [
-            self._sample(rows, codes[rows], sampler, steps, guidance, seed, update)
-            for rows, update in _batches(len(codes), batch_size, steps, progress)
-        ]
-        device = next(self.model.parameters()).device
-        draws = ops.normal(seed, torch.arange(len(codes), device=device), LIBRARY_DRAW, 1)[:, 0]
-        cells = self.recipe.decode(np.concatenate(parts), codes, torch.special.ndtr(draws.double()).cpu().numpy())
+        x = self._sample(codes, sampler, steps, guidance, seed, batch_size, "generating" if progress else None)
+        draws = ops.normal(seed, torch.arange(len(codes)), LIBRARY_DRAW, 1)[:, 0]
+        cells = self.recipe.decode(x, codes, torch.special.ndtr(draws.double()).numpy())
         cells.uns["wbdit"] = {
             "wbdit": self.config["wbdit"],
             "torch": str(torch.__version__),
@@ -132,6 +129,21 @@ class CellGenerator:
             **self.recipe.facts(),
         }
         return cells
+
+    def calibrate(self, n: int = 1000, *, progress: bool = False) -> None:
+        """Set the recipe's count thresholds by cells generated for the purpose; :func:`fit` does it.
+
+        Parameters
+        ----------
+        n
+            Cells to generate, composed of labels as the training cells were.
+        progress
+            Show a progress bar on stderr.
+        """
+        if self.recipe.needs_calibration:
+            codes = self.recipe.composition(n)
+            x = self._sample(codes, "ddim", 50, 1.0, CALIBRATION_SEED, 256, "calibrating" if progress else None)
+            self.recipe = self.recipe.calibrated(x)
 
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``recipe.*``, ``metrics.jsonl``.
@@ -172,6 +184,34 @@ class CellGenerator:
 
     def _sample(
         self,
+        codes: np.ndarray,
+        sampler: Sampler,
+        steps: int,
+        guidance: float,
+        seed: int,
+        batch_size: int,
+        shown: str | None,
+    ) -> np.ndarray:
+        """Sample cells as the model gives them, ``(cells, G)``, batch by batch under a progress bar named `shown`."""
+        starts = range(0, len(codes), batch_size)
+        layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
+        with tqdm(total=len(starts) * steps, desc=shown, bar_format=layout, disable=shown is None) as bar:
+            parts = [
+                self._sample_batch(
+                    np.arange(start, min(start + batch_size, len(codes))),
+                    codes[start : start + batch_size],
+                    sampler,
+                    steps,
+                    guidance,
+                    seed,
+                    lambda *step: bar.update(),
+                )
+                for start in starts
+            ]
+        return np.concatenate(parts)
+
+    def _sample_batch(
+        self,
         rows: np.ndarray,
         codes: np.ndarray,
         sampler: Sampler,
@@ -180,7 +220,7 @@ class CellGenerator:
         seed: int,
         update: Callable[..., object],
     ) -> np.ndarray:
-        """Sample one batch of cells as the model gives them, ``(B, G)``."""
+        """Sample the cells with the indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
         noise = samplers.philox_noise(seed, torch.from_numpy(rows).to(device), (1, len(self.recipe.genes)))
         model: samplers.Model = self.model
@@ -228,15 +268,6 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     if (run / METRICS).exists():
         history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]
     return CellGenerator(model.to(find_device(device)), schedule, recipe, config, history)
-
-
-def _batches(n: int, batch_size: int, steps: int, progress: bool) -> Iterator[tuple[np.ndarray, Callable[..., object]]]:
-    """Cut `n` cells into batches, each with the callback that moves the progress bar."""
-    layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
-    starts = range(0, n, batch_size)
-    with tqdm(total=len(starts) * steps, desc="generating", bar_format=layout, disable=not progress) as bar:
-        for start in starts:
-            yield np.arange(start, min(start + batch_size, n)), lambda *step: bar.update()
 
 
 def make_model(config: dict[str, Any]) -> WBDiT:

@@ -5,8 +5,8 @@ The model sees ``(value - centre) / scale``, gene by gene. What the values are f
 ==========  ===========================================  =====================================================
 cells       values                                       back to cells
 ==========  ===========================================  =====================================================
-counts      ``"log1p"``: ln(1 + count)                   ``round(expm1)``: a step of the log is a step of a count,
-                                                         whatever the cell's depth
+counts      ``"log1p"``: ln(1 + count)                   per-gene thresholds for 1 to 4, ``round(expm1)`` above: a
+                                                         step of the log is a step of a count at any depth
 counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times a library size drawn from the
             (the paper's kind)                           label's, rounded
 lognorm     ``"as is"``                                  values under half the gene's smallest are zero
@@ -17,7 +17,7 @@ scaled      ``"as is"``                                  as they are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import anndata as ad
@@ -30,6 +30,8 @@ from wbdit.errors import InputError, need_extra
 
 Values = Literal["log1p", "lognorm", "as is"]
 TARGET_SUM = 1e4
+LEVELS = np.arange(1, 5)[:, None]  # the counts that have thresholds of their own
+ROUNDING = np.log1p(LEVELS - 0.5)  # where plain rounding would put them
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Recipe:
         The centred values are divided by it.
     smallest
         ``(G,)`` fp32, each gene's smallest non-zero training value.
+    exceeded
+        Share of training cells with a count of 1, 2, 3, 4 or more, ``(4, G)`` fp32; ``(0, G)`` for other values than
+        "log1p".
+    thresholds
+        Value above which a generated one is such a count, of the same shape; see :meth:`calibrated`.
     library
         Total counts of the training cells over `genes`, fp32, sorted within each label; empty where they had no counts.
     library_sizes
@@ -68,6 +75,8 @@ class Recipe:
     centre: np.ndarray
     scale: float
     smallest: np.ndarray
+    exceeded: np.ndarray
+    thresholds: np.ndarray
     library: np.ndarray
     library_sizes: np.ndarray
 
@@ -124,6 +133,7 @@ class Recipe:
         centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
         scale = float((seen - centre).std()) if centred else 1.0
         order = np.lexsort((totals, codes))
+        steps = ROUNDING if values == "log1p" else ROUNDING[:0]
         return cls(
             space=space,
             values=values,
@@ -133,6 +143,8 @@ class Recipe:
             centre=centre.astype(np.float32),
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
+            exceeded=np.array([(seen > step).mean(0) for step in steps], np.float32).reshape(-1, len(genes)),
+            thresholds=np.repeat(steps, len(genes), axis=1).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
             library_sizes=np.bincount(codes),
         )
@@ -175,6 +187,35 @@ class Recipe:
         """Return the labels ``(n,)`` int64 of `n` cells composed as the training cells were."""
         return apportion(self.library_sizes, n)
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether thresholds decide the counts."""
+        return self.values == "log1p"
+
+    def calibrated(self, x: np.ndarray) -> Recipe:
+        """Return the recipe with thresholds that give generated cells the training cells' counts, gene by gene.
+
+        A model in training blurs the steps between small counts, and rounding then makes rare genes rarer. Quantile
+        mapping (Panofsky and Brier 1968) mends each gene's marginal: a threshold is the value that generated cells
+        exceed as often as training cells reach its count.
+
+        Parameters
+        ----------
+        x
+            Generated cells ``(n, G)`` as the model gives them, composed of labels as the training cells were.
+        """
+        seen = x * np.float32(self.scale) + self.centre
+        columns = np.arange(seen.shape[1])
+        ranked = np.sort(seen, axis=0)
+        above = np.rint(self.exceeded * len(seen)).astype(int)  # how many generated values should exceed it
+        # between the highest value that stays below and the lowest that exceeds
+        below = ranked[np.maximum(len(seen) - above - 1, 0), columns]
+        beyond = ranked[np.minimum(len(seen) - above, len(seen) - 1), columns]
+        thresholds = (below + beyond) / 2
+        thresholds = np.where(above == len(seen), -np.inf, thresholds)
+        thresholds = np.where(above == 0, np.maximum(ROUNDING, ranked[-1]), thresholds)
+        return replace(self, thresholds=np.maximum.accumulate(thresholds, axis=0).astype(np.float32))
+
     def decode(self, x: np.ndarray, codes: np.ndarray, u: np.ndarray) -> ad.AnnData:
         """Turn the model's output into cells.
 
@@ -199,14 +240,25 @@ class Recipe:
         var = pd.DataFrame(index=pd.Index(self.genes))
         if self.space == "scaled":
             return ad.AnnData(seen.astype(np.float32), obs=obs, var=var)
+        if self.values == "log1p":
+            return self._as_counts(self._step(seen), obs, var)
         seen = np.where(seen < self.smallest / 2, 0, seen)
         if self.space == "lognorm":
             X = sp.csr_matrix(seen.astype(np.float32))
             return ad.AnnData(X, obs=obs, var=var, layers={"lognorm": X.copy()})
         linear = np.expm1(seen.astype(np.float64))
-        if self.values == "lognorm":
-            linear *= (self.draw_library(codes, u) / np.maximum(linear.sum(1), 1e-12))[:, None]
-        counts = np.rint(linear).astype(np.float32)
+        linear *= (self.draw_library(codes, u) / np.maximum(linear.sum(1), 1e-12))[:, None]
+        return self._as_counts(np.rint(linear), obs, var)
+
+    def _step(self, seen: np.ndarray) -> np.ndarray:
+        """Turn values ``(n, G)`` into counts by the thresholds, and by rounding above the last."""
+        low = sum((seen > threshold).astype(np.float64) for threshold in self.thresholds)
+        high = np.maximum(np.rint(np.expm1(seen.astype(np.float64))), len(LEVELS))
+        return np.where(low == len(LEVELS), high, low)
+
+    @staticmethod
+    def _as_counts(counts: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
+        counts = counts.astype(np.float32)
         lognorm = sp.csr_matrix(_values(counts, "lognorm"))
         return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var, layers={"lognorm": lognorm})
 
