@@ -14,8 +14,6 @@ from wbdit import recipe
 from wbdit.cells import Space, check_cells, describe, find_expression
 from wbdit.errors import InputError
 
-LIBRARY_SIZE = 1e4
-
 
 @dataclass(frozen=True)
 class CellSet:
@@ -122,7 +120,7 @@ def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
         raise InputError(f"scaled values cannot be compared with unscaled ones ({words}): give raw counts for all")
     notes.append(
         "counts are compared with log values: those were taken as natural logarithms (log1p), undone, and all cells "
-        f"normalised to {LIBRARY_SIZE:g} over the shared genes"
+        f"normalised to {recipe.TARGET_SUM:g} over the shared genes"
     )
     return "lognorm"
 
@@ -137,7 +135,7 @@ def normalise(matrix: sp.csr_matrix, space: Space) -> sp.csr_matrix:
     """
     linear = matrix.expm1() if space == "lognorm" else matrix
     totals = np.asarray(linear.sum(axis=1)).ravel()
-    factors = np.divide(LIBRARY_SIZE, totals, out=np.zeros_like(totals), where=totals > 0)
+    factors = np.divide(recipe.TARGET_SUM, totals, out=np.zeros_like(totals), where=totals > 0)
     return sp.csr_matrix(sp.diags(factors) @ linear).log1p()
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wbdit import ops
-from wbdit.layers import Modulation
+from wbdit.layers import ModulatedBlock
 from wbdit.model import Denoiser
 
 
@@ -46,23 +45,15 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(z), approximate="tanh"))
 
 
-class DiTBlock(nn.Module):
-    """Attention and perceptron under adaLN-Zero modulation."""
+class DiTBlock(ModulatedBlock):
+    """One black-box layer: attention, then a perceptron."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.attn = Attention(hidden_size, num_heads)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
-        for layer in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
+        attn, mlp = Attention(hidden_size, num_heads), Mlp(hidden_size, int(hidden_size * mlp_ratio))
+        for layer in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.adaLN_modulation = Modulation(hidden_size, 6)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into tokens ``(B, N, d)``."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)
-        x = x + gate1[:, None] * self.attn(ops.adaln(x, shift1, scale1))
-        return x + gate2[:, None] * self.mlp(ops.adaln(x, shift2, scale2))
+        super().__init__(hidden_size, attn, mlp)
 
 
 class DiT(Denoiser):

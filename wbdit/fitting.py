@@ -161,15 +161,16 @@ def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) 
 def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progress: bool) -> bool:
     """Train, saving into `run`; afterwards the generator's model holds the averaged weights."""
 
-    def save() -> None:
+    def save() -> CellGenerator:
+        averaged = _use_average(generator, trainer)
         if run is not None:
-            _use_average(generator, trainer).save(run)
+            averaged.save(run)
             checkpoint.write_tensors(run / RESUME, *trainer.state())
+        return averaged
 
     save()  # finds out now, not after hours, that the folder cannot be written
     finished = trainer.train(generator.history.append, save, progress)
-    save()
-    averaged = _use_average(generator, trainer)
+    averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
     generator.calibrate(min(CALIBRATION_CELLS, len(trainer.batches.x)), progress=progress)
     if run is not None:

@@ -150,6 +150,30 @@ class Modulation(nn.Sequential):
         return super().forward(c).chunk(self.parts, dim=1)
 
 
+class ModulatedBlock(nn.Module):
+    """Two residual half-steps under adaLN-Zero modulation; what they are makes the block white or black.
+
+    Parameters
+    ----------
+    hidden_size
+        Width d of a token.
+    attn, mlp
+        The half-steps, each mapping tokens ``(B, N, d)`` to ``(B, N, d)``.
+    """
+
+    def __init__(self, hidden_size: int, attn: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.attn = attn
+        self.mlp = mlp
+        self.adaLN_modulation = Modulation(hidden_size, 6)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into tokens ``(B, N, d)``."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)
+        x = x + gate1[:, None] * self.attn(ops.adaln(x, shift1, scale1))
+        return x + gate2[:, None] * self.mlp(ops.adaln(x, shift2, scale2))
+
+
 class FinalLayer(nn.Module):
     """Modulated layer norm, then a linear map from each token back to the genes of its patch; zero at the start.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wbdit import ops
-from wbdit.layers import FinalLayer, LabelEmbedder, Modulation, PatchEmbed, TimestepEmbedder, sincos_positions
+from wbdit.layers import FinalLayer, LabelEmbedder, ModulatedBlock, PatchEmbed, TimestepEmbedder, sincos_positions
 from wbdit.schedule import Prediction
 
 
@@ -67,20 +67,11 @@ class ISTA(nn.Module):
         return ops.ista(z, folded, self.eta, self.lam)
 
 
-class WhiteBoxBlock(nn.Module):
-    """One white-box layer: compress (MSSA), then sparsify (ISTA), both under adaLN-Zero modulation."""
+class WhiteBoxBlock(ModulatedBlock):
+    """One white-box layer: compress (MSSA), then sparsify (ISTA)."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.attn = MSSA(hidden_size, num_heads)
-        self.mlp = ISTA(hidden_size)
-        self.adaLN_modulation = Modulation(hidden_size, 6)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into tokens ``(B, N, d)``."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)
-        x = x + gate1[:, None] * self.attn(ops.adaln(x, shift1, scale1))
-        return x + gate2[:, None] * self.mlp(ops.adaln(x, shift2, scale2))
+        super().__init__(hidden_size, MSSA(hidden_size, num_heads), ISTA(hidden_size))
 
 
 class Denoiser(nn.Module, ABC):
