@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow lint wheel clean
+.PHONY: demo test test-slow test-sanitized lint bench wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -16,10 +16,25 @@ test: lint
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
+# The C++ kernels' tests with every read and write checked. Python itself is not built so, hence the preloading; it and
+# torch keep memory to the end, which is not looked for. A report goes to the real stderr, which pytest must not capture.
+SANITIZED := CXX=g++ WBDIT_CACHE=$(CURDIR)/build/sanitized WBDIT_CXXFLAGS="-fsanitize=address,undefined \
+	-fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
+
+test-sanitized: $(VENV)/installed
+	$(SANITIZED) $(BIN)/wbdit build
+	$(SANITIZED) LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest --capture=sys tests/test_kernels.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# some ten minutes, on a machine that does nothing else; see bench/README.md
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest -c bench/pytest.ini bench
 
 wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel --outdir dist .

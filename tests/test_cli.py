@@ -125,7 +125,14 @@ def test_info(wbdit):
     assert code == 0
     assert "wbdit" in out
     assert "mssa" in out
-    assert "reference" in out
+    assert "csrc (" in out or "cannot be built" in out
+
+
+def test_info_says_what_is_forced(wbdit, monkeypatch):
+    monkeypatch.setenv("WBDIT_BACKEND", "reference")
+    _, out, _ = wbdit("info")
+    assert "reference (forced by WBDIT_BACKEND)" in out
+    assert "csrc (" not in out
 
 
 def test_help(wbdit):

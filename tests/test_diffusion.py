@@ -90,7 +90,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     model = exact_denoiser(schedule, "v")
 
     def sample(rows):
-        noise = samplers.philox_noise(11, torch.tensor(rows), (1, 9))
+        noise = samplers.PhiloxNoise(11, torch.tensor(rows), (1, 9))
         return samplers.ddim(model, noise(-1), schedule, clamp_min=None, noise=noise)
 
     together = sample([0, 1, 2, 3])
@@ -98,7 +98,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 def test_the_starting_noise_is_no_later_noise():
-    noise = samplers.philox_noise(0, torch.arange(4), (1, 50))
+    noise = samplers.PhiloxNoise(0, torch.arange(4), (1, 50))
     assert (noise(-1) == noise(0)).double().mean() < 0.05
 
 

@@ -115,11 +115,27 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
 
 
 @cli.command()
+def build() -> None:
+    """Compile the CPU kernels ahead of time, for images and clusters.
+
+    Without it the first use compiles them, into the same folder: WBDIT_CACHE, or else wbdit in the user's cache. Prints
+    the library's path.
+    """
+    from wbdit.ops import build as builder
+
+    try:
+        click.echo(builder.build(say=_say))
+    except builder.BuildError as error:
+        raise InputError(str(error)) from error
+
+
+@cli.command()
 def info() -> None:
     """Print versions, devices, and which backend each op runs on here."""
     import torch
 
     from wbdit import ops
+    from wbdit.ops import build as builder
 
     click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
     devices = ["cpu"]
@@ -128,11 +144,26 @@ def info() -> None:
         devices.append("cuda")
     else:
         click.echo("cuda: no device")
-    forced = ops.active_backend() == "reference"
-    why = "forced by WBDIT_BACKEND" if forced else "no kernel is registered for this device"
+    builder.available()  # builds them, so that what follows is what a user of the ops will have
+    click.echo(f"cpu kernels: {builder.status()}")
     for device in devices:
         for op, backend in ops.serving(device).items():
-            click.echo(f"  {device:4}  {op:16}  {backend}" + (f" ({why})" if backend == "reference" else ""))
+            click.echo(f"  {device:4}  {op:22}  {backend}{_why(device, backend)}")
+
+
+def _why(device: str, backend: str) -> str:
+    """Say why this backend serves an op on this device."""
+    from wbdit import ops
+    from wbdit.ops import build as builder
+    from wbdit.ops import cpu
+
+    if backend == "csrc":
+        return f" ({cpu.processor_level()})"
+    if ops.active_backend() == "reference":
+        return " (forced by WBDIT_BACKEND)"
+    if device == "cpu" and not builder.available():
+        return " (the kernels cannot be built, see above)"
+    return " (no kernel for this device)" if backend == "reference" else ""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

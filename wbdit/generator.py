@@ -222,7 +222,7 @@ class CellGenerator:
     ) -> np.ndarray:
         """Sample the cells with the indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
-        noise = samplers.philox_noise(seed, torch.from_numpy(rows).to(device), (1, len(self.recipe.genes)))
+        noise = samplers.PhiloxNoise(seed, torch.from_numpy(rows).to(device), (1, len(self.recipe.genes)))
         model: samplers.Model = self.model
         if self.recipe.categories:
             model = samplers.Guided(self.model, torch.from_numpy(codes).to(device), guidance)

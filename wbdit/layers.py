@@ -6,6 +6,7 @@ Parameter names and initial values follow the published implementation, so that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -145,10 +146,6 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), linear)
         self.parts = parts
 
-    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        """Turn ``(B, d)`` into `parts` tensors ``(B, d)``."""
-        return super().forward(c).chunk(self.parts, dim=1)
-
 
 class ModulatedBlock(nn.Module):
     """Two residual half-steps under adaLN-Zero modulation; what they are makes the block white or black.
@@ -167,15 +164,39 @@ class ModulatedBlock(nn.Module):
         self.mlp = mlp
         self.adaLN_modulation = Modulation(hidden_size, 6)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into tokens ``(B, N, d)``."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)
-        x = x + gate1[:, None] * self.attn(ops.adaln(x, shift1, scale1))
-        return x + gate2[:, None] * self.mlp(ops.adaln(x, shift2, scale2))
+    def forward(
+        self, x: Tensor, z: Tensor, modulation: Sequence[Tensor], following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take both half-steps.
+
+        Parameters
+        ----------
+        x
+            Residual stream ``(B, N, d)``.
+        z
+            Its norm under this block's first shift and scale ``(B, N, d)``.
+        modulation
+            This block's shift, scale, gate, shift, scale, gate, each ``(B, d)``.
+        following
+            Shift and scale ``(B, d)`` of what comes after: the next block, or the final layer.
+
+        Returns
+        -------
+        The new residual stream and its norm under `following`, both ``(B, N, d)``.
+        """
+        _, _, gate1, shift2, scale2, gate2 = modulation
+        x, z = ops.gated_adaln(x, self.attn(z), gate1, shift2, scale2)
+        return self.second_step(x, z, gate2, following)
+
+    def second_step(
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take the half-step after attention."""
+        return ops.gated_adaln(x, self.mlp(z), gate, *following)
 
 
 class FinalLayer(nn.Module):
-    """Modulated layer norm, then a linear map from each token back to the genes of its patch; zero at the start.
+    """A linear map from each modulated token back to the genes of its patch; zero at the start.
 
     Parameters
     ----------
@@ -199,10 +220,9 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)`` and conditioning ``(B, d)`` into ``(B, C, G)``."""
-        shift, scale = self.adaLN_modulation(c)
-        out = self.linear(ops.adaln(x, shift, scale))  # [B, N, P C]
+    def forward(self, z: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)``, normalised under this layer's shift and scale, into ``(B, C, G)``."""
+        out = self.linear(z)  # [B, N, P C]
         out = out.unflatten(-1, (self.patch_size, -1)).permute(0, 3, 1, 2).flatten(2)
         return out[..., : self.input_size]
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from wbdit import ops
-from wbdit.layers import FinalLayer, LabelEmbedder, ModulatedBlock, PatchEmbed, TimestepEmbedder, sincos_positions
+from wbdit.layers import (
+    FinalLayer,
+    LabelEmbedder,
+    ModulatedBlock,
+    Modulation,
+    PatchEmbed,
+    TimestepEmbedder,
+    sincos_positions,
+)
 from wbdit.schedule import Prediction
+from wbdit.weight_cache import WeightCache, may_cache
 
 
 class MSSA(nn.Module):
@@ -58,20 +69,33 @@ class ISTA(nn.Module):
         self.lam = lam
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
         nn.init.kaiming_uniform_(self.weight)
+        self._cache = WeightCache()
+
+    def folded(self) -> Tensor:
+        """Return the folded dictionary ``(d, d)`` in the type of the product; kept while no gradient is wanted."""
+        dtype = product_dtype(self.weight)
+        if may_cache(self.weight):
+            return self._cache.get(dtype, [self.weight], lambda: ops.fold(self.weight).to(dtype))
+        return ops.fold(self.weight.to(dtype))
 
     def forward(self, z: Tensor) -> Tensor:
         """Turn tokens ``(B, N, d)`` into non-negative, sparse tokens ``(B, N, d)``."""
-        folded = ops.fold(self.weight)
-        if torch.is_autocast_enabled(z.device.type):
-            folded = folded.to(torch.get_autocast_dtype(z.device.type))
-        return ops.ista(z, folded, self.eta, self.lam)
+        return ops.ista(z, self.folded(), self.eta, self.lam)
 
 
 class WhiteBoxBlock(ModulatedBlock):
     """One white-box layer: compress (MSSA), then sparsify (ISTA)."""
 
+    mlp: ISTA
+
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__(hidden_size, MSSA(hidden_size, num_heads), ISTA(hidden_size))
+
+    def second_step(
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take the sparsifying half-step, its threshold in one pass with what follows."""
+        return ops.ista_adaln(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
 
 
 class Denoiser(nn.Module, ABC):
@@ -139,6 +163,7 @@ class Denoiser(nn.Module, ABC):
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(self.make_block(mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
+        self._cache = WeightCache()
 
     @abstractmethod
     def make_block(self, mlp_ratio: float) -> nn.Module:
@@ -169,15 +194,76 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(f"x is {tuple(x.shape)}, the model takes (B, {self.in_channels}, {self.input_size})")
         if t.shape != (x.shape[0],):
             raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
+        if y is not None and self.num_classes == 0:
+            raise ValueError("this model was made without labels (num_classes=0)")
+        tokens = self.x_embedder(x)
+        # the residual stream is summed in fp32, whatever the products' type
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32)) + self.pos_embed
+        modulations = self.modulations(t, y)
+        shift, scale = modulations[0][:2]
+        z = ops.adaln(tokens, shift, scale, dtype=product_dtype(self.pos_embed))
+        for block, (modulation, (shift, scale, *_)) in zip(self.blocks, pairwise(modulations), strict=True):
+            tokens, z = block(tokens, z, modulation, (shift, scale))
+        return self.final_layer(z)
+
+    def modulations(self, t: Tensor, y: Tensor | None = None) -> list[Sequence[Tensor]]:
+        """Return the shift, scale and gate of every block and the shift and scale of the final layer.
+
+        Parameters
+        ----------
+        t, y
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and label is computed
+        once and remembered: while sampling, all cells of a type share theirs.
+        """
+        parts = [modulation.parts for modulation in self._modulated()]
+        if self.training or not may_cache(t, *self._conditioning_weights()):
+            table = self._condition(t, y)
+        else:
+            table = self._remembered(t, y)
+        widths = [number * self.hidden_size for number in parts]
+        return [part.chunk(number, dim=1) for part, number in zip(table.split(widths, dim=1), parts, strict=True)]
+
+    def _condition(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Compute all modulations of each sample, side by side ``(B, (6 depth + 2) d)``."""
         c = self.t_embedder(t)
         if self.num_classes > 0:
-            c = c + self.y_embedder(y, x.shape[0])
-        elif y is not None:
-            raise ValueError("this model was made without labels (num_classes=0)")
-        tokens = self.x_embedder(x) + self.pos_embed
-        for block in self.blocks:
-            tokens = block(tokens, c)
-        return self.final_layer(tokens, c)
+            c = c + self.y_embedder(y, t.shape[0])
+        return torch.cat([modulation(c) for modulation in self._modulated()], dim=1)
+
+    def _remembered(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Look up what :meth:`_condition` gives, computing only the pairs of timestep and label not met before."""
+        labels = [self.num_classes] * len(t) if y is None else y.tolist()
+        pairs = list(zip(t.tolist(), labels, strict=True))
+        rows = self._cache.values(self._conditioning_weights())
+        dtype = product_dtype(self.pos_embed)
+        wanted = list(dict.fromkeys(pairs))
+        fresh = [pair for pair in wanted if (dtype, pair) not in rows]
+        if fresh:
+            times = torch.tensor([time for time, _ in fresh], dtype=t.dtype)
+            given = torch.tensor([label for _, label in fresh]) if self.num_classes > 0 else None
+            rows.update(zip([(dtype, pair) for pair in fresh], self._condition(times, given), strict=True))
+        if len(wanted) == 1:
+            return rows[dtype, wanted[0]].expand(len(t), -1)
+        return torch.stack([rows[dtype, pair] for pair in pairs])
+
+    def _modulated(self) -> Iterator[Modulation]:
+        for part in (*self.blocks, self.final_layer):
+            yield part.adaLN_modulation
+
+    def _conditioning_weights(self) -> Iterator[Tensor]:
+        for module in (self.t_embedder, getattr(self, "y_embedder", None), *self._modulated()):
+            if module is not None:
+                yield from module.parameters()
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type that products with a weight are formed in: autocast's, else the weight's own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 class WBDiT(Denoiser):

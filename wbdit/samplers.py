@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,8 +129,10 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
     return torch.linspace(highest, 1, steps, dtype=torch.float64).round().long().tolist()
 
 
-def philox_noise(seed: int, samples: Tensor, shape: Sequence[int]) -> Callable[[int], Tensor]:
-    """Return a source of noise in which a sample's draws depend on the seed and the sample's index alone.
+class PhiloxNoise:
+    """A source of noise in which a sample's draws depend on the seed and the sample's index alone.
+
+    A sampler given one draws inside its update (:func:`wbdit.ops.sampler_step`); called, it writes the noise out.
 
     Parameters
     ----------
@@ -139,12 +142,20 @@ def philox_noise(seed: int, samples: Tensor, shape: Sequence[int]) -> Callable[[
         Indices of the samples in the batch ``(B,)``, int64.
     shape
         Shape of one sample ``(C, G)``.
-
-    Returns
-    -------
-    A function of the step's number (0 for the first update, -1 for the starting noise) that gives ``(B, C, G)`` fp32.
     """
-    return lambda step: ops.normal(seed, samples, step + 1, math.prod(shape)).unflatten(1, tuple(shape))
+
+    def __init__(self, seed: int, samples: Tensor, shape: Sequence[int]) -> None:
+        self.seed = seed
+        self.samples = samples
+        self.shape = tuple(shape)
+
+    def __call__(self, step: int) -> Tensor:
+        """Return the noise ``(B, C, G)`` fp32 of a step: 0 for the first update, -1 for the starting noise."""
+        return ops.normal(self.seed, self.samples, step + 1, math.prod(self.shape)).unflatten(1, self.shape)
+
+    def address(self, step: int) -> dict[str, Any]:
+        """Return the arguments by which :func:`wbdit.ops.sampler_step` draws the same noise."""
+        return {"samples": self.samples, "seed": self.seed, "step": step + 1}
 
 
 class Guided:
@@ -197,14 +208,17 @@ def _run(
         out = model(x, torch.full((x.shape[0],), t, device=x.device))
         a, b, e = step(t, prev)
         last = prev == 0
-        z = None if last or e == 0 else _draw(noise, i, x)
-        x = ops.sampler_step(x, out, noise=z, a=a, b=b, e=e, clamp_min=clamp_min if last else None)
+        drawn = {} if last or e == 0 else _noise(noise, i, x)
+        x = ops.sampler_step(x, out, a=a, b=b, e=e, clamp_min=clamp_min if last else None, **drawn)
         if callback is not None:
             callback(i, t, x)
     return x
 
 
-def _draw(noise: Noise | None, step: int, x: Tensor) -> Tensor:
+def _noise(noise: Noise | None, step: int, x: Tensor) -> dict[str, Any]:
+    """Return the arguments of :func:`wbdit.ops.sampler_step` that bring a step's noise."""
+    if isinstance(noise, PhiloxNoise):
+        return noise.address(step)
     if noise is None:
-        return torch.randn_like(x)
-    return (noise(step) if callable(noise) else noise[step]).to(x)
+        return {"noise": torch.randn_like(x)}
+    return {"noise": (noise(step) if callable(noise) else noise[step]).to(x)}

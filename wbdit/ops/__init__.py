@@ -6,9 +6,10 @@ Each is a PyTorch custom op in the namespace ``wbdit`` with shape inference and 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from wbdit.ops import definitions
+from wbdit.ops import cpu, definitions
 from wbdit.ops.backend import active_backend, backend, register_kernel, serving
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "adaln",
     "backend",
     "fold",
+    "gated_adaln",
     "ista",
+    "ista_adaln",
     "mssa",
     "noising",
     "normal",
@@ -26,7 +29,10 @@ __all__ = [
 ]
 
 
-def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+cpu.register()
+
+
+def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None) -> Tensor:
     """Normalise each token and modulate it: ``LN(x) * (1 + scale) + shift`` (Peebles and Xie 2023, DiT).
 
     Parameters
@@ -37,12 +43,37 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
         Modulation ``(B, d)``, one row a sample.
     eps
         Added to the variance.
+    dtype
+        Type of the result, that of the product it goes into; the type of `x` by default.
 
     Returns
     -------
-    ``(B, N, d)`` in the type of `x`.
+    ``(B, N, d)``.
     """
-    return definitions.adaln(x, shift, scale, eps)
+    return definitions.adaln(x, shift, scale, eps, dtype)
+
+
+def gated_adaln(
+    x: Tensor, out: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Add a gated half-step to the residual stream and modulate for the next: all that stands between two products.
+
+    Parameters
+    ----------
+    x
+        Residual stream ``(B, N, d)``, floating.
+    out
+        What the half-step gave ``(B, N, d)``, floating.
+    gate, shift, scale
+        Modulation ``(B, d)``, one row a sample.
+    eps
+        Added to the variance.
+
+    Returns
+    -------
+    ``x' = x + gate * out`` in the type of `x` and :func:`adaln` of it in the type of `out`, both ``(B, N, d)``.
+    """
+    return definitions.gated_adaln(x, out, gate, shift, scale, eps)
 
 
 def mssa(w: Tensor, heads: int) -> Tensor:
@@ -91,6 +122,38 @@ def ista(z: Tensor, folded: Tensor, eta: float = 0.1, lam: float = 0.1) -> Tenso
     return definitions.ista(z, folded, eta, lam)
 
 
+def ista_adaln(
+    x: Tensor,
+    z: Tensor,
+    folded: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eta: float = 0.1,
+    lam: float = 0.1,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Take the sparsifying half-step and modulate for the next: :func:`gated_adaln` of :func:`ista`.
+
+    Parameters
+    ----------
+    x
+        Residual stream ``(B, N, d)``, floating.
+    z
+        Its modulated norm ``(B, N, d)``, floating.
+    folded, eta, lam
+        As in :func:`ista`.
+    gate, shift, scale, eps
+        As in :func:`gated_adaln`.
+
+    Returns
+    -------
+    ``x' = x + gate * relu(z + eta z F - eta lam)`` in the type of `x` and :func:`adaln` of it in the type of `z`.
+    """
+    x_new, z_new, _ = definitions.ista_adaln(x, z, folded, gate, shift, scale, eta, lam, eps)
+    return x_new, z_new
+
+
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """Draw from the forward process: ``alpha x0 + sigma noise`` with one `alpha` and `sigma` a sample.
 
@@ -117,12 +180,37 @@ def sampler_step(
     d: float = 0.0,
     e: float = 0.0,
     clamp_min: float | None = None,
+    samples: Tensor | None = None,
+    seed: int = 0,
+    step: int = 0,
 ) -> Tensor:
     """Take one step of any sampler: ``a x + b out + c previous + d earlier + e noise``, then an optional clamp.
 
-    All tensors have the shape of `x`, the factors are host scalars (see :mod:`wbdit.samplers`).
+    Parameters
+    ----------
+    x, out, previous, earlier, noise
+        ``(B, ...)`` of one shape, floating.
+    a, b, c, d, e
+        Host scalars (see :mod:`wbdit.samplers`).
+    clamp_min
+        Lower bound of the result.
+    samples, seed, step
+        In place of `noise`: draw it by its address, as :func:`normal` does, without writing it to memory.
+
+    Returns
+    -------
+    The shape and type of `x`. Gradients reach the first five.
+
+    Raises
+    ------
+    ValueError
+        If both `noise` and `samples` are given.
     """
-    return definitions.sampler_step(x, out, previous, earlier, noise, a, b, c, d, e, clamp_min)
+    if noise is not None and samples is not None:
+        raise ValueError("give noise or samples to draw it for, not both")
+    return definitions.sampler_step(
+        x, out, previous, earlier, noise, samples, a, b, c, d, e, clamp_min, seed & (2**63 - 1), step
+    )
 
 
 def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch.library import CustomOpDef, custom_op
 
 from wbdit.errors import InputError
+from wbdit.ops import build
 
 BACKENDS = ("auto", "reference")
 
@@ -22,6 +24,7 @@ _forced: str | None = None  # process-wide, so that autograd's own threads see i
 
 def define_op(name: str, schema: str, reference: Callable[..., Any]) -> CustomOpDef:
     """Register ``wbdit::name`` with PyTorch; on every device without a kernel the reference serves it."""
+    reference = _as_typed(reference)
     op = custom_op(f"wbdit::{name}", reference, mutates_args=(), schema=schema)
     _ops[name], _references[name] = op, reference
     return op
@@ -35,9 +38,11 @@ def register_kernel(op: str, device: str, backend: str) -> Callable[[Callable[..
     """
 
     def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        typed = _as_typed(kernel)
+
         @functools.wraps(kernel)
         def kernel_or_reference(*args: Any) -> Any:
-            return (_references[op] if active_backend() == "reference" else kernel)(*args)
+            return (_references[op] if active_backend() == "reference" else typed)(*args)
 
         _ops[op].register_kernel(device, kernel_or_reference)
         _kernels[op, device] = backend
@@ -75,10 +80,25 @@ def active_backend() -> str:
 
 
 def serving(device: str) -> dict[str, str]:
-    """Return, for each op, the name of the backend that serves it on a device type now."""
-    if active_backend() == "reference":
-        return dict.fromkeys(sorted(_ops), "reference")
-    return {op: _kernels.get((op, device), "reference") for op in sorted(_ops)}
+    """Return, for each op, the name of the backend that serves it on a device type now; builds the CPU kernels."""
+    here = {} if active_backend() == "reference" else {op: name for (op, on), name in _kernels.items() if on == device}
+    if not build.available():
+        here = {op: name for op, name in here.items() if name != "csrc"}
+    return {op: here.get(op, "reference") for op in sorted(_ops)}
+
+
+def _as_typed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an op compute in the types of its arguments: autocast has had its say before it was called."""
+
+    @functools.wraps(function)
+    def typed(*args: Any) -> Any:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args)
+
+    return typed
 
 
 def _check(name: str) -> str:

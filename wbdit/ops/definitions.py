@@ -10,11 +10,24 @@ from torch import Tensor
 from wbdit.ops import reference
 from wbdit.ops.backend import define_op
 
-adaln = define_op("adaln", "(Tensor x, Tensor shift, Tensor scale, float eps) -> Tensor", reference.adaln)
+adaln = define_op(
+    "adaln", "(Tensor x, Tensor shift, Tensor scale, float eps, ScalarType? dtype=None) -> Tensor", reference.adaln
+)
 adaln_backward = define_op(
     "adaln_backward",
     "(Tensor dz, Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor, Tensor)",
     reference.adaln_backward,
+)
+gated_adaln = define_op(
+    "gated_adaln",
+    "(Tensor x, Tensor out, Tensor gate, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor)",
+    reference.gated_adaln,
+)
+gated_adaln_backward = define_op(
+    "gated_adaln_backward",
+    "(Tensor? dx_new, Tensor dz_new, Tensor x_new, Tensor out, Tensor gate, Tensor shift, Tensor scale, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.gated_adaln_backward,
 )
 mssa = define_op("mssa", "(Tensor w, int heads) -> (Tensor, Tensor)", reference.mssa)
 mssa_backward = define_op(
@@ -28,11 +41,23 @@ ista_backward = define_op(
     "(Tensor dout, Tensor out, Tensor z, Tensor folded, float eta) -> (Tensor, Tensor)",
     reference.ista_backward,
 )
+ista_adaln = define_op(
+    "ista_adaln",
+    "(Tensor x, Tensor z, Tensor folded, Tensor gate, Tensor shift, Tensor scale, float eta, float lam, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    reference.ista_adaln,
+)
+ista_adaln_backward = define_op(
+    "ista_adaln_backward",
+    "(Tensor? dx_new, Tensor dz_new, Tensor x_new, Tensor z, Tensor product, Tensor folded, Tensor gate, Tensor shift, "
+    "Tensor scale, float eta, float lam, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.ista_adaln_backward,
+)
 noising = define_op("noising", "(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma) -> Tensor", reference.noising)
 sampler_step = define_op(
     "sampler_step",
-    "(Tensor x, Tensor out, Tensor? previous, Tensor? earlier, Tensor? noise, "
-    "float a, float b, float c, float d, float e, float? clamp_min) -> Tensor",
+    "(Tensor x, Tensor out, Tensor? previous, Tensor? earlier, Tensor? noise, Tensor? samples, "
+    "float a, float b, float c, float d, float e, float? clamp_min, int seed, int step) -> Tensor",
     reference.sampler_step,
 )
 normal = define_op("normal", "(int seed, Tensor samples, int step, int length) -> Tensor", reference.normal)
@@ -41,9 +66,15 @@ normal = define_op("normal", "(int seed, Tensor samples, int step, int length) -
 # shapes and types, for torch.compile and export
 
 
-adaln.register_fake(lambda x, shift, scale, eps: torch.empty_like(x))
+adaln.register_fake(lambda x, shift, scale, eps, dtype=None: torch.empty_like(x, dtype=dtype))
 adaln_backward.register_fake(
     lambda dz, x, shift, scale, eps: (torch.empty_like(x), torch.empty_like(shift), torch.empty_like(scale))
+)
+gated_adaln.register_fake(lambda x, out, *rest: (torch.empty_like(x), torch.empty_like(out)))
+gated_adaln_backward.register_fake(
+    lambda dx_new, dz_new, x_new, out, gate, shift, scale, eps: tuple(
+        map(torch.empty_like, (x_new, out, gate, shift, scale))
+    )
 )
 mssa.register_fake(
     lambda w, heads: (
@@ -56,6 +87,12 @@ fold.register_fake(torch.empty_like)
 fold_backward.register_fake(lambda dfolded, dictionary: torch.empty_like(dictionary))
 ista.register_fake(lambda z, folded, eta, lam: torch.empty_like(z))
 ista_backward.register_fake(lambda dout, out, z, folded, eta: (torch.empty_like(z), torch.empty_like(folded)))
+ista_adaln.register_fake(
+    lambda x, z, folded, *rest: (torch.empty_like(x), torch.empty_like(z), torch.empty_like(z, dtype=folded.dtype))
+)
+ista_adaln_backward.register_fake(
+    lambda dx_new, dz_new, x_new, z, product, *rest: tuple(map(torch.empty_like, (x_new, z, *rest[:4])))
+)
 noising.register_fake(lambda x0, noise, alpha, sigma: torch.empty_like(x0))
 sampler_step.register_fake(lambda x, *rest: torch.empty_like(x))
 normal.register_fake(
@@ -72,7 +109,36 @@ def _keep_adaln(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _adaln_gradient(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-    return *adaln_backward(dz, *ctx.saved_tensors, ctx.eps), None
+    return *adaln_backward(dz, *ctx.saved_tensors, ctx.eps), None, None
+
+
+def _keep_gated_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, *others, eps = inputs
+    ctx.save_for_backward(output[0], *others)
+    ctx.eps = eps
+    ctx.set_materialize_grads(False)  # the last block's x' goes nowhere: no zeros need be read for it
+
+
+def _gated_adaln_gradient(ctx: Any, dx_new: Tensor | None, dz_new: Tensor | None) -> tuple[Tensor | None, ...]:
+    x_new, out, *modulation = ctx.saved_tensors
+    dz_new = torch.zeros_like(out) if dz_new is None else dz_new
+    return *gated_adaln_backward(dx_new, dz_new, x_new, out, *modulation, ctx.eps), None
+
+
+def _keep_ista_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, *others, eta, lam, eps = inputs
+    ctx.save_for_backward(output[0], output[2], *others)
+    ctx.mark_non_differentiable(output[2])
+    ctx.scalars = eta, lam, eps
+    ctx.set_materialize_grads(False)
+
+
+def _ista_adaln_gradient(
+    ctx: Any, dx_new: Tensor | None, dz_new: Tensor | None, _dproduct: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x_new, product, z, *others = ctx.saved_tensors
+    dz_new = torch.zeros_like(z) if dz_new is None else dz_new
+    return *ista_adaln_backward(dx_new, dz_new, x_new, z, product, *others, *ctx.scalars), None, None, None
 
 
 def _keep_mssa(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -112,7 +178,7 @@ def _noising_gradient(ctx: Any, dxt: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _keep_sampler_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.factors, ctx.clamp_min = inputs[5:10], inputs[10]
+    ctx.factors, ctx.clamp_min = inputs[6:11], inputs[11]
     ctx.given = [term is not None for term in inputs[:5]]
     ctx.save_for_backward(*([output] if ctx.clamp_min is not None else []))
 
@@ -121,10 +187,12 @@ def _sampler_step_gradient(ctx: Any, dnew: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.clamp_min is not None:
         dnew = torch.where(ctx.saved_tensors[0] > ctx.clamp_min, dnew, 0)
     grads = [factor * dnew if given else None for factor, given in zip(ctx.factors, ctx.given, strict=True)]
-    return *grads, *(None,) * 6
+    return *grads, *(None,) * 9
 
 
 adaln.register_autograd(_adaln_gradient, setup_context=_keep_adaln)
+gated_adaln.register_autograd(_gated_adaln_gradient, setup_context=_keep_gated_adaln)
+ista_adaln.register_autograd(_ista_adaln_gradient, setup_context=_keep_ista_adaln)
 mssa.register_autograd(_mssa_gradient, setup_context=_keep_mssa)
 fold.register_autograd(_fold_gradient, setup_context=_keep_fold)
 ista.register_autograd(_ista_gradient, setup_context=_keep_ista)

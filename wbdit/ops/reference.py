@@ -22,11 +22,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 # adaptive layer norm: LN(x) * (1 + scale) + shift, Peebles and Xie 2023 (DiT)
 
 
-def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     d = x.shape[-1]
     wide = accumulation_dtype(x.dtype)
     normed = torch.nn.functional.layer_norm(x.to(wide), (d,), eps=eps)  # [B, N, d]
-    return torch.addcmul(shift.to(wide)[:, None], normed, 1 + scale.to(wide)[:, None]).to(x.dtype)
+    return torch.addcmul(shift.to(wide)[:, None], normed, 1 + scale.to(wide)[:, None]).to(dtype or x.dtype)
 
 
 def adaln_backward(dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +39,33 @@ def adaln_backward(dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: flo
         dnormed, x_, (d,), mean, rstd, None, None, [True, False, False]
     )
     return dx.to(x.dtype), dz_.sum(1).to(shift.dtype), (dz_ * normed).sum(1).to(scale.dtype)
+
+
+# a gated residual, then the adaptive layer norm of what follows
+
+
+def gated_adaln(
+    x: Tensor, out: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(x.dtype)
+    x_new = torch.addcmul(x.to(wide), gate.to(wide)[:, None], out.to(wide)).to(x.dtype)
+    return x_new, adaln(x_new, shift, scale, eps, out.dtype)
+
+
+def gated_adaln_backward(
+    dx_new: Tensor | None,
+    dz_new: Tensor,
+    x_new: Tensor,
+    out: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx, dshift, dscale = adaln_backward(dz_new, x_new, shift, scale, eps)
+    dx = dx if dx_new is None else dx + dx_new
+    dout = (gate[:, None].to(dx.dtype) * dx).to(out.dtype)
+    return dx, dout, (dx * out.to(dx.dtype)).sum(1).to(gate.dtype), dshift, dscale
 
 
 # multi-head subspace self-attention: one projection w is query, key and value, Yu et al. 2023 (CRATE)
@@ -76,7 +103,7 @@ def fold_backward(dfolded: Tensor, dictionary: Tensor) -> Tensor:
 
 def ista(z: Tensor, folded: Tensor, eta: float, lam: float) -> Tensor:
     # the identity stays outside the product, so that a low-precision product does not round it
-    return torch.relu(z + eta * (z.to(folded.dtype) @ folded).to(z.dtype) - eta * lam)
+    return _shrink(z, z.to(folded.dtype) @ folded, eta, lam).to(z.dtype)
 
 
 def ista_backward(dout: Tensor, out: Tensor, z: Tensor, folded: Tensor, eta: float) -> tuple[Tensor, Tensor]:
@@ -85,6 +112,47 @@ def ista_backward(dout: Tensor, out: Tensor, z: Tensor, folded: Tensor, eta: flo
     dz = g + eta * (low @ folded.mT).to(g.dtype)
     dfolded = eta * (z.to(folded.dtype).flatten(0, -2).mT @ low.flatten(0, -2))
     return dz, dfolded
+
+
+def ista_adaln(
+    x: Tensor,
+    z: Tensor,
+    folded: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    product = z.to(folded.dtype) @ folded
+    out = _shrink(z, product, eta, lam)
+    return *gated_adaln(x, out.to(z.dtype), gate, shift, scale, eps), product
+
+
+def ista_adaln_backward(
+    dx_new: Tensor | None,
+    dz_new: Tensor,
+    x_new: Tensor,
+    z: Tensor,
+    product: Tensor,
+    folded: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    out = _shrink(z, product, eta, lam).to(z.dtype)
+    dx, dout, dgate, dshift, dscale = gated_adaln_backward(dx_new, dz_new, x_new, out, gate, shift, scale, eps)
+    dz, dfolded = ista_backward(dout, out, z, folded, eta)
+    return dx, dz, dfolded, dgate, dshift, dscale
+
+
+def _shrink(z: Tensor, product: Tensor, eta: float, lam: float) -> Tensor:
+    wide = accumulation_dtype(z.dtype)
+    return torch.relu(z.to(wide) + eta * product.to(wide) - eta * lam)
 
 
 # the noise schedule's updates
@@ -101,13 +169,18 @@ def sampler_step(
     previous: Tensor | None,
     earlier: Tensor | None,
     noise: Tensor | None,
+    samples: Tensor | None,
     a: float,
     b: float,
     c: float,
     d: float,
     e: float,
     clamp_min: float | None,
+    seed: int,
+    step: int,
 ) -> Tensor:
+    if samples is not None:
+        noise = normal(seed, samples, step, x[0].numel()).view(x.shape).to(x.dtype)
     new = a * x + b * out
     for factor, term in ((c, previous), (d, earlier), (e, noise)):
         if term is not None:

@@ -1,0 +1,71 @@
+// What every op needs: PyTorch's stable ABI, bf16, views of tensors as rows, and the processor's level.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+
+namespace wbdit {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using torch::headeronly::ScalarType;
+
+// bfloat16: the upper half of an fp32, rounded to nearest even
+struct bf16 {
+  uint16_t bits;
+};
+
+static inline float to_float(float v) { return v; }
+static inline float to_float(bf16 v) { return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+
+template <class T>
+static inline T from_float(float v);
+template <>
+inline float from_float<float>(float v) {
+  return v;
+}
+template <>
+inline bf16 from_float<bf16>(float v) {
+  const uint32_t u = std::bit_cast<uint32_t>(v);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  // rounding could carry a NaN's mantissa over into infinity
+  return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded)};
+}
+
+// A tensor seen as a matrix of fp32 or bf16: its last dimension is dense, all others are one, evenly spaced.
+struct Rows {
+  void* data = nullptr;
+  int64_t stride = 0;
+  bool low = false;  // bf16
+
+  explicit operator bool() const { return data != nullptr; }
+  void* operator[](int64_t row) const { return static_cast<char*>(data) + row * stride * (low ? 2 : 4); }
+};
+
+// The Python side hands over contiguous tensors, and (B, d) views with rows any distance apart.
+static inline Rows rows(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "wbdit: fp32 or bf16 expected");
+  return {t.mutable_data_ptr(), t.dim() == 2 ? t.stride(0) : t.size(-1), type == ScalarType::BFloat16};
+}
+
+static inline Rows rows(const MaybeTensor& t) { return t ? rows(*t) : Rows{}; }
+
+// Instruction sets that kernels are compiled for, lowest first.
+enum class Level { baseline, avx2, avx512, avx512_bf16, amx };
+
+// The highest level this processor has, or the one that WBDIT_CPU names if that is lower (processor.cpp).
+Level processor_level();
+
+}  // namespace wbdit

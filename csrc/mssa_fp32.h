@@ -1,0 +1,7 @@
+// The fp32 kernel of mssa. Included once for each instruction set.
+
+#include "simd.h"
+
+#include "mssa_tile_f32.h"
+
+#include "mssa_kernel.h"

@@ -1,0 +1,277 @@
+// Attention of one head of one sample. Included once for each instruction set and each Product.
+//
+// Every product is rows times columns through Product::tile. `Packed` holds an operand (tokens, p) in the three layouts
+// that takes: its rows; its transpose, tokens side by side; and, where an element is a pair, its pairs of rows.
+
+using Element = Product::Element;
+
+constexpr int64_t tile_width = Product::tile_vectors * VL;
+constexpr int64_t block_rows = 32;    // rows of scores at a time: together with one panel they stay in L1
+constexpr int64_t block_columns = 256;
+
+static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+struct Shape {
+  int64_t tokens, p;        // numbers
+  int64_t rows;             // tokens, filled up to whole tiles and vectors
+  int64_t inner;            // elements along p
+  int64_t row_stride;       // elements; the odd vector keeps rows off one another's cache sets
+  int64_t column_stride;
+  int64_t value_stride;
+
+  Shape(int64_t tokens, int64_t p)
+      : tokens(tokens),
+        p(p),
+        rows(round_up(tokens, std::max({VL, Product::tile_rows, Product::per_element * Product::inner_multiple}))),
+        inner(round_up((p + Product::per_element - 1) / Product::per_element, Product::inner_multiple)),
+        row_stride(round_up(inner, VL) + VL),
+        column_stride(rows + VL),
+        value_stride(round_up(p, VL) + VL) {}
+
+  int64_t floats_for_operand() const {
+    return rows * row_stride + round_up(inner, VL) * column_stride + rows / Product::per_element * value_stride;
+  }
+};
+
+struct Packed {
+  Element *rows, *columns, *values;
+};
+
+// Memory that one thread hands out piece by piece.
+struct Arena {
+  float* next;
+
+  float* floats(int64_t n) {
+    float* piece = next;
+    next += round_up(n, 16);
+    return piece;
+  }
+  Element* elements(int64_t n) { return reinterpret_cast<Element*>(floats(n)); }
+};
+
+static void copy_row(const float* from, float* to, int64_t p) { std::copy_n(from, p, to); }
+static void copy_row(const bf16* from, uint32_t* to, int64_t p) { std::memcpy(to, from, p * 2); }
+static void copy_row(const bf16* from, float* to, int64_t p) {
+#pragma omp simd
+  for (int64_t i = 0; i < p; ++i) to[i] = to_float(from[i]);
+}
+
+// Lay out an operand whose rows lie `stride` apart.
+template <class T>
+static Packed pack(const T* from, int64_t stride, const Shape& s, Arena& arena) {
+  Packed packed{arena.elements(s.rows * s.row_stride), arena.elements(round_up(s.inner, VL) * s.column_stride),
+                nullptr};
+  std::memset(packed.rows, 0, s.rows * s.row_stride * 4);
+  for (int64_t n = 0; n < s.tokens; ++n) copy_row(from + n * stride, packed.rows + n * s.row_stride, s.p);
+  for (int64_t k = 0; k < s.inner; k += VL)
+    for (int64_t n = 0; n < s.rows; n += VL) {
+      V block[VL];
+      for (int i = 0; i < VL; ++i) std::memcpy(&block[i], packed.rows + (n + i) * s.row_stride + k, sizeof(V));
+      transpose(block);
+      for (int i = 0; i < VL; ++i) std::memcpy(packed.columns + (k + i) * s.column_stride + n, &block[i], sizeof(V));
+    }
+  if constexpr (Product::per_element == 1) {
+    packed.values = packed.rows;
+  } else {
+    packed.values = arena.elements(s.rows / 2 * s.value_stride);
+    for (int64_t n = 0; n < s.rows; n += 2) {
+      const uint16_t* __restrict even = reinterpret_cast<const uint16_t*>(packed.rows + n * s.row_stride);
+      const uint16_t* __restrict odd = reinterpret_cast<const uint16_t*>(packed.rows + (n + 1) * s.row_stride);
+      uint32_t* __restrict pairs = packed.values + n / 2 * s.value_stride;
+      const int64_t width = round_up(s.p, VL);  // within a row's 2 * row_stride numbers
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) pairs[i] = even[i] | static_cast<uint32_t>(odd[i]) << 16;
+    }
+  }
+  return packed;
+}
+
+static int64_t stride_of_values(const Shape& s) { return Product::per_element == 1 ? s.row_stride : s.value_stride; }
+
+// c (rows, width) = or += a (rows, inner) b (inner, width), `width` a multiple of VL, `rows` of the tile's.
+template <bool add>
+static void multiply(const Element* a, int64_t lda, const Element* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
+                     int64_t width, int64_t inner) {
+  for (int64_t n = 0; n < width; n += tile_width)
+    for (int64_t m = 0; m < rows; m += Product::tile_rows) {
+      const Element* left = a + m * lda;
+      const Element* right = b + n;
+      float* to = c + m * ldc + n;
+      const int64_t vectors = (width - n) / VL;
+      if (vectors >= Product::tile_vectors)
+        Product::tile<Product::tile_vectors, add>(left, lda, right, ldb, to, ldc, inner);
+      else if (vectors == 2)
+        Product::tile<2, add>(left, lda, right, ldb, to, ldc, inner);
+      else
+        Product::tile<1, add>(left, lda, right, ldb, to, ldc, inner);
+    }
+}
+
+// Write VL weights at column j of a row that will be a left operand.
+static inline void store_weights(float* row, int64_t j, V v) { store(row + j, v); }
+static inline void store_weights(uint32_t* row, int64_t j, V v) {
+  uint16_t low[VL];
+#pragma omp simd
+  for (int i = 0; i < VL; ++i) low[i] = from_float<bf16>(v[i]).bits;
+  std::memcpy(reinterpret_cast<uint16_t*>(row) + j, low, sizeof low);
+}
+
+// Zero weights for the columns [from, to) that fill up the tile.
+static void clear_weights(float* row, int64_t from, int64_t to) { std::fill(row + from, row + to, 0.f); }
+static void clear_weights(uint32_t* row, int64_t from, int64_t to) { std::fill(row + from / 2, row + to / 2, 0u); }
+
+// 1 for the columns that are tokens, 0 for those that fill up the last vector.
+static V is_token(int64_t column, int64_t tokens) {
+  V v;
+  for (int i = 0; i < VL; ++i) v[i] = column + i < tokens ? 1.f : 0.f;
+  return v;
+}
+
+template <class T>
+static void write_row(const float* __restrict from, float factor, T* __restrict to, int64_t p) {
+#pragma omp simd
+  for (int64_t i = 0; i < p; ++i) to[i] = from_float<T>(from[i] * factor);
+}
+
+// c (rows, width) = a b, or c += a b
+static void multiply(bool add, const Element* a, int64_t lda, const Element* b, int64_t ldb, float* c, int64_t ldc,
+                     int64_t rows, int64_t width, int64_t inner) {
+  add ? multiply<true>(a, lda, b, ldb, c, ldc, rows, width, inner)
+      : multiply<false>(a, lda, b, ldb, c, ldc, rows, width, inner);
+}
+
+// One row of a block of scores: weights 2^(c s - top), and the running top and sum (Milakov and Gimelshein 2018).
+// `last` is 1 for the tokens of the last vector and 0 for what fills it up. Returns what the sums so far are scaled by.
+static float soften(const float* scores, Element* weights, int64_t width, V last, float c, float& top, float& total) {
+  // what fills up scores 0, and every token's score with itself is at least that
+  V most = load(scores);
+  for (int64_t j = VL; j < width; j += VL) most = max(most, load(scores + j));
+  const float higher = std::max(top, c * largest(most));
+  const float kept = std::exp2(top - higher);
+  V parts = V{};
+  for (int64_t j = 0; j < width - VL; j += VL) {
+    const V weight = exp2(c * load(scores + j) - higher);
+    parts += weight;
+    store_weights(weights, j, weight);
+  }
+  const V weight = exp2(c * load(scores + width - VL) - higher) * last;
+  store_weights(weights, width - VL, weight);
+  total = total * kept + sum(parts + weight);
+  top = higher;
+  return kept;
+}
+
+template <class T>
+static int64_t forward_floats(const Head& head) {
+  const Shape s(head.tokens, head.p);
+  return s.floats_for_operand() + block_rows * (2 * (block_columns + VL) + s.value_stride) + 256;
+}
+
+template <class T>
+static void forward(const T* w, T* out, float* lse, const Head& head, float* memory) {
+  const Shape s(head.tokens, head.p);
+  Arena arena{memory};
+  const Packed u = pack(w, head.stride, s, arena);
+  const int64_t lds = block_columns + VL, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
+  float* scores = arena.floats(block_rows * lds);
+  Element* weights;
+  if constexpr (Product::per_element == 1)
+    weights = scores;  // in place: less of L1
+  else
+    weights = arena.elements(block_rows * lds);
+  float* sums = arena.floats(block_rows * ldo);
+  Product::begin();
+  const float c = 1.4426950408889634f / std::sqrt(static_cast<float>(s.p));  // softmax in base 2
+  for (int64_t i0 = 0; i0 < s.tokens; i0 += block_rows) {
+    float top[block_rows], total[block_rows];
+    std::fill_n(top, block_rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(total, block_rows, 0.f);
+    const int64_t rows = std::min(block_rows, s.tokens - i0);
+    const int64_t tiled = round_up(rows, Product::tile_rows);
+    for (int64_t j0 = 0; j0 < s.tokens; j0 += block_columns) {
+      const int64_t width = std::min(block_columns, s.rows - j0);
+      const int64_t live = std::min(width, round_up(s.tokens - j0, VL));
+      const V last = is_token(j0 + live - VL, s.tokens);
+      multiply<false>(u.rows + i0 * s.row_stride, s.row_stride, u.columns + j0, s.column_stride, scores, lds, tiled,
+                      width, s.inner);
+      for (int64_t i = 0; i < tiled; ++i) {
+        const float kept = soften(scores + i * lds, weights + i * lds, live, last, c, top[i], total[i]);
+        clear_weights(weights + i * lds, live, width);
+        if (j0 > 0)
+          for (int64_t k = 0; k < width_p; k += VL) store(sums + i * ldo + k, kept * load(sums + i * ldo + k));
+      }
+      multiply(j0 > 0, weights, lds, u.values + j0 / Product::per_element * ldv, ldv, sums, ldo, tiled, width_p,
+               width / Product::per_element);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      write_row(sums + i * ldo, 1 / total[i], out + (i0 + i) * head.stride, s.p);
+      lse[i0 + i] = (top[i] + std::log2(total[i])) * 0.6931471805599453f;
+    }
+  }
+  Product::end();
+}
+
+template <class T>
+static int64_t backward_floats(const Head& head) {
+  const Shape s(head.tokens, head.p);
+  return 2 * s.floats_for_operand() + 2 * (s.rows + 16) +
+         block_rows * (5 * (block_columns + VL) + s.value_stride) + 256;
+}
+
+// The scores are symmetric, so row i of the transposed weights, exp(s_ij - lse_j), needs nothing but row i of the
+// scores: all of dw_i is the work of row i, and no sum crosses from one row to another.
+template <class T>
+static void backward(const T* dout, const T* w, const T* out, const float* lse, T* dw, const Head& head,
+                     float* memory) {
+  const Shape s(head.tokens, head.p);
+  Arena arena{memory};
+  const Packed u = pack(w, head.stride, s, arena), g = pack(dout, head.stride, s, arena);
+  float *log_sum = arena.floats(s.rows), *delta = arena.floats(s.rows);  // lse in base 2; sum of dout * out
+  std::fill_n(log_sum, s.rows, std::numeric_limits<float>::infinity());  // weights of no token are 0
+  std::fill_n(delta, s.rows, 0.f);
+  for (int64_t n = 0; n < s.tokens; ++n) {
+    log_sum[n] = lse[n] * 1.4426950408889634f;
+    const T *a = dout + n * head.stride, *b = out + n * head.stride;
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < s.p; ++i) total += to_float(a[i]) * to_float(b[i]);
+    delta[n] = total;
+  }
+  const int64_t ld = block_columns + VL, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
+  float *scores = arena.floats(block_rows * ld), *gu = arena.floats(block_rows * ld), *ug = arena.floats(block_rows * ld);
+  Element *turned = arena.elements(block_rows * ld), *slopes = arena.elements(block_rows * ld);
+  float* sums = arena.floats(block_rows * ldo);
+  Product::begin();
+  const float root = 1 / std::sqrt(static_cast<float>(s.p)), c = 1.4426950408889634f * root;
+  for (int64_t i0 = 0; i0 < s.tokens; i0 += block_rows) {
+    const int64_t rows = std::min(block_rows, s.tokens - i0), tiled = round_up(rows, Product::tile_rows);
+    for (int64_t j0 = 0; j0 < s.tokens; j0 += block_columns) {
+      const int64_t width = std::min(block_columns, s.rows - j0);
+      const Element *ui = u.rows + i0 * s.row_stride, *gi = g.rows + i0 * s.row_stride;
+      const int64_t live = std::min(width, round_up(s.tokens - j0, VL));
+      const V last = is_token(j0 + live - VL, s.tokens);
+      multiply<false>(ui, s.row_stride, u.columns + j0, s.column_stride, scores, ld, tiled, width, s.inner);
+      multiply<false>(gi, s.row_stride, u.columns + j0, s.column_stride, gu, ld, tiled, width, s.inner);
+      multiply<false>(ui, s.row_stride, g.columns + j0, s.column_stride, ug, ld, tiled, width, s.inner);
+      for (int64_t i = 0; i < tiled; ++i) {
+        for (int64_t j = 0; j < live; j += VL) {
+          const V score = c * load(scores + i * ld + j);
+          V weight = exp2(score - log_sum[i0 + i]);
+          if (j == live - VL) weight *= last;
+          const V across = exp2(score - load(log_sum + j0 + j));
+          const V slope = weight * (load(gu + i * ld + j) - delta[i0 + i]) +
+                          across * (load(ug + i * ld + j) - load(delta + j0 + j));
+          store_weights(turned + i * ld, j, across);
+          store_weights(slopes + i * ld, j, root * slope);
+        }
+        clear_weights(turned + i * ld, live, width);
+        clear_weights(slopes + i * ld, live, width);
+      }
+      const int64_t value = j0 / Product::per_element * ldv, inner = width / Product::per_element;
+      multiply(j0 > 0, turned, ld, g.values + value, ldv, sums, ldo, tiled, width_p, inner);
+      multiply<true>(slopes, ld, u.values + value, ldv, sums, ldo, tiled, width_p, inner);
+    }
+    for (int64_t i = 0; i < rows; ++i) write_row(sums + i * ldo, 1.f, dw + (i0 + i) * head.stride, s.p);
+  }
+  Product::end();
+}

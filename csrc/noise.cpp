@@ -1,0 +1,91 @@
+// normal, noising and sampler_step: the noise schedule's updates, with noise that depends on its address alone.
+//
+// A sampler's step reads x and the model's output and writes x': 12 bytes a value in fp32, with no noise in memory.
+
+#include "common.h"
+
+namespace wbdit {
+
+// Where a draw stands in the stream: the key is the seed, the counter (position / 4, sample, step).
+struct Address {
+  uint32_t key_low, key_high, step;
+
+  Address(int64_t seed, int64_t step)
+      : key_low(static_cast<uint32_t>(seed)),
+        key_high(static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)),
+        step(static_cast<uint32_t>(step)) {}
+};
+
+struct Step {
+  Rows x, out, previous, earlier, noise, to;
+  const int64_t* samples;
+  Address at;
+  int64_t length;
+  float a, b, c, d, e, clamp_min;
+};
+
+}  // namespace wbdit
+
+#define KERNEL "noise_kernel.h"
+#include "foreach_target.h"
+
+namespace wbdit {
+namespace {
+
+// A tensor (B, ...) as B rows, one a sample.
+Rows samples_of(const Tensor& t) {
+  Rows r = rows(t);
+  r.stride = t.size(0) ? t.numel() / t.size(0) : 0;
+  return r;
+}
+
+Rows samples_of(const MaybeTensor& t) { return t ? samples_of(*t) : Rows{}; }
+
+template <class Run>
+void each_sample(int64_t count, int64_t length, Run&& run) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, 16384 / (length + 1)), [&](int64_t first, int64_t last) {
+    std::unique_ptr<float[]> scratch(new float[3 * length]);
+    for (int64_t row = first; row < last; ++row) run(row, scratch.get());
+  });
+}
+
+void normal(Tensor samples, Tensor out, int64_t seed, int64_t step) {
+  const int64_t length = out.size(1);
+  const Address at(seed, step);
+  const int64_t* sample = static_cast<const int64_t*>(samples.const_data_ptr());
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  each_sample(out.size(0), length, [&](int64_t row, float*) {
+    ON_LEVEL(normal_row(at, sample[row], to + row * length, length));
+  });
+}
+
+void sampler_step(Tensor x, Tensor out, MaybeTensor previous, MaybeTensor earlier, MaybeTensor noise,
+                  MaybeTensor samples, Tensor new_x, double a, double b, double c, double d, double e,
+                  double clamp_min, int64_t seed, int64_t step) {
+  const int64_t batch = x.size(0), length = batch ? x.numel() / batch : 0;
+  const auto f = [](double v) { return static_cast<float>(v); };
+  const Step s{samples_of(x), samples_of(out), samples_of(previous), samples_of(earlier), samples_of(noise),
+               samples_of(new_x), samples ? static_cast<const int64_t*>(samples->const_data_ptr()) : nullptr,
+               Address(seed, step), length, f(a), f(b), f(c), f(d), f(e), f(clamp_min)};
+  each_sample(batch, length, [&](int64_t row, float* scratch) { ON_LEVEL(step_row(s, row, scratch)); });
+}
+
+void noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor xt) {
+  const int64_t batch = x0.size(0), length = batch ? x0.numel() / batch : 0;
+  const Rows a = samples_of(x0), b = samples_of(noise), to = samples_of(xt);
+  const float *signal = static_cast<const float*>(alpha.const_data_ptr()),
+              *spread = static_cast<const float*>(sigma.const_data_ptr());
+  each_sample(batch, length, [&](int64_t row, float* scratch) {
+    ON_LEVEL(noising_row(a, b, to, signal[row], spread[row], row, length, scratch));
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
+  m.impl("normal", TORCH_BOX(&normal));
+  m.impl("sampler_step", TORCH_BOX(&sampler_step));
+  m.impl("noising", TORCH_BOX(&noising));
+}
+
+}  // namespace wbdit

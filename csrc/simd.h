@@ -1,0 +1,70 @@
+// Vectors of VL floats. Included once for each instruction set.
+
+typedef float V __attribute__((vector_size(VL * 4)));
+typedef int32_t I __attribute__((vector_size(VL * 4)));
+
+static inline V load(const float* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+static inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+static inline V set1(float v) { return V{} + v; }
+
+static inline V max(V a, V b) { return a > b ? a : b; }
+
+// Fold a vector in halves: lane i takes lane i ^ stage.
+template <int stage, int... lane>
+static inline V partner(V v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, v, (lane ^ stage)...);
+}
+
+template <int stage = VL / 2>
+static inline float sum(V v) {
+  v += partner<stage>(v, std::make_integer_sequence<int, VL>{});
+  if constexpr (stage > 1)
+    return sum<stage / 2>(v);
+  else
+    return v[0];
+}
+
+template <int stage = VL / 2>
+static inline float largest(V v) {
+  v = max(v, partner<stage>(v, std::make_integer_sequence<int, VL>{}));
+  if constexpr (stage > 1)
+    return largest<stage / 2>(v);
+  else
+    return v[0];
+}
+
+// 2^x for x <= 127, at least 2^-126: the whole part goes into the exponent's bits, the rest, within 1/2 of zero, into a
+// polynomial fitted here for the least relative error, 7.5e-8 at most.
+static inline V exp2(V x) {
+  const V magic = set1(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, kept in the low bits
+  x = max(x, set1(-126.f));
+  const V whole = x + magic;
+  const V f = x - (whole - magic);
+  V y = f * 1.32764715e-3f + 9.67554133e-3f;
+  y = y * f + 5.55071327e-2f;
+  y = y * f + 2.40221197e-1f;
+  y = y * f + 6.93146967e-1f;
+  y = y * f + 1.00000007f;
+  return y * std::bit_cast<V>((std::bit_cast<I>(whole) + (127 - 0x4B400000)) << 23);
+}
+
+// Transpose VL x VL numbers of 32 bits held in rows: at each stage blocks off the diagonal change places.
+template <int stage, int... lane>
+static inline void swap_blocks(V& a, V& b, std::integer_sequence<int, lane...>) {
+  const V c = __builtin_shufflevector(a, b, (lane & stage ? VL + lane - stage : lane)...);
+  b = __builtin_shufflevector(a, b, (lane & stage ? VL + lane : lane + stage)...);
+  a = c;
+}
+
+template <int stage = VL / 2>
+static inline void transpose(V* row) {
+  for (int i = 0; i < VL; ++i)
+    if (!(i & stage)) swap_blocks<stage>(row[i], row[i + stage], std::make_integer_sequence<int, VL>{});
+  if constexpr (stage > 1) transpose<stage / 2>(row);
+}

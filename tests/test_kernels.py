@@ -1,0 +1,245 @@
+"""The C++ kernels against the reference in fp64: forward and every gradient, fp32 and bf16, ragged shapes.
+
+The tolerances are relative errors of whole tensors; conftest fills fresh memory with NaN, so a number that a kernel did
+not write cannot pass. ``make test-sanitized`` runs this file with every read and write checked.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import relative_error
+
+from wbdit import ops
+from wbdit.ops import build, cpu, reference
+
+pytestmark = pytest.mark.skipif(not build.available(), reason="the kernels cannot be built here")
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+# (samples, tokens, width): ones, primes, less and more than a vector, a tile and a part of a sum
+SHAPES = pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (3, 33, 48), (2, 130, 65), (1, 5, 256)], ids=str)
+HEADS = pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width"),
+    [(1, 1, 1, 1), (2, 3, 2, 5), (2, 17, 3, 16), (1, 33, 2, 96), (2, 64, 1, 128), (1, 300, 2, 20), (1, 513, 1, 33)],
+    ids=str,
+)
+
+
+def rand(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def check(function, inputs, tolerance, seed=100):
+    """Compare outputs and gradients of `function` with those of its reference in fp64 at the same inputs."""
+    low = [t.detach().requires_grad_() for t in inputs]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    out, expected = _tuple(function(*low)), _tuple(function(*wide))
+    cotangents = [rand(*o.shape, dtype=o.dtype, seed=seed + i) for i, o in enumerate(out)]
+    grads = torch.autograd.grad(out, low, cotangents)
+    wanted = torch.autograd.grad(expected, wide, [c.double() for c in cotangents])
+    for value, right in zip((*out, *grads), (*expected, *wanted), strict=True):
+        value, right = value.detach().double(), right.detach()
+        assert value.isfinite().all()
+        assert (value - right).norm() <= tolerance * max(right.norm(), 1e-3)
+
+
+def _tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def modulation(batch, d, parts, dtype):
+    """Return slices of one table, as the model has them: rows that are not dense."""
+    return (0.5 * rand(batch, parts * d, dtype=dtype, seed=5)).chunk(parts, dim=1)
+
+
+# agreement
+
+
+@DTYPES
+@SHAPES
+def test_adaln(shape, dtype):
+    batch, _, d = shape
+    check(ops.adaln, [rand(*shape, dtype=dtype), *modulation(batch, d, 2, dtype)], TOLERANCE[dtype])
+
+
+@DTYPES
+@SHAPES
+def test_gated_adaln(shape, dtype):
+    """The residual stream stays fp32 while what is added to it is of the product's type."""
+    batch, _, d = shape
+    inputs = [rand(*shape), rand(*shape, dtype=dtype, seed=1), *modulation(batch, d, 3, dtype)]
+    check(ops.gated_adaln, inputs, TOLERANCE[dtype])
+
+
+@DTYPES
+@SHAPES
+def test_ista_adaln(shape, dtype):
+    batch, _, d = shape
+    z, folded = off_the_kink(shape, dtype)
+    check(ops.ista_adaln, [rand(*shape), z, folded, *modulation(batch, d, 3, dtype)], TOLERANCE[dtype])
+
+
+@DTYPES
+@SHAPES
+def test_ista(shape, dtype):
+    check(ops.ista, off_the_kink(shape, dtype), TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("d", [1, 7, 48, 100])
+def test_fold(d, dtype):
+    check(ops.fold, [rand(d, d, dtype=dtype) / d**0.5], TOLERANCE[dtype])
+
+
+@DTYPES
+@HEADS
+def test_mssa(batch, tokens, heads, width, dtype):
+    w = rand(batch, tokens, heads * width, dtype=dtype) * width**-0.25
+    check(lambda w: ops.mssa(w, heads), [w], TOLERANCE[dtype])
+
+
+def test_mssa_of_large_scores():
+    """Scores of 2,500, which fp32 itself holds to some 1e-4 only, and rows without weight outside a few tokens."""
+    w = 100 * torch.nn.functional.one_hot(torch.arange(40) % 16, 16)[None].float() + 0.01 * rand(1, 40, 16)
+    check(lambda w: ops.mssa(w, 1), [w], 1e-3)
+
+
+def off_the_kink(shape, dtype, eta=0.1, lam=0.1, band=1e-2):
+    """Return z and F such that no value lies within a band round the threshold, where the mask may differ."""
+    d = shape[-1]
+    z, folded = rand(*shape, dtype=dtype), (rand(d, d, seed=2) / d**0.5).to(dtype)
+    for _ in range(20):
+        value = z.double() + eta * (z.double() @ folded.double()) - eta * lam
+        z = torch.where(value.abs() < band, (z.double() + 3 * band * value.sign()).to(dtype), z)
+    return z, folded
+
+
+@DTYPES
+def test_band_round_the_threshold(dtype):
+    """Two tiers: within a narrow band round the kink the mask may differ from fp64, everywhere else it may not."""
+    z, folded = rand(4, 50, 64, dtype=dtype), (rand(64, 64, seed=2) / 8).to(dtype)
+    value = z.double() + 0.1 * (z.double() @ folded.double()) - 0.01
+    x, zero = torch.zeros(4, 50, 64), torch.zeros(4, 64, dtype=dtype)
+    for mask in (
+        ops.ista(z, folded) > 0,
+        ops.ista_adaln(x, z, folded, zero + 1, zero, zero)[0] > 0,
+    ):
+        differs = mask != (value > 0)
+        assert not differs[value.abs() > {torch.float32: 1e-6, torch.bfloat16: 5e-3}[dtype]].any()
+        assert 0.2 < mask.double().mean() < 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_one_modulation_for_all(dtype):
+    """A row expanded over the batch, as in sampling, is read where it lies."""
+    shift, scale = (0.5 * rand(1, 20, dtype=dtype, seed=i).expand(3, -1) for i in (1, 2))
+    x = rand(3, 6, 20)
+    assert relative_error(ops.adaln(x, shift, scale), reference.adaln(x, shift, scale, 1e-6)) < 1e-6
+
+
+def test_adaln_into_the_products_type():
+    x, shift, scale = rand(2, 5, 24), rand(2, 24), rand(2, 24, seed=9)
+    z = ops.adaln(x, shift, scale, dtype=torch.bfloat16)
+    assert z.dtype == torch.bfloat16
+    assert relative_error(z, ops.adaln(x, shift, scale)) < 5e-3
+
+
+def test_inputs_are_left_alone_and_may_have_gaps():
+    x, out = rand(2, 6, 40)[..., ::2], rand(2, 6, 20, seed=3).transpose(0, 1).contiguous().transpose(0, 1)
+    kept = x.clone(), out.clone()
+    gate, shift, scale = (rand(20, 2, seed=i).T for i in (1, 2, 3))
+    x_new, z_new = ops.gated_adaln(x, out, gate, shift, scale)
+    expected = reference.gated_adaln(x, out, gate, shift, scale, 1e-6)
+    assert relative_error(x_new, expected[0]) < 1e-6
+    assert relative_error(z_new, expected[1]) < 1e-6
+    assert torch.equal(x, kept[0])
+    assert torch.equal(out, kept[1])
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 8), (2, 0, 8)], ids=str)
+def test_nothing_to_do(shape):
+    x, m = torch.randn(shape), torch.randn(shape[0], 8)
+    assert ops.adaln(x, m, m).shape == shape
+    assert ops.mssa(x, 2).shape == shape
+    assert ops.ista_adaln(x, x, torch.randn(8, 8), m, m, m)[0].shape == shape
+
+
+def test_other_types_take_the_reference():
+    w = rand(1, 5, 8).half()
+    assert torch.equal(ops.mssa(w, 2), reference.mssa(w, 2)[0])
+
+
+# the noise schedule's updates
+
+
+def test_noise_is_the_references():
+    samples = torch.tensor([0, 1, 5, 2**33 + 7, 64])
+    for length in (1, 3, 255, 256, 1001):
+        z = ops.normal(2**62 + 12345, samples, 7, length)
+        torch.testing.assert_close(z, reference.normal(2**62 + 12345, samples, 7, length), rtol=1e-5, atol=2e-6)
+
+
+@DTYPES
+def test_noising(dtype):
+    x0, noise, alpha, sigma = rand(3, 1, 37, dtype=dtype), rand(3, 1, 37, dtype=dtype, seed=1), rand(3), rand(3, seed=1)
+    check(lambda x, n: ops.noising(x, n, alpha.to(x), sigma.to(x)), [x0, noise], TOLERANCE[dtype])
+
+
+@DTYPES
+def test_sampler_step(dtype):
+    terms = [rand(3, 2, 301, dtype=dtype, seed=i) for i in range(5)]
+    factors = {"a": 1.5, "b": -0.5, "c": 0.25, "d": 2.0, "e": 0.1}
+    check(lambda *t: ops.sampler_step(*t, **factors), terms, TOLERANCE[dtype])
+    clamped = ops.sampler_step(*terms, **factors, clamp_min=0.25)
+    assert clamped.min() == 0.25
+
+
+def test_sampler_step_draws_its_noise():
+    """The noise drawn inside is the noise written out, whatever the batching."""
+    x, out, samples = rand(4, 1, 301), rand(4, 1, 301, seed=1), torch.arange(4)
+    drawn = ops.sampler_step(x, out, a=1.5, b=-0.5, e=0.3, samples=samples, seed=11, step=3)
+    noise = reference.normal(11, samples, 3, 301).view(4, 1, 301)
+    torch.testing.assert_close(drawn, 1.5 * x - 0.5 * out + 0.3 * noise, rtol=1e-5, atol=1e-6)
+    alone = ops.sampler_step(x[2:3], out[2:3], a=1.5, b=-0.5, e=0.3, samples=samples[2:3], seed=11, step=3)
+    assert torch.equal(alone, drawn[2:3])
+
+
+def test_a_nan_is_not_hidden():
+    x = torch.full((1, 4), torch.nan)
+    assert ops.sampler_step(x, x, a=1.0, b=1.0, clamp_min=0.0).isnan().all()
+    assert ops.adaln(x[None], x, x).isnan().all()
+
+
+def test_sums_do_not_depend_on_the_threads():
+    w, dout, many = rand(2, 70, 64), rand(2, 70, 64, seed=1), torch.get_num_threads()
+    x, m = rand(3, 150, 32).requires_grad_(), rand(3, 32).requires_grad_()
+    results = []
+    for threads in (1, max(2, many)):
+        torch.set_num_threads(threads)
+        out, lse = torch.ops.wbdit.mssa(w, 4)
+        dw = torch.ops.wbdit.mssa_backward(dout, w, out, lse, 4)
+        grads = torch.autograd.grad(ops.adaln(x, m, m).square().sum(), (x, m))
+        results.append((out, dw, *grads))
+    torch.set_num_threads(many)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# instruction sets
+
+
+@pytest.mark.parametrize("level", cpu.LEVELS)
+def test_every_instruction_set(level):
+    """The agreement tests again with the kernels held to lower levels, each in a process of its own."""
+    if "WBDIT_CPU" in os.environ:
+        pytest.skip("this is such a process")
+    if cpu.LEVELS.index(level) > cpu.LEVELS.index(cpu.processor_level()):
+        pytest.skip("this processor does not have it")
+    said = f"import pytest, wbdit.ops.cpu as c; assert c.processor_level() == {level!r}; "
+    run = f"raise SystemExit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', {__file__!r}]))"
+    environment = {**os.environ, "WBDIT_CPU": level}
+    done = subprocess.run([sys.executable, "-c", said + run], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
