@@ -7,15 +7,16 @@
 
 namespace wbdit {
 
-// What stands before the normalisation: nothing (no out), gate * out, or gate * relu(z + eta * out - eta * lam) (with z).
+// What stands before the normalisation: nothing (no out), gate * (out + bias), or, with z and no bias,
+// gate * relu(z + eta * out - eta * lam).
 struct Forward {
-  Rows x, out, z, gate, shift, scale, x_new, z_new;
+  Rows x, out, bias, z, gate, shift, scale, x_new, z_new;
   int64_t tokens, d;
   float eta, lam, eps;
 };
 
 struct Backward {
-  Rows dz_new, dx_new, x_new, out, z, gate, scale, dx, dout;
+  Rows dz_new, dx_new, x_new, out, bias, z, gate, scale, dx, dout;
   int64_t tokens, d;
   float eta, lam, eps;
 };
@@ -28,30 +29,35 @@ struct Backward {
 namespace wbdit {
 namespace {
 
+constexpr int sum_rows = 4;  // gradients of shift, scale, gate and bias
 constexpr int64_t rows_a_task = 64;  // a sum's order is a function of the shape alone, whatever the threads
 
-void residual_adaln(Tensor x, MaybeTensor out, MaybeTensor z, MaybeTensor gate, Tensor shift, Tensor scale,
-                    MaybeTensor x_new, Tensor z_new, double eta, double lam, double eps) {
+void residual_adaln(Tensor x, MaybeTensor out, MaybeTensor bias, MaybeTensor z, MaybeTensor gate, Tensor shift,
+                    Tensor scale, MaybeTensor x_new, Tensor z_new, double eta, double lam, double eps) {
   const int64_t batch = x.size(0), tokens = x.size(1), d = x.size(2);
-  const Forward f{rows(x),     rows(out), rows(z), rows(gate),
-                  rows(shift), rows(scale), rows(x_new), rows(z_new),
-                  tokens,      d, static_cast<float>(eta), static_cast<float>(lam), static_cast<float>(eps)};
+  const Forward f{rows(x),     rows(out),   rows(bias),  rows(z),     rows(gate),
+                  rows(shift), rows(scale), rows(x_new), rows(z_new), tokens,
+                  d,           static_cast<float>(eta), static_cast<float>(lam), static_cast<float>(eps)};
+  for (const Rows& t : {f.out, f.z}) STD_TORCH_CHECK(!t || t.low == f.z_new.low, "wbdit: out, z and z' differ in type");
   const int64_t parts = (tokens + rows_a_task - 1) / rows_a_task;
   const int64_t grain = std::max<int64_t>(1, 32768 / (d * std::min(tokens, rows_a_task) + 1));
   torch::stable::parallel_for(0, batch * parts, grain, [&](int64_t first, int64_t last) {
-    std::unique_ptr<float[]> scratch(new float[8 * d]);
+    Scratch scratch(6, d);
     for (int64_t task = first; task < last; ++task) {
       const int64_t begin = task % parts * rows_a_task, end = std::min(tokens, begin + rows_a_task);
-      ON_LEVEL(forward(f, task / parts, begin, end, scratch.get()));
+      if (f.z_new.low)
+        ON_LEVEL(forward<bf16>(f, task / parts, begin, end, scratch));
+      else
+        ON_LEVEL(forward<float>(f, task / parts, begin, end, scratch));
     }
   });
 }
 
-// Sum the tasks' parts of sample b and write them in the type of the gradient.
+// Sum the tasks' parts of sample b, in their order, and write them in the type of the gradient.
 void gather(const float* sums, int64_t parts, int64_t d, const Rows& to, int64_t b) {
   for (int64_t i = 0; i < d; ++i) {
     float sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += sums[(b * parts + part) * 3 * d + i];
+    for (int64_t part = 0; part < parts; ++part) sum += sums[(b * parts + part) * sum_rows * d + i];
     if (to.low)
       static_cast<bf16*>(to[b])[i] = from_float<bf16>(sum);
     else
@@ -59,28 +65,35 @@ void gather(const float* sums, int64_t parts, int64_t d, const Rows& to, int64_t
   }
 }
 
-void residual_adaln_backward(Tensor dz_new, MaybeTensor dx_new, Tensor x_new, MaybeTensor out, MaybeTensor z,
-                             MaybeTensor gate, Tensor scale, Tensor dx, MaybeTensor dout, MaybeTensor dgate,
-                             Tensor dshift, Tensor dscale, double eta, double lam, double eps) {
+void residual_adaln_backward(Tensor dz_new, MaybeTensor dx_new, Tensor x_new, MaybeTensor out, MaybeTensor bias,
+                             MaybeTensor z, MaybeTensor gate, Tensor scale, Tensor dx, MaybeTensor dout,
+                             MaybeTensor dgate, Tensor dshift, Tensor dscale, MaybeTensor dbias, double eta, double lam, double eps) {
   const int64_t batch = x_new.size(0), tokens = x_new.size(1), d = x_new.size(2);
-  const Backward f{rows(dz_new), rows(dx_new), rows(x_new), rows(out), rows(z), rows(gate), rows(scale), rows(dx),
-                   rows(dout),   tokens,       d, static_cast<float>(eta), static_cast<float>(lam),
+  const Backward f{rows(dz_new), rows(dx_new), rows(x_new), rows(out), rows(bias), rows(z), rows(gate), rows(scale),
+                   rows(dx), rows(dout), tokens, d, static_cast<float>(eta), static_cast<float>(lam),
                    static_cast<float>(eps)};
+  for (const Rows& t : {f.out, f.z, f.dout})
+    STD_TORCH_CHECK(!t || t.low == f.dz_new.low, "wbdit: dz', out, z and dout differ in type");
   const int64_t parts = (tokens + rows_a_task - 1) / rows_a_task;
   const int64_t grain = std::max<int64_t>(1, 16384 / (d * std::min(tokens, rows_a_task) + 1));
-  std::unique_ptr<float[]> sums(new float[batch * parts * 3 * d]());
+  std::vector<float> sums(batch * parts * sum_rows * d);
   torch::stable::parallel_for(0, batch * parts, grain, [&](int64_t first, int64_t last) {
-    std::unique_ptr<float[]> scratch(new float[7 * d]);
+    Scratch scratch(7, d), sum(sum_rows, d);
     for (int64_t task = first; task < last; ++task) {
       const int64_t begin = task % parts * rows_a_task, end = std::min(tokens, begin + rows_a_task);
-      ON_LEVEL(backward(f, task / parts, begin, end, scratch.get(), sums.get() + task * 3 * d));
+      for (int i = 0; i < sum_rows; ++i) std::fill_n(sum.row(i), d, 0.f);
+      if (f.dz_new.low)
+        ON_LEVEL(backward<bf16>(f, task / parts, begin, end, scratch, sum));
+      else
+        ON_LEVEL(backward<float>(f, task / parts, begin, end, scratch, sum));
+      for (int i = 0; i < sum_rows; ++i) std::copy_n(sum.row(i), d, sums.data() + (task * sum_rows + i) * d);
     }
   });
-  const Rows to[] = {rows(dshift), rows(dscale), rows(dgate)};
+  const Rows to[] = {rows(dshift), rows(dscale), rows(dgate), rows(dbias)};
   torch::stable::parallel_for(0, batch, std::max<int64_t>(1, 8192 / (d * parts + 1)), [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
-      for (int i = 0; i < 3; ++i)
-        if (to[i]) gather(sums.get() + i * d, parts, d, to[i], b);
+      for (int i = 0; i < sum_rows; ++i)
+        if (to[i]) gather(sums.data() + i * d, parts, d, to[i], b);
   });
 }
 

@@ -6,111 +6,109 @@ struct Moments {
   float mean, rstd;
 };
 
-static Moments moments(const float* __restrict row, int64_t d, float eps) {
-  float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < d; ++i) sum += row[i];
-  const float mean = sum / d;
+static inline Moments moments(const float* row, int64_t d, float eps) {
+  Sum first, second;
+  sweep(d, [&](int64_t i, int u, auto lane) INLINE { first.add(u, at<decltype(lane)>(row + i)); });
+  const float mean = first.total() / d;
   // a second sweep over a row in L1 costs little and does not cancel
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < d; ++i) squares += (row[i] - mean) * (row[i] - mean);
-  return {mean, 1.f / std::sqrt(squares / d + eps)};
+  sweep(d, [&](int64_t i, int u, auto lane) INLINE {
+    const auto off = at<decltype(lane)>(row + i) - mean;
+    second.add(u, off * off);
+  });
+  return {mean, 1.f / std::sqrt(second.total() / d + eps)};
 }
 
-// Rows [begin, end) of sample b. scratch: 8 d floats.
-static void forward(const Forward& f, int64_t b, int64_t begin, int64_t end, float* __restrict scratch) {
+// Rows [begin, end) of sample b; Y is the products' type. scratch: 6 rows.
+template <class Y>
+static void forward(const Forward& f, int64_t b, int64_t begin, int64_t end, Scratch& scratch) {
   const int64_t d = f.d;
-  const float* __restrict shift = read(f.shift, b, scratch, d);
-  const float* __restrict scale = read(f.scale, b, scratch + d, d);
-  const float* __restrict gate = f.gate ? read(f.gate, b, scratch + 2 * d, d) : nullptr;
-  float *x_buffer = scratch + 3 * d, *out_buffer = scratch + 4 * d, *z_buffer = scratch + 5 * d;
+  const float *shift = read(f.shift, b, scratch.row(0), d), *scale = read(f.scale, b, scratch.row(1), d);
+  const float* gate = f.gate ? read(f.gate, b, scratch.row(2), d) : nullptr;
+  const float* bias_row = f.bias ? read(f.bias, 0, scratch.row(5), d) : nullptr;
   const float eta = f.eta, bias = f.eta * f.lam;
   for (int64_t r = b * f.tokens + begin; r < b * f.tokens + end; ++r) {
-    const float* row = read(f.x, r, x_buffer, d);
+    const float* row = read(f.x, r, scratch.row(3), d);
     if (f.out) {
       const float* x = row;
-      const float* __restrict out = read(f.out, r, out_buffer, d);
-      float* x_new = writable(f.x_new, r, scratch + 6 * d);  // may be x itself
-      if (f.z) {
-        const float* __restrict z = read(f.z, r, z_buffer, d);
-#pragma omp simd
-        for (int64_t i = 0; i < d; ++i) x_new[i] = x[i] + gate[i] * std::max(z[i] + eta * out[i] - bias, 0.f);
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < d; ++i) x_new[i] = x[i] + gate[i] * out[i];
-      }
+      const Y *out = static_cast<const Y*>(f.out[r]), *z = static_cast<const Y*>(f.z[r]);
+      float* x_new = writable(f.x_new, r, scratch.row(4));
+      sweep(d, [&](int64_t i, int, auto lane) INLINE {
+        using T = decltype(lane);
+        T value = at<T>(out + i);
+        if (bias_row) value += at<T>(bias_row + i);
+        if (f.z) value = max(at<T>(z + i) + eta * value - bias, T{});
+        put(x_new + i, at<T>(x + i) + at<T>(gate + i) * value);
+      });
       written(f.x_new, r, x_new, d);
       row = x_new;
     }
     const auto [mean, rstd] = moments(row, d, f.eps);
-    float* __restrict z_new = writable(f.z_new, r, scratch + 7 * d);
-#pragma omp simd
-    for (int64_t i = 0; i < d; ++i) z_new[i] = (row[i] - mean) * rstd * (1 + scale[i]) + shift[i];
-    written(f.z_new, r, z_new, d);
+    Y* z_new = static_cast<Y*>(f.z_new[r]);
+    sweep(d, [&](int64_t i, int, auto lane) INLINE {
+      using T = decltype(lane);
+      put(z_new + i, (at<T>(row + i) - mean) * rstd * (1 + at<T>(scale + i)) + at<T>(shift + i));
+    });
   }
 }
 
-// dLN: rows x' and dz' give dx, which comes back in `dx`; the modulation's gradients are summed into `sums`.
-static void backward_norm(const float* __restrict x_new, const float* __restrict dz, const float* __restrict dx_new,
-                          const float* __restrict scale, float* __restrict normed, float* __restrict dx,
-                          float* __restrict sums, int64_t d, float eps) {
+// dLN: rows x' and dz' give dx; the modulation's gradients are added up, the normalised row goes to `normed`.
+template <class Y>
+static inline void backward_norm(const float* x_new, const Y* dz, const float* dx_new, const float* scale,
+                                 float* normed, float* dx, float* dshift, float* dscale, int64_t d, float eps) {
   const auto [mean, rstd] = moments(x_new, d, eps);
-  float *__restrict dshift = sums, *__restrict dscale = sums + d, sum = 0, along = 0;
-#pragma omp simd reduction(+ : sum, along)
-  for (int64_t i = 0; i < d; ++i) {
-    const float n = (x_new[i] - mean) * rstd, slope = dz[i] * (1 + scale[i]);
-    dshift[i] += dz[i];
-    dscale[i] += dz[i] * n;
-    normed[i] = n;
-    dx[i] = slope;
-    sum += slope;
-    along += slope * n;
-  }
-  sum /= d;
-  along /= d;
-  if (dx_new) {
-#pragma omp simd
-    for (int64_t i = 0; i < d; ++i) dx[i] = dx_new[i] + rstd * (dx[i] - sum - normed[i] * along);
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < d; ++i) dx[i] = rstd * (dx[i] - sum - normed[i] * along);
-  }
+  Sum sum, along;
+  sweep(d, [&](int64_t i, int u, auto lane) INLINE {
+    using T = decltype(lane);
+    const T n = (at<T>(x_new + i) - mean) * rstd, g = at<T>(dz + i), slope = g * (1 + at<T>(scale + i));
+    put(dshift + i, at<T>(dshift + i) + g);
+    put(dscale + i, at<T>(dscale + i) + g * n);
+    put(normed + i, n);
+    put(dx + i, slope);
+    sum.add(u, slope);
+    along.add(u, slope * n);
+  });
+  const float level = sum.total() / d, tilt = along.total() / d;
+  sweep(d, [&](int64_t i, int, auto lane) INLINE {
+    using T = decltype(lane);
+    T value = rstd * (at<T>(dx + i) - level - at<T>(normed + i) * tilt);
+    if (dx_new) value += at<T>(dx_new + i);
+    put(dx + i, value);
+  });
 }
 
-// Rows [begin, end) of sample b; sums the gradients of shift, scale and gate over them into `sums` (3 d).
-static void backward(const Backward& f, int64_t b, int64_t begin, int64_t end, float* __restrict scratch,
-                     float* __restrict sums) {
+// Rows [begin, end) of sample b; sums the gradients of shift, scale and gate and of the bias, if there is one, into `sums` (4 rows).
+// scratch: 7 rows.
+template <class Y>
+static void backward(const Backward& f, int64_t b, int64_t begin, int64_t end, Scratch& scratch, Scratch& sums) {
   const int64_t d = f.d;
-  const float* __restrict scale = read(f.scale, b, scratch, d);
-  const float* __restrict gate = f.gate ? read(f.gate, b, scratch + d, d) : nullptr;
-  float *__restrict normed = scratch + 2 * d, *__restrict dgate = sums + 2 * d;
+  const float* scale = read(f.scale, b, scratch.row(0), d);
+  const float* gate = f.gate ? read(f.gate, b, scratch.row(1), d) : nullptr;
+  const float* bias_row = f.bias ? read(f.bias, 0, scratch.row(6), d) : nullptr;
   const float eta = f.eta, bias = f.eta * f.lam;
   for (int64_t r = b * f.tokens + begin; r < b * f.tokens + end; ++r) {
-    const float* x_new = read(f.x_new, r, scratch + 3 * d, d);
-    const float* dz = read(f.dz_new, r, scratch + 4 * d, d);
-    const float* dx_new = f.dx_new ? read(f.dx_new, r, scratch + 5 * d, d) : nullptr;
-    float* dx = writable(f.dx, r, scratch + 6 * d);
-    backward_norm(x_new, dz, dx_new, scale, normed, dx, sums, d, f.eps);
+    const float* x_new = read(f.x_new, r, scratch.row(3), d);
+    const float* dx_new = f.dx_new ? read(f.dx_new, r, scratch.row(4), d) : nullptr;
+    float *dx = writable(f.dx, r, scratch.row(5)), *dgate = sums.row(2), *dbias = sums.row(3);
+    backward_norm(x_new, static_cast<const Y*>(f.dz_new[r]), dx_new, scale, scratch.row(2), dx, sums.row(0),
+                  sums.row(1), d, f.eps);
     written(f.dx, r, dx, d);
     if (!f.out) continue;
-    // x' and dz' are done with: their buffers are free
-    const float* __restrict out = read(f.out, r, scratch + 3 * d, d);
-    float* __restrict dout = writable(f.dout, r, scratch + 5 * d);
-    if (f.z) {
-      const float* __restrict z = read(f.z, r, scratch + 4 * d, d);
-#pragma omp simd
-      for (int64_t i = 0; i < d; ++i) {
-        const float value = std::max(z[i] + eta * out[i] - bias, 0.f);
-        dgate[i] += dx[i] * value;
-        dout[i] = value > 0 ? gate[i] * dx[i] : 0.f;
+    const Y *out = static_cast<const Y*>(f.out[r]), *z = static_cast<const Y*>(f.z[r]);
+    Y* dout = static_cast<Y*>(f.dout[r]);
+    sweep(d, [&](int64_t i, int, auto lane) INLINE {
+      using T = decltype(lane);
+      const T g = at<T>(dx + i);
+      T value = at<T>(out + i), through = at<T>(gate + i) * g;
+      if (bias_row) {
+        value += at<T>(bias_row + i);
+        put(dbias + i, at<T>(dbias + i) + through);
       }
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < d; ++i) {
-        dgate[i] += dx[i] * out[i];
-        dout[i] = gate[i] * dx[i];
+      if (f.z) {
+        value = max(at<T>(z + i) + eta * value - bias, T{});
+        through = value > 0 ? through : T{};
       }
-    }
-    written(f.dout, r, dout, d);
+      put(dgate + i, at<T>(dgate + i) + g * value);
+      put(dout + i, through);
+    });
   }
 }

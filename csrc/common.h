@@ -12,8 +12,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <optional>
+#include <vector>
+
+// The body of a sweep is called in several places, and must be no call: its sums live in registers.
+#define INLINE __attribute__((always_inline))
 
 namespace wbdit {
 
@@ -61,6 +64,20 @@ static inline Rows rows(const Tensor& t) {
 }
 
 static inline Rows rows(const MaybeTensor& t) { return t ? rows(*t) : Rows{}; }
+
+// Rows of fp32 for one thread's own use, each on a cache line of its own and off the others' cache sets.
+class Scratch {
+ public:
+  Scratch(int64_t count, int64_t d) : stride_((d + 15) / 16 * 16 + 16), memory_(count * stride_ + 16) {}
+  float* row(int64_t i) {
+    const auto start = (reinterpret_cast<uintptr_t>(memory_.data()) + 63) & ~uintptr_t{63};
+    return reinterpret_cast<float*>(start) + i * stride_;
+  }
+
+ private:
+  int64_t stride_;
+  std::vector<float> memory_;
+};
 
 // Instruction sets that kernels are compiled for, lowest first.
 enum class Level { baseline, avx2, avx512, avx512_bf16, amx };

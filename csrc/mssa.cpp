@@ -28,14 +28,14 @@ struct Head {
 #define VL 16
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,prefer-vector-width=512")
 namespace wbdit::avx512_bf16 {
-#include "simd.h"
+#include "rows.h"
 #include "mssa_tile_bf16.h"
 #include "mssa_kernel.h"
 }
 END_TARGET
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,avx2,fma,prefer-vector-width=512")
 namespace wbdit::amx {
-#include "simd.h"
+#include "rows.h"
 #include "mssa_tile_amx.h"
 #include "mssa_kernel.h"
 }

@@ -1,6 +1,6 @@
 // The fp32 kernel of mssa. Included once for each instruction set.
 
-#include "simd.h"
+#include "rows.h"
 
 #include "mssa_tile_f32.h"
 

@@ -49,11 +49,10 @@ struct Arena {
   Element* elements(int64_t n) { return reinterpret_cast<Element*>(floats(n)); }
 };
 
-static void copy_row(const float* from, float* to, int64_t p) { std::copy_n(from, p, to); }
-static void copy_row(const bf16* from, uint32_t* to, int64_t p) { std::memcpy(to, from, p * 2); }
-static void copy_row(const bf16* from, float* to, int64_t p) {
-#pragma omp simd
-  for (int64_t i = 0; i < p; ++i) to[i] = to_float(from[i]);
+static inline void copy_row(const float* from, float* to, int64_t p) { std::copy_n(from, p, to); }
+static inline void copy_row(const bf16* from, uint32_t* to, int64_t p) { std::memcpy(to, from, p * 2); }
+static inline void copy_row(const bf16* from, float* to, int64_t p) {
+  sweep(p, [&](int64_t i, int, auto lane) INLINE { put(to + i, at<decltype(lane)>(from + i)); });
 }
 
 // Lay out an operand whose rows lie `stride` apart.
@@ -109,16 +108,11 @@ static void multiply(const Element* a, int64_t lda, const Element* b, int64_t ld
 
 // Write VL weights at column j of a row that will be a left operand.
 static inline void store_weights(float* row, int64_t j, V v) { store(row + j, v); }
-static inline void store_weights(uint32_t* row, int64_t j, V v) {
-  uint16_t low[VL];
-#pragma omp simd
-  for (int i = 0; i < VL; ++i) low[i] = from_float<bf16>(v[i]).bits;
-  std::memcpy(reinterpret_cast<uint16_t*>(row) + j, low, sizeof low);
-}
+static inline void store_weights(uint32_t* row, int64_t j, V v) { store(reinterpret_cast<bf16*>(row) + j, v); }
 
 // Zero weights for the columns [from, to) that fill up the tile.
-static void clear_weights(float* row, int64_t from, int64_t to) { std::fill(row + from, row + to, 0.f); }
-static void clear_weights(uint32_t* row, int64_t from, int64_t to) { std::fill(row + from / 2, row + to / 2, 0u); }
+static inline void clear_weights(float* row, int64_t from, int64_t to) { std::fill(row + from, row + to, 0.f); }
+static inline void clear_weights(uint32_t* row, int64_t from, int64_t to) { std::fill(row + from / 2, row + to / 2, 0u); }
 
 // 1 for the columns that are tokens, 0 for those that fill up the last vector.
 static V is_token(int64_t column, int64_t tokens) {
@@ -128,12 +122,10 @@ static V is_token(int64_t column, int64_t tokens) {
 }
 
 template <class T>
-static void write_row(const float* __restrict from, float factor, T* __restrict to, int64_t p) {
-#pragma omp simd
-  for (int64_t i = 0; i < p; ++i) to[i] = from_float<T>(from[i] * factor);
+static void write_row(const float* from, float factor, T* to, int64_t p) {
+  sweep(p, [&](int64_t i, int, auto lane) INLINE { put(to + i, factor * at<decltype(lane)>(from + i)); });
 }
 
-// c (rows, width) = a b, or c += a b
 static void multiply(bool add, const Element* a, int64_t lda, const Element* b, int64_t ldb, float* c, int64_t ldc,
                      int64_t rows, int64_t width, int64_t inner) {
   add ? multiply<true>(a, lda, b, ldb, c, ldc, rows, width, inner)
@@ -194,7 +186,7 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
       const V last = is_token(j0 + live - VL, s.tokens);
       multiply<false>(u.rows + i0 * s.row_stride, s.row_stride, u.columns + j0, s.column_stride, scores, lds, tiled,
                       width, s.inner);
-      for (int64_t i = 0; i < tiled; ++i) {
+      for (int64_t i = 0; i < rows; ++i) {
         const float kept = soften(scores + i * lds, weights + i * lds, live, last, c, top[i], total[i]);
         clear_weights(weights + i * lds, live, width);
         if (j0 > 0)
@@ -253,7 +245,7 @@ static void backward(const T* dout, const T* w, const T* out, const float* lse, 
       multiply<false>(ui, s.row_stride, u.columns + j0, s.column_stride, scores, ld, tiled, width, s.inner);
       multiply<false>(gi, s.row_stride, u.columns + j0, s.column_stride, gu, ld, tiled, width, s.inner);
       multiply<false>(ui, s.row_stride, g.columns + j0, s.column_stride, ug, ld, tiled, width, s.inner);
-      for (int64_t i = 0; i < tiled; ++i) {
+      for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < live; j += VL) {
           const V score = c * load(scores + i * ld + j);
           V weight = exp2(score - log_sum[i0 + i]);

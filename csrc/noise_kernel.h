@@ -74,18 +74,20 @@ static void normal_row(const Address& at, int64_t sample, float* out, int64_t le
 }
 
 // One row of a x + b out + c previous + d earlier + e noise, with the noise read or drawn here.
-static void step_row(const Step& s, int64_t row, float* scratch) {
+static void step_row(const Step& s, int64_t row, Scratch& scratch) {
   const int64_t n = s.length;
-  const float* __restrict x = read(s.x, row, scratch, n);
-  const float* __restrict out = read(s.out, row, scratch + n, n);
-  float* __restrict to = writable(s.to, row, scratch + 2 * n);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] = s.a * x[i] + s.b * out[i];
+  const float* __restrict x = read(s.x, row, scratch.row(0), n);
+  const float* __restrict out = read(s.out, row, scratch.row(1), n);
+  float* __restrict to = writable(s.to, row, scratch.row(2));
+  sweep(n, [&](int64_t i, int, auto lane) INLINE {
+    using T = decltype(lane);
+    put(to + i, s.a * at<T>(x + i) + s.b * at<T>(out + i));
+  });
   const Rows* terms[] = {&s.previous, &s.earlier, &s.noise};
   const float factors[] = {s.c, s.d, s.e};
   for (int term = 0; term < 3; ++term) {
     if (!*terms[term]) continue;
-    const float* __restrict from = read(*terms[term], row, scratch, n);
+    const float* __restrict from = read(*terms[term], row, scratch.row(0), n);
     const float factor = factors[term];
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
@@ -106,10 +108,10 @@ static void step_row(const Step& s, int64_t row, float* scratch) {
 }
 
 static void noising_row(const Rows& x0, const Rows& noise, const Rows& to, float alpha, float sigma, int64_t row,
-                        int64_t n, float* scratch) {
-  const float* __restrict a = read(x0, row, scratch, n);
-  const float* __restrict b = read(noise, row, scratch + n, n);
-  float* __restrict out = writable(to, row, scratch + 2 * n);
+                        int64_t n, Scratch& scratch) {
+  const float* __restrict a = read(x0, row, scratch.row(0), n);
+  const float* __restrict b = read(noise, row, scratch.row(1), n);
+  float* __restrict out = writable(to, row, scratch.row(2));
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = alpha * a[i] + sigma * b[i];
   written(to, row, out, n);

@@ -63,12 +63,12 @@ Level processor_level() {
 STABLE_TORCH_LIBRARY(wbdit_csrc, m) {
   m.def("processor_level() -> int");
   m.def(
-      "residual_adaln(Tensor x, Tensor? out, Tensor? z, Tensor? gate, Tensor shift, Tensor scale, Tensor(a!)? x_new, "
-      "Tensor(b!) z_new, float eta, float lam, float eps) -> ()");
+      "residual_adaln(Tensor x, Tensor? out, Tensor? bias, Tensor? z, Tensor? gate, Tensor shift, Tensor scale, "
+      "Tensor(a!)? x_new, Tensor(b!) z_new, float eta, float lam, float eps) -> ()");
   m.def(
-      "residual_adaln_backward(Tensor dz_new, Tensor? dx_new, Tensor x_new, Tensor? out, Tensor? z, Tensor? gate, "
-      "Tensor scale, Tensor(a!) dx, Tensor(b!)? dout, Tensor(c!)? dgate, Tensor(d!) dshift, Tensor(e!) dscale, "
-      "float eta, float lam, float eps) -> ()");
+      "residual_adaln_backward(Tensor dz_new, Tensor? dx_new, Tensor x_new, Tensor? out, Tensor? bias, Tensor? z, "
+      "Tensor? gate, Tensor scale, Tensor(a!) dx, Tensor(b!)? dout, Tensor(c!)? dgate, Tensor(d!) dshift, "
+      "Tensor(e!) dscale, Tensor(f!)? dbias, float eta, float lam, float eps) -> ()");
   m.def("mssa(Tensor w, Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def("mssa_backward(Tensor dout, Tensor w, Tensor out, Tensor lse, Tensor(a!) dw) -> ()");
   m.def("shrink(Tensor z, Tensor product, Tensor(a!) out, float eta, float lam) -> ()");

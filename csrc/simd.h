@@ -11,6 +11,23 @@ static inline V load(const float* p) {
 
 static inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
 
+typedef uint32_t U __attribute__((vector_size(VL * 4)));
+typedef uint16_t H __attribute__((vector_size(VL * 2)));
+
+static inline V load(const bf16* p) {
+  H h;
+  std::memcpy(&h, p, sizeof h);
+  return std::bit_cast<V>(__builtin_convertvector(h, U) << 16);
+}
+
+// Rounds to nearest even, as from_float does.
+static inline void store(bf16* p, V v) {
+  const U u = std::bit_cast<U>(v);
+  const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const H h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded, H);
+  std::memcpy(p, &h, sizeof h);
+}
+
 static inline V set1(float v) { return V{} + v; }
 
 static inline V max(V a, V b) { return a > b ? a : b; }

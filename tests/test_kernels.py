@@ -73,6 +73,20 @@ def test_gated_adaln(shape, dtype):
     batch, _, d = shape
     inputs = [rand(*shape), rand(*shape, dtype=dtype, seed=1), *modulation(batch, d, 3, dtype)]
     check(ops.gated_adaln, inputs, TOLERANCE[dtype])
+    inputs.append(rand(d, seed=7))
+    check(lambda *tensors: ops.gated_adaln(*tensors[:-1], bias=tensors[-1]), inputs, TOLERANCE[dtype])
+
+
+@DTYPES
+@SHAPES
+def test_in_place(shape, dtype):
+    batch, _, d = shape
+    x, (z, folded), bias, m = rand(*shape), off_the_kink(shape, dtype), rand(d, seed=7), modulation(batch, d, 3, dtype)
+    for fresh, in_place in (
+        (ops.gated_adaln(x, z, *m, bias=bias), ops.gated_adaln_(x.clone(), z.clone(), *m, bias=bias)),
+        (ops.ista_adaln(x, z, folded, *m), ops.ista_adaln_(x.clone(), z.clone(), folded, *m)),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(fresh, in_place, strict=True))
 
 
 @DTYPES
@@ -153,7 +167,7 @@ def test_inputs_are_left_alone_and_may_have_gaps():
     kept = x.clone(), out.clone()
     gate, shift, scale = (rand(20, 2, seed=i).T for i in (1, 2, 3))
     x_new, z_new = ops.gated_adaln(x, out, gate, shift, scale)
-    expected = reference.gated_adaln(x, out, gate, shift, scale, 1e-6)
+    expected = reference.gated_adaln(x, out, None, gate, shift, scale, 1e-6)
     assert relative_error(x_new, expected[0]) < 1e-6
     assert relative_error(z_new, expected[1]) < 1e-6
     assert torch.equal(x, kept[0])

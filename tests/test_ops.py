@@ -63,9 +63,13 @@ def test_ista_folded_is_ista_written_out():
 
 def test_gated_adaln_is_a_residual_then_adaln():
     x, out, gate, shift, scale = rand(2, 5, 12), rand(3, 5, 12)[:2], rand(2, 12), rand(3, 12)[:2], rand(4, 12)[:2]
-    x_new, z_new = ops.gated_adaln(x, out, gate, shift, scale)
-    torch.testing.assert_close(x_new, x + gate[:, None] * out)
-    torch.testing.assert_close(z_new, ops.adaln(x + gate[:, None] * out, shift, scale))
+    for bias in (None, rand(12)):
+        expected = x + gate[:, None] * (out if bias is None else out + bias)
+        x_new, z_new = ops.gated_adaln(x, out, gate, shift, scale, bias=bias)
+        torch.testing.assert_close(x_new, expected)
+        torch.testing.assert_close(z_new, ops.adaln(expected, shift, scale))
+        in_place = ops.gated_adaln_(x.clone(), out.clone(), gate, shift, scale, bias=bias)
+        torch.testing.assert_close(in_place, (x_new, z_new))
 
 
 def test_ista_adaln_is_its_parts():
@@ -94,7 +98,10 @@ def test_sampler_step():
 
 GRADIENTS = {
     "adaln": (ops.adaln, lambda: (rand(2, 3, 8, grad=True), rand(2, 8, grad=True), rand(3, 8)[:2].requires_grad_())),
-    "gated_adaln": (ops.gated_adaln, lambda: (*leaves((2, 3, 8), 2), *leaves((2, 8), 3))),
+    "gated_adaln": (
+        lambda x, out, gate, shift, scale, bias: ops.gated_adaln(x, out, gate, shift, scale, bias=bias),
+        lambda: (*leaves((2, 3, 8), 2), *leaves((2, 8), 3), *leaves((8,), 1)),
+    ),
     "mssa": (lambda w: ops.mssa(w, 2), lambda: (rand(2, 5, 6, grad=True),)),
     "fold": (ops.fold, lambda: (rand(6, 6, grad=True),)),
     "ista": (lambda z, d: ops.ista(z, ops.fold(d)), lambda: (rand(2, 3, 6, grad=True), rand(6, 6, grad=True))),
@@ -121,7 +128,7 @@ def test_gradient(op):
 F32 = {"dtype": torch.float32}
 REGISTERED = {
     "adaln": lambda: (rand(2, 3, 8, grad=True, **F32), rand(2, 8, grad=True, **F32), rand(2, 8, **F32), 1e-6),
-    "gated_adaln": lambda: (*leaves((2, 3, 8), 2, **F32), *leaves((2, 8), 3, **F32), 1e-6),
+    "gated_adaln": lambda: (*leaves((2, 3, 8), 2, **F32), *leaves((8,), 1, **F32), *leaves((2, 8), 3, **F32), 1e-6),
     "mssa": lambda: (rand(2, 5, 6, grad=True, **F32), 2),
     "fold": lambda: (rand(6, 6, grad=True, **F32),),
     "ista": lambda: (rand(2, 3, 6, grad=True, **F32), rand(6, 6, grad=True, **F32), ETA, LAM),

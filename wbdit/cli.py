@@ -49,6 +49,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--max-genes", type=int, help="Where there are more, keep this many variable genes.  [default: 2000]")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, on the same cells.")
 def train(data: Path, out: Path, **options: Any) -> None:
     """Train on the cells of DATA.h5ad; Ctrl-C ends early, with the run saved."""

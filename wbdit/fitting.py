@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def fit(
     max_genes: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    precision: str = "auto",
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -60,6 +61,8 @@ def fit(
         Of weights, order, timesteps and noise.
     device
         "auto", "cpu" or "cuda".
+    precision
+        "fp32", "bf16" or "auto", see :class:`wbdit.presets.Training`; a run is resumed in its own.
     out
         RUN folder to write while training; Ctrl-C then ends the training with the run saved.
     resume
@@ -86,7 +89,7 @@ def fit(
     else:
         if run is not None and (run / CONFIG).exists():
             raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
-        generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, say)
+        generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, precision, say)
     finished = _train(generator, trainer, run, progress)
     if not finished:
         kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
@@ -102,9 +105,11 @@ def _start(
     max_genes: int | None,
     seed: int,
     device: torch.device,
+    precision: str,
     say: Callable[[str], object],
 ) -> tuple[CellGenerator, Trainer]:
     chosen = find_preset(preset)
+    training = replace(chosen.training, precision=precision)
     if max_genes is not None and max_genes < 1:
         raise InputError(f"at least one gene must be kept, not {max_genes}")
     recipe = Recipe.fit(
@@ -125,12 +130,15 @@ def _start(
         "seed": seed,
         "model": arguments,
         "schedule": schedule,
-        "training": asdict(chosen.training),
+        "training": asdict(training),
         "budget": asdict(budget or chosen.budget),
     }
     generator = CellGenerator(make_model(config).to(device), NoiseSchedule(**schedule), recipe, config, [])
-    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {len(recipe.categories) or 'no'} labels on {device}")
-    return generator, _trainer(generator, adata, device)
+    trainer = _trainer(generator, adata, device)
+    products = "bf16" if trainer.low_precision else "fp32"
+    labels = len(recipe.categories) or "no"
+    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} labels on {device}, {products}")
+    return generator, trainer
 
 
 def _resume(
@@ -189,6 +197,7 @@ def _use_average(generator: CellGenerator, trainer: Trainer) -> CellGenerator:
         "trained": {
             "steps": trainer.step,
             "seconds": round(trainer.seconds, 1),
+            "precision": "bf16" if trainer.low_precision else "fp32",
             "cells": len(trainer.batches.x),
             "epochs": round(trainer.step / trainer.batches.per_epoch, 2),
         },

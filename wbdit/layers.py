@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +147,12 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), linear)
         self.parts = parts
 
+    def forward(self, c: Tensor) -> Tensor:
+        """Turn ``(B, d)`` into ``(B, parts * d)``."""
+        linear = cast(nn.Linear, self[1])
+        # with few samples the weights are the longer operand: on the left they are read once, where they lie
+        return torch.addmm(linear.bias[:, None], linear.weight, self[0](c).mT).mT
+
 
 class ModulatedBlock(nn.Module):
     """Two residual half-steps under adaLN-Zero modulation; what they are makes the block white or black.
@@ -185,14 +192,26 @@ class ModulatedBlock(nn.Module):
         The new residual stream and its norm under `following`, both ``(B, N, d)``.
         """
         _, _, gate1, shift2, scale2, gate2 = modulation
-        x, z = ops.gated_adaln(x, self.attn(z), gate1, shift2, scale2)
+        x, z = self.first_step(x, z, gate1, (shift2, scale2))
         return self.second_step(x, z, gate2, following)
+
+    def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take the half-step of attention."""
+        return gated_adaln(x, self.attn(z), gate, following)
 
     def second_step(
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take the half-step after attention."""
-        return ops.gated_adaln(x, self.mlp(z), gate, *following)
+        return gated_adaln(x, self.mlp(z), gate, following)
+
+
+def gated_adaln(
+    x: Tensor, out: Tensor, gate: Tensor, following: tuple[Tensor, Tensor], bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Take :func:`wbdit.ops.gated_adaln`, in place where no gradient is wanted: the block's inputs are its own."""
+    step = ops.gated_adaln if torch.is_grad_enabled() else ops.gated_adaln_
+    return step(x, out, gate, *following, bias=bias)
 
 
 class FinalLayer(nn.Module):

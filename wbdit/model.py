@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wbdit import ops
 from wbdit.layers import (
@@ -17,6 +18,7 @@ from wbdit.layers import (
     Modulation,
     PatchEmbed,
     TimestepEmbedder,
+    gated_adaln,
     sincos_positions,
 )
 from wbdit.schedule import Prediction
@@ -46,6 +48,11 @@ class MSSA(nn.Module):
             nn.init.xavier_uniform_(out.weight)
             nn.init.zeros_(out.bias)
             self.to_out = nn.Sequential(out)
+
+    @property
+    def out(self) -> nn.Linear | None:
+        """The linear map that mixes the subspaces; None where there is one subspace."""
+        return self.to_out[0] if isinstance(self.to_out, nn.Sequential) else None  # type: ignore[return-value]
 
     def forward(self, z: Tensor) -> Tensor:
         """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
@@ -86,16 +93,26 @@ class ISTA(nn.Module):
 class WhiteBoxBlock(ModulatedBlock):
     """One white-box layer: compress (MSSA), then sparsify (ISTA)."""
 
+    attn: MSSA
     mlp: ISTA
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__(hidden_size, MSSA(hidden_size, num_heads), ISTA(hidden_size))
 
+    def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take the compressing half-step, its bias in one pass with what follows."""
+        if self.attn.out is None:
+            return super().first_step(x, z, gate, following)
+        subspaces = ops.mssa(self.attn.qkv(z), self.attn.num_heads)
+        mixed = F.linear(subspaces, self.attn.out.weight)
+        return gated_adaln(x, mixed, gate, following, self.attn.out.bias)
+
     def second_step(
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take the sparsifying half-step, its threshold in one pass with what follows."""
-        return ops.ista_adaln(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
+        step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
+        return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
 
 
 class Denoiser(nn.Module, ABC):
@@ -196,10 +213,10 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
         if y is not None and self.num_classes == 0:
             raise ValueError("this model was made without labels (num_classes=0)")
+        modulations = self.modulations(t, y)
         tokens = self.x_embedder(x)
         # the residual stream is summed in fp32, whatever the products' type
-        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32)) + self.pos_embed
-        modulations = self.modulations(t, y)
+        tokens = (tokens.to(torch.promote_types(tokens.dtype, torch.float32)) + self.pos_embed).contiguous()
         shift, scale = modulations[0][:2]
         z = ops.adaln(tokens, shift, scale, dtype=product_dtype(self.pos_embed))
         for block, (modulation, (shift, scale, *_)) in zip(self.blocks, pairwise(modulations), strict=True):
@@ -219,36 +236,34 @@ class Denoiser(nn.Module, ABC):
         For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and label is computed
         once and remembered: while sampling, all cells of a type share theirs.
         """
-        parts = [modulation.parts for modulation in self._modulated()]
-        if self.training or not may_cache(t, *self._conditioning_weights()):
-            table = self._condition(t, y)
-        else:
-            table = self._remembered(t, y)
-        widths = [number * self.hidden_size for number in parts]
-        return [part.chunk(number, dim=1) for part, number in zip(table.split(widths, dim=1), parts, strict=True)]
+        remember = not self.training and may_cache(t, *self._conditioning_weights())
+        tables = self._remembered(t, y) if remember else self._condition(t, y)
+        return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 
-    def _condition(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """Compute all modulations of each sample, side by side ``(B, (6 depth + 2) d)``."""
-        c = self.t_embedder(t)
-        if self.num_classes > 0:
-            c = c + self.y_embedder(y, t.shape[0])
-        return torch.cat([modulation(c) for modulation in self._modulated()], dim=1)
+    def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
+        """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
+        # few rows and many weights: casting these to a lower type would take longer than the products
+        with torch.autocast(t.device.type, enabled=False):
+            c = self.t_embedder(t)
+            if self.num_classes > 0:
+                c = c + self.y_embedder(y, t.shape[0])
+            return [modulation(c) for modulation in self._modulated()]
 
-    def _remembered(self, t: Tensor, y: Tensor | None) -> Tensor:
+    def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
         """Look up what :meth:`_condition` gives, computing only the pairs of timestep and label not met before."""
         labels = [self.num_classes] * len(t) if y is None else y.tolist()
         pairs = list(zip(t.tolist(), labels, strict=True))
         rows = self._cache.values(self._conditioning_weights())
-        dtype = product_dtype(self.pos_embed)
-        wanted = list(dict.fromkeys(pairs))
-        fresh = [pair for pair in wanted if (dtype, pair) not in rows]
+        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in rows]
         if fresh:
             times = torch.tensor([time for time, _ in fresh], dtype=t.dtype)
             given = torch.tensor([label for _, label in fresh]) if self.num_classes > 0 else None
-            rows.update(zip([(dtype, pair) for pair in fresh], self._condition(times, given), strict=True))
-        if len(wanted) == 1:
-            return rows[dtype, wanted[0]].expand(len(t), -1)
-        return torch.stack([rows[dtype, pair] for pair in pairs])
+            rows.update(zip(fresh, torch.cat(self._condition(times, given), dim=1), strict=True))
+        if len(set(pairs)) == 1:
+            table = rows[pairs[0]].expand(len(t), -1)
+        else:
+            table = torch.stack([rows[pair] for pair in pairs])
+        return table.split([part.parts * self.hidden_size for part in self._modulated()], dim=1)
 
     def _modulated(self) -> Iterator[Modulation]:
         for part in (*self.blocks, self.final_layer):

@@ -8,6 +8,8 @@ from typing import Any
 from wbdit.errors import InputError
 from wbdit.schedule import Kind
 
+PRECISIONS = ("auto", "fp32", "bf16")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -57,6 +59,14 @@ class Training:
         Decay a step of the exponential moving average of the weights, which is what is kept; 0 for none.
     clip_norm
         Longest gradient; 0 for no clipping.
+    precision
+        "fp32", "bf16" (bf16 products under autocast; weights, residual stream and optimiser stay fp32), or "auto": bf16
+        where the device multiplies it fast.
+
+    Raises
+    ------
+    InputError
+        If there is no such precision.
     """
 
     batch_size: int = 64
@@ -67,6 +77,11 @@ class Training:
     final_rate: float = 0.05
     ema: float = 0.999
     clip_norm: float = 1.0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"no precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)

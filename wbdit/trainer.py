@@ -19,6 +19,7 @@ from tqdm import tqdm
 from wbdit.batches import Batches
 from wbdit.errors import InputError
 from wbdit.model import Denoiser
+from wbdit.ops import cpu
 from wbdit.presets import Budget, Training
 from wbdit.schedule import NoiseSchedule
 
@@ -46,6 +47,8 @@ class Trainer:
     ----------
     step, seconds
         Optimiser steps and training time so far, earlier sessions included.
+    low_precision
+        Whether products are formed in bf16.
     average
         Moving average of the weights, by name; the weights themselves without an average.
     """
@@ -73,6 +76,9 @@ class Trainer:
             betas=training.betas,
             weight_decay=training.weight_decay,
             fused=True,
+        )
+        self.low_precision = training.precision == "bf16" or (
+            training.precision == "auto" and has_fast_bf16(self.device)
         )
         self.step = 0
         self.seconds = 0.0
@@ -187,7 +193,7 @@ class Trainer:
         t = self._timesteps(len(x0))
         noise = torch.randn_like(x0)
         x_t, target = self.schedule.noising(x0, t, noise), self.schedule.target(self.model.prediction, x0, t, noise)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
             out = self.model(x_t, t) if y is None else self.model(x_t, t, y)
         loss = F.mse_loss(out.float(), target)
         self.optimiser.zero_grad()
@@ -243,6 +249,11 @@ class Trainer:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Say whether bf16 is worth computing in: on a GPU, and on a CPU that multiplies it and has the kernels."""
+    return device.type == "cuda" or cpu.has_fast_bf16()
 
 
 @contextmanager

@@ -18,8 +18,10 @@ __all__ = [
     "backend",
     "fold",
     "gated_adaln",
+    "gated_adaln_",
     "ista",
     "ista_adaln",
+    "ista_adaln_",
     "mssa",
     "noising",
     "normal",
@@ -54,7 +56,14 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: 
 
 
 def gated_adaln(
-    x: Tensor, out: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+    x: Tensor,
+    out: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add a gated half-step to the residual stream and modulate for the next: all that stands between two products.
 
@@ -68,12 +77,29 @@ def gated_adaln(
         Modulation ``(B, d)``, one row a sample.
     eps
         Added to the variance.
+    bias
+        What the half-step's last linear map would have added ``(d,)``: here it costs no pass of its own.
 
     Returns
     -------
-    ``x' = x + gate * out`` in the type of `x` and :func:`adaln` of it in the type of `out`, both ``(B, N, d)``.
+    ``x' = x + gate * (out + bias)`` in the type of `x`, and :func:`adaln` of it in the type of `out`.
     """
-    return definitions.gated_adaln(x, out, gate, shift, scale, eps)
+    return definitions.gated_adaln(x, out, bias, gate, shift, scale, eps)
+
+
+def gated_adaln_(
+    x: Tensor,
+    out: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`gated_adaln` does in place: `x` and `out` become its two results. Without gradients."""
+    definitions.gated_adaln_(x, out, bias, gate, shift, scale, eps)
+    return x, out
 
 
 def mssa(w: Tensor, heads: int) -> Tensor:
@@ -152,6 +178,22 @@ def ista_adaln(
     """
     x_new, z_new, _ = definitions.ista_adaln(x, z, folded, gate, shift, scale, eta, lam, eps)
     return x_new, z_new
+
+
+def ista_adaln_(
+    x: Tensor,
+    z: Tensor,
+    folded: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eta: float = 0.1,
+    lam: float = 0.1,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`ista_adaln` does in place: `x` and `z` become its two results. Without gradients."""
+    definitions.ista_adaln_(x, z, folded, gate, shift, scale, eta, lam, eps)
+    return x, z
 
 
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

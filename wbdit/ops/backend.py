@@ -22,10 +22,10 @@ _kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> the backend's 
 _forced: str | None = None  # process-wide, so that autograd's own threads see it too
 
 
-def define_op(name: str, schema: str, reference: Callable[..., Any]) -> CustomOpDef:
+def define_op(name: str, schema: str, reference: Callable[..., Any], mutates_args: tuple[str, ...] = ()) -> CustomOpDef:
     """Register ``wbdit::name`` with PyTorch; on every device without a kernel the reference serves it."""
     reference = _as_typed(reference)
-    op = custom_op(f"wbdit::{name}", reference, mutates_args=(), schema=schema)
+    op = custom_op(f"wbdit::{name}", reference, mutates_args=mutates_args, schema=schema)
     _ops[name], _references[name] = op, reference
     return op
 

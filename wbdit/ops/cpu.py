@@ -44,8 +44,9 @@ def has_fast_bf16() -> bool:
 def register() -> None:
     """Enter the kernels of this module for tensors on a CPU."""
     for kernel in (
-        *(adaln, adaln_backward, gated_adaln, gated_adaln_backward, mssa, mssa_backward, fold, fold_backward),
-        *(ista, ista_backward, ista_adaln, ista_adaln_backward, noising, sampler_step, normal),
+        *(adaln, adaln_backward, gated_adaln, gated_adaln_, gated_adaln_backward),
+        *(mssa, mssa_backward, fold, fold_backward, ista, ista_backward),
+        *(ista_adaln, ista_adaln_, ista_adaln_backward, noising, sampler_step, normal),
     ):
         register_kernel(kernel.__name__, "cpu", "csrc")(_where_it_fits(kernel))
 
@@ -74,7 +75,7 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtyp
         return reference.adaln(x, shift, scale, eps, dtype)
     z = torch.empty(x.shape, dtype=dtype or x.dtype)
     torch.ops.wbdit_csrc.residual_adaln(
-        x.contiguous(), None, None, None, _rows(shift), _rows(scale), None, z, 0.0, 0.0, eps
+        x.contiguous(), None, None, None, None, _rows(shift), _rows(scale), None, z, 0.0, 0.0, eps
     )
     return z
 
@@ -82,21 +83,32 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtyp
 def adaln_backward(dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     dx, dshift, dscale = torch.empty(x.shape, dtype=x.dtype), _like(shift), _like(scale)
     torch.ops.wbdit_csrc.residual_adaln_backward(
-        *(dz.contiguous(), None, x.contiguous(), None, None, None, _rows(scale)),
-        *(dx, None, None, dshift, dscale, 0.0, 0.0, eps),
+        *(dz.contiguous(), None, x.contiguous(), None, None, None, None, _rows(scale)),
+        *(dx, None, None, dshift, dscale, None, 0.0, 0.0, eps),
     )
     return dx, dshift, dscale
 
 
 def gated_adaln(
-    x: Tensor, out: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+    x: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     x_new, z_new = _like(x), _like(out)
     torch.ops.wbdit_csrc.residual_adaln(
-        *(x.contiguous(), out.contiguous(), None, _rows(gate), _rows(shift), _rows(scale)),
+        *(x.contiguous(), out.contiguous(), bias, None, _rows(gate), _rows(shift), _rows(scale)),
         *(x_new, z_new, 0.0, 0.0, eps),
     )
     return x_new, z_new
+
+
+def gated_adaln_(
+    x: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> None:
+    if not (x.is_contiguous() and out.is_contiguous()):
+        return reference.gated_adaln_(x, out, bias, gate, shift, scale, eps)
+    torch.ops.wbdit_csrc.residual_adaln(
+        x, out, bias, None, _rows(gate), _rows(shift), _rows(scale), x, out, 0.0, 0.0, eps
+    )
+    return None
 
 
 def gated_adaln_backward(
@@ -104,17 +116,21 @@ def gated_adaln_backward(
     dz_new: Tensor,
     x_new: Tensor,
     out: Tensor,
+    bias: Tensor | None,
     gate: Tensor,
     shift: Tensor,
     scale: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = _like(x_new), _like(out), _like(gate), _like(shift), _like(scale)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx, dout, dgate, dshift, dscale = _like(x_new), _like(out), _like(gate), _like(shift), _like(scale)
+    dbias = None if bias is None else torch.empty(x_new.shape[0], x_new.shape[2])
     torch.ops.wbdit_csrc.residual_adaln_backward(
-        *(dz_new.contiguous(), None if dx_new is None else dx_new.contiguous(), x_new, out.contiguous(), None),
-        *(_rows(gate), _rows(scale), *grads, 0.0, 0.0, eps),
+        *(dz_new.contiguous(), None if dx_new is None else dx_new.contiguous(), x_new, out.contiguous(), bias, None),
+        *(_rows(gate), _rows(scale), dx, dout, dgate, dshift, dscale, dbias, 0.0, 0.0, eps),
     )
-    return grads
+    if bias is None or dbias is None:
+        return dx, dout, torch.empty(0), dgate, dshift, dscale
+    return dx, dout, dbias.sum(0).to(bias.dtype), dgate, dshift, dscale
 
 
 # multi-head subspace self-attention
@@ -180,10 +196,30 @@ def ista_adaln(
     product = z.to(folded.dtype) @ folded
     x_new, z_new = _like(x), _like(z)
     torch.ops.wbdit_csrc.residual_adaln(
-        *(x.contiguous(), product, z.contiguous(), _rows(gate), _rows(shift), _rows(scale)),
+        *(x.contiguous(), product.to(z.dtype), None, z.contiguous(), _rows(gate), _rows(shift), _rows(scale)),
         *(x_new, z_new, eta, lam, eps),
     )
     return x_new, z_new, product
+
+
+def ista_adaln_(
+    x: Tensor,
+    z: Tensor,
+    folded: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> None:
+    if not (x.is_contiguous() and z.is_contiguous()):
+        return reference.ista_adaln_(x, z, folded, gate, shift, scale, eta, lam, eps)
+    product = (z.to(folded.dtype) @ folded).to(z.dtype)
+    torch.ops.wbdit_csrc.residual_adaln(
+        x, product, None, z, _rows(gate), _rows(shift), _rows(scale), x, z, eta, lam, eps
+    )
+    return None
 
 
 def ista_adaln_backward(
@@ -202,8 +238,9 @@ def ista_adaln_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, g, dgate, dshift, dscale = _like(x_new), _like(z), _like(gate), _like(shift), _like(scale)
     torch.ops.wbdit_csrc.residual_adaln_backward(
-        *(dz_new.contiguous(), None if dx_new is None else dx_new.contiguous(), x_new, product, z.contiguous()),
-        *(_rows(gate), _rows(scale), dx, g, dgate, dshift, dscale, eta, lam, eps),
+        *(dz_new.contiguous(), None if dx_new is None else dx_new.contiguous(), x_new),
+        *(product.to(z.dtype), None, z.contiguous()),
+        *(_rows(gate), _rows(scale), dx, g, dgate, dshift, dscale, None, eta, lam, eps),
     )
     return dx, *_through_product(g, z, folded, eta), dgate, dshift, dscale
 

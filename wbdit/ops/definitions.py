@@ -20,13 +20,13 @@ adaln_backward = define_op(
 )
 gated_adaln = define_op(
     "gated_adaln",
-    "(Tensor x, Tensor out, Tensor gate, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor out, Tensor? bias, Tensor gate, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor)",
     reference.gated_adaln,
 )
 gated_adaln_backward = define_op(
     "gated_adaln_backward",
-    "(Tensor? dx_new, Tensor dz_new, Tensor x_new, Tensor out, Tensor gate, Tensor shift, Tensor scale, float eps) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor? dx_new, Tensor dz_new, Tensor x_new, Tensor out, Tensor? bias, Tensor gate, Tensor shift, Tensor scale, "
+    "float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.gated_adaln_backward,
 )
 mssa = define_op("mssa", "(Tensor w, int heads) -> (Tensor, Tensor)", reference.mssa)
@@ -53,6 +53,19 @@ ista_adaln_backward = define_op(
     "Tensor scale, float eta, float lam, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.ista_adaln_backward,
 )
+gated_adaln_ = define_op(
+    "gated_adaln_",
+    "(Tensor(a!) x, Tensor(b!) out, Tensor? bias, Tensor gate, Tensor shift, Tensor scale, float eps) -> ()",
+    reference.gated_adaln_,
+    mutates_args=("x", "out"),
+)
+ista_adaln_ = define_op(
+    "ista_adaln_",
+    "(Tensor(a!) x, Tensor(b!) z, Tensor folded, Tensor gate, Tensor shift, Tensor scale, "
+    "float eta, float lam, float eps) -> ()",
+    reference.ista_adaln_,
+    mutates_args=("x", "z"),
+)
 noising = define_op("noising", "(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma) -> Tensor", reference.noising)
 sampler_step = define_op(
     "sampler_step",
@@ -72,8 +85,13 @@ adaln_backward.register_fake(
 )
 gated_adaln.register_fake(lambda x, out, *rest: (torch.empty_like(x), torch.empty_like(out)))
 gated_adaln_backward.register_fake(
-    lambda dx_new, dz_new, x_new, out, gate, shift, scale, eps: tuple(
-        map(torch.empty_like, (x_new, out, gate, shift, scale))
+    lambda dx_new, dz_new, x_new, out, bias, gate, shift, scale, eps: (
+        *(
+            torch.empty_like(x_new),
+            torch.empty_like(out),
+            x_new.new_empty(0) if bias is None else torch.empty_like(bias),
+        ),
+        *(torch.empty_like(gate), torch.empty_like(shift), torch.empty_like(scale)),
     )
 )
 mssa.register_fake(
@@ -93,6 +111,8 @@ ista_adaln.register_fake(
 ista_adaln_backward.register_fake(
     lambda dx_new, dz_new, x_new, z, product, *rest: tuple(map(torch.empty_like, (x_new, z, *rest[:4])))
 )
+gated_adaln_.register_fake(lambda *args: None)
+ista_adaln_.register_fake(lambda *args: None)
 noising.register_fake(lambda x0, noise, alpha, sigma: torch.empty_like(x0))
 sampler_step.register_fake(lambda x, *rest: torch.empty_like(x))
 normal.register_fake(
@@ -120,9 +140,10 @@ def _keep_gated_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 
 def _gated_adaln_gradient(ctx: Any, dx_new: Tensor | None, dz_new: Tensor | None) -> tuple[Tensor | None, ...]:
-    x_new, out, *modulation = ctx.saved_tensors
+    x_new, out, bias, *modulation = ctx.saved_tensors
     dz_new = torch.zeros_like(out) if dz_new is None else dz_new
-    return *gated_adaln_backward(dx_new, dz_new, x_new, out, *modulation, ctx.eps), None
+    dx, dout, dbias, *rest = gated_adaln_backward(dx_new, dz_new, x_new, out, bias, *modulation, ctx.eps)
+    return dx, dout, None if bias is None else dbias, *rest, None
 
 
 def _keep_ista_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -45,11 +45,20 @@ def adaln_backward(dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: flo
 
 
 def gated_adaln(
-    x: Tensor, out: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+    x: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(x.dtype)
-    x_new = torch.addcmul(x.to(wide), gate.to(wide)[:, None], out.to(wide)).to(x.dtype)
+    step = out.to(wide) if bias is None else out.to(wide) + bias.to(wide)
+    x_new = torch.addcmul(x.to(wide), gate.to(wide)[:, None], step).to(x.dtype)
     return x_new, adaln(x_new, shift, scale, eps, out.dtype)
+
+
+def gated_adaln_(
+    x: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> None:
+    x_new, z_new = gated_adaln(x, out, bias, gate, shift, scale, eps)
+    x.copy_(x_new)
+    out.copy_(z_new)
 
 
 def gated_adaln_backward(
@@ -57,15 +66,18 @@ def gated_adaln_backward(
     dz_new: Tensor,
     x_new: Tensor,
     out: Tensor,
+    bias: Tensor | None,
     gate: Tensor,
     shift: Tensor,
     scale: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dshift, dscale = adaln_backward(dz_new, x_new, shift, scale, eps)
     dx = dx if dx_new is None else dx + dx_new
-    dout = (gate[:, None].to(dx.dtype) * dx).to(out.dtype)
-    return dx, dout, (dx * out.to(dx.dtype)).sum(1).to(gate.dtype), dshift, dscale
+    dout = gate[:, None].to(dx.dtype) * dx
+    step = out.to(dx.dtype) if bias is None else out.to(dx.dtype) + bias.to(dx.dtype)
+    dbias = dout.new_zeros(0) if bias is None else dout.sum((0, 1)).to(bias.dtype)
+    return dx, dout.to(out.dtype), dbias, (dx * step).sum(1).to(gate.dtype), dshift, dscale
 
 
 # multi-head subspace self-attention: one projection w is query, key and value, Yu et al. 2023 (CRATE)
@@ -127,7 +139,23 @@ def ista_adaln(
 ) -> tuple[Tensor, Tensor, Tensor]:
     product = z.to(folded.dtype) @ folded
     out = _shrink(z, product, eta, lam)
-    return *gated_adaln(x, out.to(z.dtype), gate, shift, scale, eps), product
+    return *gated_adaln(x, out.to(z.dtype), None, gate, shift, scale, eps), product
+
+
+def ista_adaln_(
+    x: Tensor,
+    z: Tensor,
+    folded: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> None:
+    x_new, z_new, _ = ista_adaln(x, z, folded, gate, shift, scale, eta, lam, eps)
+    x.copy_(x_new)
+    z.copy_(z_new)
 
 
 def ista_adaln_backward(
@@ -145,7 +173,7 @@ def ista_adaln_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     out = _shrink(z, product, eta, lam).to(z.dtype)
-    dx, dout, dgate, dshift, dscale = gated_adaln_backward(dx_new, dz_new, x_new, out, gate, shift, scale, eps)
+    dx, dout, _, dgate, dshift, dscale = gated_adaln_backward(dx_new, dz_new, x_new, out, None, gate, shift, scale, eps)
     dz, dfolded = ista_backward(dout, out, z, folded, eta)
     return dx, dz, dfolded, dgate, dshift, dscale
 
