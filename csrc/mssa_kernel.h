@@ -8,6 +8,8 @@ using Element = Product::Element;
 constexpr int64_t tile_width = Product::tile_vectors * VL;
 constexpr int64_t block_rows = 32;    // rows of scores at a time: together with one panel they stay in L1
 constexpr int64_t block_columns = 256;
+constexpr int64_t whole_rows = 320;   // heads of no more tokens keep all scores, a symmetric matrix, in L2
+constexpr int64_t widest = std::max(block_columns, whole_rows);
 
 static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -153,10 +155,58 @@ static float soften(const float* scores, Element* weights, int64_t width, V last
   return kept;
 }
 
+// to (columns, rows) = from (rows, columns) transposed, both multiples of VL.
+static void mirror(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                   int64_t columns) {
+  for (int64_t i = 0; i < rows; i += VL)
+    for (int64_t j = 0; j < columns; j += VL) {
+      V block[VL];
+      for (int k = 0; k < VL; ++k) block[k] = load(from + (i + k) * from_stride + j);
+      transpose(block);
+      for (int k = 0; k < VL; ++k) store(to + (j + k) * to_stride + i, block[k]);
+    }
+}
+
+// Blocks of scores, `rows` tokens by `width`, one after the other or, where all of a head's fit, in one square: then a
+// row of blocks needs to be computed from its diagonal on only, and leaves the others their part.
+struct Scores {
+  const Shape& s;
+  const Packed& u;
+  bool whole;
+  int64_t width, stride;
+  float* memory;
+
+  Scores(const Shape& s, const Packed& u, Arena& arena)
+      : s(s),
+        u(u),
+        whole(Product::mirrors && s.rows <= whole_rows),
+        width(whole ? s.rows : block_columns),
+        stride(width + VL),
+        memory(arena.floats(floats(s))) {}
+
+  static int64_t floats(const Shape& s) {
+    return Product::mirrors && s.rows <= whole_rows ? s.rows * (s.rows + VL) : block_rows * (block_columns + VL);
+  }
+
+  // The scores of the tokens from i0 on with those from j0 on, `tiled` rows by `columns`, `stride` apart.
+  float* block(int64_t i0, int64_t j0, int64_t tiled, int64_t columns) const {
+    const Element* rows = u.rows + i0 * s.row_stride;
+    if (!whole) {
+      multiply<false>(rows, s.row_stride, u.columns + j0, s.column_stride, memory, stride, tiled, columns, s.inner);
+      return memory;
+    }
+    float* row = memory + i0 * stride;
+    multiply<false>(rows, s.row_stride, u.columns + i0, s.column_stride, row + i0, stride, tiled, s.rows - i0, s.inner);
+    const int64_t next = i0 + block_rows;
+    if (next < s.rows) mirror(row + next, stride, memory + next * stride + i0, stride, block_rows, s.rows - next);
+    return row;
+  }
+};
+
 template <class T>
 static int64_t forward_floats(const Head& head) {
   const Shape s(head.tokens, head.p);
-  return s.floats_for_operand() + block_rows * (2 * (block_columns + VL) + s.value_stride) + 256;
+  return s.floats_for_operand() + Scores::floats(s) + block_rows * (widest + VL + s.value_stride) + 256;
 }
 
 template <class T>
@@ -164,13 +214,9 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
   const Shape s(head.tokens, head.p);
   Arena arena{memory};
   const Packed u = pack(w, head.stride, s, arena);
-  const int64_t lds = block_columns + VL, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
-  float* scores = arena.floats(block_rows * lds);
-  Element* weights;
-  if constexpr (Product::per_element == 1)
-    weights = scores;  // in place: less of L1
-  else
-    weights = arena.elements(block_rows * lds);
+  const Scores scores(s, u, arena);
+  const int64_t ld = scores.stride, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
+  Element* low = Product::per_element == 1 ? nullptr : arena.elements(block_rows * ld);
   float* sums = arena.floats(block_rows * ldo);
   Product::begin();
   const float c = 1.4426950408889634f / std::sqrt(static_cast<float>(s.p));  // softmax in base 2
@@ -180,19 +226,23 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
     std::fill_n(total, block_rows, 0.f);
     const int64_t rows = std::min(block_rows, s.tokens - i0);
     const int64_t tiled = round_up(rows, Product::tile_rows);
-    for (int64_t j0 = 0; j0 < s.tokens; j0 += block_columns) {
-      const int64_t width = std::min(block_columns, s.rows - j0);
+    for (int64_t j0 = 0; j0 < s.tokens; j0 += scores.width) {
+      const int64_t width = std::min(scores.width, s.rows - j0);
       const int64_t live = std::min(width, round_up(s.tokens - j0, VL));
       const V last = is_token(j0 + live - VL, s.tokens);
-      multiply<false>(u.rows + i0 * s.row_stride, s.row_stride, u.columns + j0, s.column_stride, scores, lds, tiled,
-                      width, s.inner);
+      float* block = scores.block(i0, j0, tiled, width);
+      Element* weights;
+      if constexpr (Product::per_element == 1)
+        weights = block;  // in place: less of L1
+      else
+        weights = low;
       for (int64_t i = 0; i < rows; ++i) {
-        const float kept = soften(scores + i * lds, weights + i * lds, live, last, c, top[i], total[i]);
-        clear_weights(weights + i * lds, live, width);
+        const float kept = soften(block + i * ld, weights + i * ld, live, last, c, top[i], total[i]);
+        clear_weights(weights + i * ld, live, width);
         if (j0 > 0)
           for (int64_t k = 0; k < width_p; k += VL) store(sums + i * ldo + k, kept * load(sums + i * ldo + k));
       }
-      multiply(j0 > 0, weights, lds, u.values + j0 / Product::per_element * ldv, ldv, sums, ldo, tiled, width_p,
+      multiply(j0 > 0, weights, ld, u.values + j0 / Product::per_element * ldv, ldv, sums, ldo, tiled, width_p,
                width / Product::per_element);
     }
     for (int64_t i = 0; i < rows; ++i) {
@@ -203,11 +253,57 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
   Product::end();
 }
 
+// g u^T and u g^T, one the transpose of the other: in one square where all of a head's scores are, else block by block.
+struct Slopes {
+  const Shape& s;
+  const Packed &u, &g;
+  const Scores& scores;
+  float *square, *turned;
+
+  Slopes(const Shape& s, const Packed& u, const Packed& g, const Scores& scores, Arena& arena)
+      : s(s), u(u), g(g), scores(scores), square(arena.floats(Scores::floats(s))),
+        turned(arena.floats(block_rows * scores.stride)) {
+    if (scores.whole)
+      multiply<false>(g.rows, s.row_stride, u.columns, s.column_stride, square, scores.stride, s.rows, s.rows, s.inner);
+  }
+
+  static int64_t floats(const Shape& s) {
+    return Scores::floats(s) + block_rows * (widest + VL);
+  }
+
+  // Rows from i0 on, columns from j0 on, of g u^T; those of u g^T are in `turned`.
+  const float* block(int64_t i0, int64_t j0, int64_t tiled, int64_t columns) const {
+    const int64_t stride = scores.stride;
+    if (scores.whole) {
+      mirror(square + i0, stride, turned, stride, s.rows, std::min(block_rows, s.rows - i0));
+      return square + i0 * stride;
+    }
+    multiply<false>(g.rows + i0 * s.row_stride, s.row_stride, u.columns + j0, s.column_stride, square, stride, tiled,
+                    columns, s.inner);
+    multiply<false>(u.rows + i0 * s.row_stride, s.row_stride, g.columns + j0, s.column_stride, turned, stride, tiled,
+                    columns, s.inner);
+    return square;
+  }
+};
+
+// lse in base 2, and each token's sum of dout * out.
+template <class T>
+static void row_constants(const T* dout, const T* out, const float* lse, const Head& head, float* log_sum, float* delta) {
+  for (int64_t n = 0; n < head.tokens; ++n) {
+    log_sum[n] = lse[n] * 1.4426950408889634f;
+    const T *a = dout + n * head.stride, *b = out + n * head.stride;
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < head.p; ++i) total += to_float(a[i]) * to_float(b[i]);
+    delta[n] = total;
+  }
+}
+
 template <class T>
 static int64_t backward_floats(const Head& head) {
   const Shape s(head.tokens, head.p);
-  return 2 * s.floats_for_operand() + 2 * (s.rows + 16) +
-         block_rows * (5 * (block_columns + VL) + s.value_stride) + 256;
+  return 2 * s.floats_for_operand() + 2 * (s.rows + 16) + Scores::floats(s) + Slopes::floats(s) +
+         block_rows * (2 * (widest + VL) + s.value_stride) + 256;
 }
 
 // The scores are symmetric, so row i of the transposed weights, exp(s_ij - lse_j), needs nothing but row i of the
@@ -217,37 +313,29 @@ static void backward(const T* dout, const T* w, const T* out, const float* lse, 
                      float* memory) {
   const Shape s(head.tokens, head.p);
   Arena arena{memory};
+  Product::begin();
   const Packed u = pack(w, head.stride, s, arena), g = pack(dout, head.stride, s, arena);
-  float *log_sum = arena.floats(s.rows), *delta = arena.floats(s.rows);  // lse in base 2; sum of dout * out
+  float *log_sum = arena.floats(s.rows), *delta = arena.floats(s.rows);
   std::fill_n(log_sum, s.rows, std::numeric_limits<float>::infinity());  // weights of no token are 0
   std::fill_n(delta, s.rows, 0.f);
-  for (int64_t n = 0; n < s.tokens; ++n) {
-    log_sum[n] = lse[n] * 1.4426950408889634f;
-    const T *a = dout + n * head.stride, *b = out + n * head.stride;
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < s.p; ++i) total += to_float(a[i]) * to_float(b[i]);
-    delta[n] = total;
-  }
-  const int64_t ld = block_columns + VL, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
-  float *scores = arena.floats(block_rows * ld), *gu = arena.floats(block_rows * ld), *ug = arena.floats(block_rows * ld);
+  row_constants(dout, out, lse, head, log_sum, delta);
+  const Scores scores(s, u, arena);
+  const Slopes products(s, u, g, scores, arena);
+  const int64_t ld = scores.stride, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
   Element *turned = arena.elements(block_rows * ld), *slopes = arena.elements(block_rows * ld);
   float* sums = arena.floats(block_rows * ldo);
-  Product::begin();
   const float root = 1 / std::sqrt(static_cast<float>(s.p)), c = 1.4426950408889634f * root;
   for (int64_t i0 = 0; i0 < s.tokens; i0 += block_rows) {
     const int64_t rows = std::min(block_rows, s.tokens - i0), tiled = round_up(rows, Product::tile_rows);
-    for (int64_t j0 = 0; j0 < s.tokens; j0 += block_columns) {
-      const int64_t width = std::min(block_columns, s.rows - j0);
-      const Element *ui = u.rows + i0 * s.row_stride, *gi = g.rows + i0 * s.row_stride;
+    for (int64_t j0 = 0; j0 < s.tokens; j0 += scores.width) {
+      const int64_t width = std::min(scores.width, s.rows - j0);
       const int64_t live = std::min(width, round_up(s.tokens - j0, VL));
       const V last = is_token(j0 + live - VL, s.tokens);
-      multiply<false>(ui, s.row_stride, u.columns + j0, s.column_stride, scores, ld, tiled, width, s.inner);
-      multiply<false>(gi, s.row_stride, u.columns + j0, s.column_stride, gu, ld, tiled, width, s.inner);
-      multiply<false>(ui, s.row_stride, g.columns + j0, s.column_stride, ug, ld, tiled, width, s.inner);
+      const float* block = scores.block(i0, j0, tiled, width);
+      const float *gu = products.block(i0, j0, tiled, width), *ug = products.turned;
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < live; j += VL) {
-          const V score = c * load(scores + i * ld + j);
+          const V score = c * load(block + i * ld + j);
           V weight = exp2(score - log_sum[i0 + i]);
           if (j == live - VL) weight *= last;
           const V across = exp2(score - load(log_sum + j0 + j));

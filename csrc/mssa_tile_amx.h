@@ -5,6 +5,7 @@ struct Product {
   static constexpr int per_element = 2;
   static constexpr int tile_rows = 32;    // two by two tiles of sums, two of each operand: all eight
   static constexpr int tile_vectors = 2;
+  static constexpr bool mirrors = false;  // a product is cheaper than a transpose
   static constexpr int inner_multiple = 16;
 
   // 64 bytes: palette 1, then from byte 16 the bytes a row and from byte 48 the rows of each of the eight tiles. Static,

@@ -5,6 +5,7 @@ struct Product {
   static constexpr int per_element = 2;
   static constexpr int tile_rows = 8;
   static constexpr int tile_vectors = 3;
+  static constexpr bool mirrors = true;  // a product of the symmetric scores costs more than a transpose
   static constexpr int inner_multiple = 1;
 
   static void begin() {}

@@ -5,6 +5,7 @@ struct Product {
   static constexpr int per_element = 1;                      // numbers of the inner dimension in one element
   static constexpr int tile_rows = VL == 16 ? 8 : 4;         // with tile_vectors, as many sums as the registers hold
   static constexpr int tile_vectors = VL == 4 ? 2 : 3;
+  static constexpr bool mirrors = true;  // a product of the symmetric scores costs more than a transpose
   static constexpr int inner_multiple = 1;
 
   static void begin() {}

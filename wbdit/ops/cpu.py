@@ -174,7 +174,12 @@ def ista_backward(dout: Tensor, out: Tensor, z: Tensor, folded: Tensor, eta: flo
 def _through_product(g: Tensor, z: Tensor, folded: Tensor, eta: float) -> tuple[Tensor, Tensor]:
     """Return the gradients of z and F, given that of z + eta z F."""
     flat, low = g.flatten(0, -2), g.flatten(0, -2).to(folded.dtype)
-    if flat.dtype == folded.dtype:
+    if folded.dtype == torch.float32:
+        # one product with 1 + eta F and no pass over g: in fp32 the identity may go into it
+        step = folded.mul(eta)
+        step.diagonal().add_(1)
+        dz = (low @ step.mT).to(flat.dtype)
+    elif flat.dtype == folded.dtype:
         dz = torch.addmm(flat, low, folded.mT, alpha=eta)
     else:
         dz = flat.add((low @ folded.mT).to(flat.dtype), alpha=eta)
