@@ -32,7 +32,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# some ten minutes, on a machine that does nothing else; see bench/README.md
+# some 15 minutes, on a machine that does nothing else; see bench/README.md
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -c bench/pytest.ini bench
 

@@ -1,0 +1,102 @@
+"""Sampling: our default path of DDIM calls against the authors' hundred."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import flops
+import pytest
+import torch
+from agreement import TOLERANCE, relative_error
+from bench_denoiser import sizes_of
+from configs import make_inputs, make_model, make_schedule
+from denoisers import EAGER, ROWS, Expected
+from record import Subject
+
+import wbdit
+from wbdit import samplers
+
+THEIR_CALLS, OUR_CALLS = 100, 15
+TIMED_CALLS = 5  # of the authors' hundred, which are all alike
+FEW = 4  # cells whose whole path is compared with fp64
+SAMPLED = ("published, eager fp32", "ours, fp32", "ours, bf16")
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def bench_sampling(name, config, timed):
+    row = ROWS[name]
+    model = make_model(row.kind, config).eval()
+    with torch.no_grad(), wbdit.backend("reference"):
+        expected = walk(config, row, Expected(row, config).call, FEW, dtype=torch.float64)
+    with torch.no_grad(), row.backend():
+        error = relative_error([walk(config, row, row.call(model), FEW)], [expected])
+        # a copy has computed nothing yet: what ours remembers from call to call is paid for in each path
+        timed(
+            subject_of(row, config),
+            error,
+            lambda copied: walk(config, row, row.call(copied), config.cells, fresh=not row.ours),
+            fresh=functools.partial(copy.deepcopy, model),
+        )
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def bench_floor(precision, config, record):
+    record.add_floor(subject_of(ROWS["ours, fp32"], config), precision)
+
+
+def walk(config, row, call, cells, *, dtype=torch.float32, fresh=False):
+    """Sample by the row's path, as the generator does; `fresh` noise is torch's own, as in the authors' code."""
+    schedule, y = make_schedule(config), make_inputs(config, config.cells).y
+    denoiser = Denoiser(call, None if y is None else y[:cells], config.model["prediction"])
+    shape = (1, config.model["input_size"])
+    noise = samplers.PhiloxNoise(0, torch.arange(cells), shape)
+    return samplers.ddim(
+        denoiser,
+        torch.randn(cells, *shape) if fresh else noise(-1).to(dtype),
+        schedule,
+        path(row, schedule),
+        clamp_min=config.clamp_min,
+        noise=None if fresh else noise,
+    )
+
+
+def path(row, schedule):
+    if row.ours:
+        return samplers.spaced_timesteps(schedule, OUR_CALLS)
+    return samplers.spaced_timesteps(schedule, THEIR_CALLS)[:TIMED_CALLS]
+
+
+class Denoiser:
+    """A row's denoiser at fixed labels, as the samplers take it."""
+
+    def __init__(self, call, y, prediction):
+        self.call = call
+        self.y = y
+        self.prediction = prediction
+
+    def __call__(self, x, t):
+        return self.call(x, t, self.y)
+
+
+def subject_of(row, config):
+    sizes = sizes_of(config, batch=config.cells, conditions=max(1, config.classes))
+    calls = OUR_CALLS if row.ours else THEIR_CALLS
+    facts = {"calls": calls}
+    if row.ours:
+        facts |= {"ratio_of_sampler": THEIR_CALLS / OUR_CALLS}
+    else:
+        facts |= {"note": f"{TIMED_CALLS} whole calls timed, times {THEIR_CALLS / TIMED_CALLS:g}"}
+    return Subject(
+        config.name,
+        "sampling",
+        row.name,
+        EAGER,
+        row.precision,
+        TOLERANCE[row.precision]["path"],
+        flops=calls * flops.forward(sizes),
+        product=(sizes.batch * sizes.tokens, sizes.d),
+        ours=row.ours,
+        scale=1.0 if row.ours else THEIR_CALLS / TIMED_CALLS,
+        facts=facts,
+    )

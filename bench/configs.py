@@ -1,0 +1,86 @@
+"""What is measured: two models with seeded weights, and their inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wbdit import NoiseSchedule
+from wbdit.presets import PRESETS
+from wbdit.schedule import Kind
+
+GENES = 2000
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model and how much it is given: cells a batch, and cells to sample."""
+
+    name: str
+    model: dict[str, Any]
+    schedule: Kind
+    clamp_min: float | None
+    batch: int
+    cells: int = 64
+
+    @property
+    def tokens(self) -> int:
+        return -(-self.model["input_size"] // self.model["patch_size"])
+
+    @property
+    def classes(self) -> int:
+        return self.model["num_classes"]
+
+
+class Inputs(NamedTuple):
+    x: Tensor  # [B, 1, G]
+    t: Tensor  # [B]
+    y: Tensor | None  # [B]
+    target: Tensor  # [B, 1, G]
+
+
+def configs(quick: bool) -> dict[str, Config]:
+    """Return the configurations by name; `quick` keeps their kinds and makes them tiny, to try the machinery."""
+    both = [
+        _config("published", "paper", 0, 0.0, 16),
+        _config("small", "small", 8, None, 64),
+    ]
+    return {c.name: _tiny(c) if quick else c for c in both}
+
+
+def make_model(kind: type, config: Config) -> torch.nn.Module:
+    """Make a model whose every path carries signal: what starts at zero (adaLN-Zero) is stirred."""
+    torch.manual_seed(0)
+    model = kind(**config.model, class_dropout_prob=0.0)  # no label is dropped, so that a train step can be checked
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad and not p.any():
+                p.normal_(std=0.2)
+    return model
+
+
+def make_inputs(config: Config, batch: int | None = None) -> Inputs:
+    """Draw inputs, the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch or config.batch, 1, config.model["input_size"])
+    x, target = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    t = torch.randint(1, 999, shape[:1], generator=generator).float()
+    y = torch.randint(0, config.classes, shape[:1], generator=generator) if config.classes else None
+    return Inputs(x, t, y, target)
+
+
+def make_schedule(config: Config) -> NoiseSchedule:
+    return NoiseSchedule(kind=config.schedule)
+
+
+def _config(name: str, preset: str, classes: int, clamp_min: float | None, batch: int) -> Config:
+    model = {"input_size": GENES, "num_classes": classes, **PRESETS[preset].model}
+    return Config(name, model, PRESETS[preset].schedule, clamp_min, batch)
+
+
+def _tiny(config: Config) -> Config:
+    model = {**config.model, "input_size": 60, "patch_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4}
+    return replace(config, model=model, batch=4, cells=4)

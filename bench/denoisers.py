@@ -1,0 +1,103 @@
+"""The denoisers that are compared, each as one row: whose formula, compiled or not, in which precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from configs import Config, Inputs, make_model
+from published import published_forward
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+import wbdit
+
+Forward = Callable[..., Tensor]
+
+
+def own_forward(model: nn.Module, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    return model(x, t) if y is None else model(x, t, y)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    forward: Forward  # (model, x, t, y)
+    kind: type = wbdit.WBDiT
+    precision: str = "fp32"
+    compiled: bool = False
+    ours: bool = False
+
+    def call(self, model: nn.Module) -> Forward:
+        """Return the row's denoiser on a model's weights, as a function of (x, t, y)."""
+        forward = functools.partial(self.forward, model)
+        forward = torch.compile(forward) if self.compiled else forward
+        if self.precision == "fp32":
+            return forward
+
+        def in_bf16(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return forward(x, t, y)
+
+        return in_bf16
+
+    def backend(self) -> AbstractContextManager[None]:
+        """Give ours the kernels and the others plain PyTorch, whatever the environment says."""
+        return wbdit.backend("auto" if self.ours else "reference")
+
+
+EAGER = "published, eager fp32"
+ROWS = {
+    row.name: row
+    for row in (
+        Row(EAGER, published_forward),
+        Row("published, compiled fp32", published_forward, compiled=True),
+        Row("published, eager bf16", published_forward, precision="bf16"),
+        Row("DiT, eager fp32", own_forward, kind=wbdit.DiT),
+        Row("ours, fp32", own_forward, ours=True),
+        Row("ours, bf16", own_forward, precision="bf16", ours=True),
+    )
+}
+
+
+def train_step(call: Forward, parameters: list[Tensor], inputs: Inputs) -> Callable[[], None]:
+    """Return one step of training: forward, loss, backward, update."""
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def step() -> None:
+        gradients_of(call, inputs)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def gradients_of(call: Forward, inputs: Inputs) -> None:
+    """Leave the loss's gradients on the parameters."""
+    out = call(inputs.x, inputs.t, inputs.y)
+    mse_loss(out.to(inputs.target.dtype), inputs.target).backward()
+
+
+def trained(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+class Expected:
+    """The same model in fp64: the published formula, or a DiT itself."""
+
+    def __init__(self, row: Row, config: Config) -> None:
+        self.model = make_model(row.kind, config).double()
+        forward = published_forward if row.kind is wbdit.WBDiT else own_forward
+        self.call = functools.partial(forward, self.model.eval())
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        with torch.no_grad(), wbdit.backend("reference"):
+            return self.call(inputs.x.double(), inputs.t, inputs.y)
+
+    def gradients(self, inputs: Inputs) -> list[Tensor]:
+        with wbdit.backend("reference"):
+            gradients_of(self.call, inputs._replace(x=inputs.x.double(), target=inputs.target.double()))
+        return [p.grad for p in trained(self.model)]

@@ -1,0 +1,178 @@
+"""The table of operations: what each is given, how it is called, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import flops
+import torch
+from configs import Config
+from torch import Tensor
+
+from wbdit import ops
+
+ETA = LAM = 0.1
+Values = dict[str, Tensor]
+
+
+class Draw:
+    """Seeded tensors of the sizes that a configuration has, in fp64."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.d = config.model["hidden_size"]
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def tokens(self) -> Tensor:
+        return self.normal(self.config.batch, self.config.tokens, self.d)
+
+    def rows(self, *names: str) -> Values:
+        """Shifts, scales and gates: one row a sample."""
+        return {name: 0.5 * self.normal(self.config.batch, self.d) for name in names}
+
+    def cells(self, *names: str) -> Values:
+        return {name: self.normal(self.config.cells, 1, self.config.model["input_size"]) for name in names}
+
+    def dictionary(self) -> Tensor:
+        return self.normal(self.d, self.d) / self.d**0.5
+
+    def sparse_coding(self) -> Values:
+        """Tokens that stay clear of the threshold: at it, the last bit decides between two gradients."""
+        folded = ops.fold(self.dictionary())
+        before = self.tokens()
+        before += 1e-3 * before.sign()
+        step = torch.eye(self.d, dtype=torch.float64) + ETA * folded
+        return {"z": torch.linalg.solve(step, before + ETA * LAM, left=False), "folded": folded}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of wbdit.ops: how its inputs are drawn, how it is called, what its products count."""
+
+    name: str
+    make: Callable[[Draw], Values]
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    gradient: bool = True
+    count: Callable[[flops.Sizes], int] | None = None
+    gradient_count: Callable[[flops.Sizes], int] | None = None
+
+    def run(self, values: Values) -> tuple[Tensor, ...]:
+        out = self.call(**values)
+        return out if isinstance(out, tuple) else (out,)
+
+
+def cast(values: Values, precision: str) -> Values:
+    """Round fp64 tensors to what an operation is given: in bf16 all are, but for the residual stream `x`, in fp32."""
+    low = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    types = {name: torch.float32 if name == "x" and precision == "bf16" else low for name in values}
+    return {name: v.to(types[name]) if v.is_floating_point() else v for name, v in values.items()}
+
+
+def mssa(w: Tensor, heads: Tensor) -> Tensor:
+    return ops.mssa(w, int(heads))
+
+
+def sampler_step(x: Tensor, out: Tensor, noise: Tensor) -> Tensor:
+    """A step of ancestral DDIM."""
+    return ops.sampler_step(x, out, noise=noise, a=1.01, b=-0.1, e=0.2)
+
+
+def drawing_step(x: Tensor, out: Tensor, samples: Tensor) -> Tensor:
+    """The same step, its noise drawn on the way."""
+    return ops.sampler_step(x, out, a=1.01, b=-0.1, e=0.2, samples=samples, seed=7, step=1)
+
+
+def normal(samples: Tensor, length: Tensor) -> Tensor:
+    return ops.normal(7, samples, 1, int(length))
+
+
+def ista_flops(s: flops.Sizes) -> int:
+    return flops.linear(s, s.d, s.d)
+
+
+def twice(count: Callable[[flops.Sizes], int]) -> Callable[[flops.Sizes], int]:
+    return lambda s: 2 * count(s)
+
+
+def _by_name(operations: Iterable[Operation]) -> dict[str, Operation]:
+    return {operation.name: operation for operation in operations}
+
+
+OPERATIONS = _by_name(
+    (
+        Operation(
+            "adaln",
+            lambda n: {"x": n.tokens(), **n.rows("shift", "scale")},
+            lambda x, shift, scale: ops.adaln(x, shift, scale, dtype=shift.dtype),
+        ),
+        Operation(
+            "gated_adaln",
+            lambda n: {"x": n.tokens(), "out": n.tokens(), **n.rows("gate", "shift", "scale")},
+            lambda **v: ops.gated_adaln(**v),
+        ),
+        Operation(
+            "mssa",
+            # at half the size no token attends to itself alone
+            lambda n: {"w": 0.5 * n.tokens(), "heads": torch.tensor(n.config.model["num_heads"])},
+            mssa,
+            count=flops.mssa,
+            gradient_count=twice(flops.mssa),
+        ),
+        Operation(
+            "ista",
+            lambda n: n.sparse_coding(),
+            lambda z, folded: ops.ista(z, folded, ETA, LAM),
+            count=ista_flops,
+            gradient_count=twice(ista_flops),
+        ),
+        Operation(
+            "ista_adaln",
+            lambda n: {"x": n.tokens(), **n.sparse_coding(), **n.rows("gate", "shift", "scale")},
+            lambda **v: ops.ista_adaln(**v, eta=ETA, lam=LAM),
+            count=ista_flops,
+            gradient_count=twice(ista_flops),
+        ),
+        # the rest is fp32 wherever it is used: weights before they are rounded, cells, and random numbers
+        Operation(
+            "fold",
+            lambda n: {"dictionary": n.dictionary()},
+            lambda dictionary: ops.fold(dictionary),
+            precisions=("fp32",),
+            count=flops.fold,
+            gradient_count=flops.fold,
+        ),
+        Operation(
+            "noising",
+            lambda n: {**n.cells("x0", "noise"), **{k: n.normal(n.config.cells).sigmoid() for k in ("alpha", "sigma")}},
+            lambda **v: ops.noising(**v),
+            precisions=("fp32",),
+            gradient=False,
+        ),
+        Operation(
+            "sampler_step",
+            lambda n: n.cells("x", "out", "noise"),
+            sampler_step,
+            precisions=("fp32",),
+            gradient=False,
+        ),
+        Operation(
+            "sampler_step drawing",
+            lambda n: {**n.cells("x", "out"), "samples": torch.arange(n.config.cells)},
+            drawing_step,
+            precisions=("fp32",),
+            gradient=False,
+        ),
+        Operation(
+            "normal",
+            lambda n: {"samples": torch.arange(n.config.cells), "length": torch.tensor(n.config.model["input_size"])},
+            normal,
+            precisions=("fp32",),
+            gradient=False,
+        ),
+    )
+)

@@ -1,0 +1,194 @@
+"""The benchmark's machinery on tiny sizes: what it writes, that a wrong row is not reported, how results compare."""
+
+import copy
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import published
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from wbdit import DiT, WBDiT
+
+BENCH = Path(__file__).parent.parent / "bench"
+OURS = {"ours, fp32", "ours, bf16"}
+
+
+def run(*arguments, **environment):
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
+
+
+def bench(out, *arguments, **environment):
+    done = run("-m", "pytest", "-c", BENCH / "pytest.ini", *arguments, "--quick", "--out", out, **environment)
+    assert (out / "bench.json").exists(), done.stdout + done.stderr
+    return done, json.loads((out / "bench.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return bench(tmp_path_factory.mktemp("bench"), BENCH)
+
+
+def test_every_row_has_its_figures(quick):
+    done, result = quick
+    assert done.returncode == 0, done.stdout
+    assert {"cpu", "cores", "threads", "flags", "kernels"} == result["machine"].keys()
+    assert {"python", "torch", "wbdit"} == result["versions"].keys()
+    assert result["quick"]
+    assert result["commit"]
+    kinds = {(row["config"], row["what"]) for row in result["rows"]}
+    assert {(c, w) for c in ("published", "small") for w in ("forward", "train", "sampling")} < kinds
+    assert ("published", "op mssa backward bf16") in kinds
+    for row in result["rows"]:
+        assert 0 < row["seconds"]["p20"] <= row["seconds"]["p50"] <= row["seconds"]["p80"], row
+        assert row["ratio_to_eager"] > 0
+        if "floor" not in row["name"]:
+            assert row["rounds"] >= 5
+            assert 0 <= row["error"] <= row["tolerance"]
+        if not row["what"].startswith("op "):
+            assert row["fraction_of_floor"] > 0
+            assert f"| {row['name']} |" in done.stdout
+
+
+def test_the_sampling_ratio_is_split(quick):
+    rows = [row for row in quick[1]["rows"] if row["what"] == "sampling" and row["ours"]]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["ratio_of_sampler"] == pytest.approx(100 / 15)
+        assert row["ratio_of_sampler"] * row["ratio_of_kernels"] == pytest.approx(row["ratio_to_eager"])
+
+
+def test_what_is_absent_is_said(quick):
+    done, result = quick
+    assert [gone for gone in result["absent"] if "compiled" in gone["what"] and not gone["failed"]]
+    assert "absent: forward[published-published, compiled fp32]" in done.stdout
+    assert [row["mib"] >= 0 for row in result["memory"]] == [True]
+
+
+WRONG = """
+import wbdit
+from wbdit.ops import reference, register_kernel
+forward = wbdit.WBDiT.forward
+wbdit.WBDiT.forward = lambda *arguments: 1.06 * forward(*arguments)
+register_kernel("mssa_backward", "cpu", "wrong")(lambda *arguments: 1.06 * reference.mssa_backward(*arguments))
+"""
+
+
+def test_a_wrong_row_is_neither_timed_nor_printed(tmp_path):
+    """A model and a kernel, each six per cent off."""
+    (tmp_path / "wrong.py").write_text(WRONG)
+    chosen = ("-k", "published and (mssa or forward or train)", "-p", "wrong")
+    done, result = bench(
+        tmp_path, BENCH / "bench_denoiser.py", BENCH / "bench_ops.py", *chosen, PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 1
+    names = {row["name"] for row in result["rows"] if row["what"] in ("forward", "train")}
+    assert "published, eager fp32" in names
+    assert "DiT, eager fp32" in names
+    assert not names & OURS
+    operations = {(row["what"].split()[2], row["name"]) for row in result["rows"] if " mssa " in row["what"]}
+    assert operations == {("forward", "reference"), ("forward", "kernel"), ("backward", "reference")}
+    assert not any(f"| {name} |" in done.stdout for name in OURS)
+    red = [gone for gone in result["absent"] if gone["failed"]]
+    assert len(red) == 2 * 2 + 2  # ours: forward and train, fp32 and bf16; mssa's gradient: fp32 and bf16
+    assert all(f"RED: {gone['what']}: {gone['why']}" in done.stdout for gone in red)
+
+
+@pytest.fixture
+def files(quick, tmp_path):
+    """Return a function that writes the result with its rows changed, and gives the path."""
+
+    def write(name, change=lambda row: row, quick_run=False):
+        result = copy.deepcopy(quick[1]) | {"quick": quick_run}
+        result["rows"] = [row for row in map(change, result["rows"]) if row is not None]
+        path = tmp_path / name
+        path.write_text(json.dumps(result))
+        return path
+
+    return write
+
+
+def scaled(name, factor):
+    return lambda row: row | {"ratio_to_eager": row["ratio_to_eager"] * (factor if row["name"] == name else 1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda row: row, 0),
+        (scaled("ours, fp32", 0.95), 0),
+        (scaled("ours, fp32", 0.85), 1),
+        (scaled("kernel", 0.85), 1),
+        (scaled("DiT, eager fp32", 0.5), 0),  # not ours
+        (lambda row: None if row["name"] == "ours, bf16" else row, 1),
+        (lambda row: None if row["name"] == "DiT, eager fp32" else row, 0),
+    ],
+)
+def test_comparing(change, status, files):
+    done = run(BENCH / "compare.py", files("old.json"), files("new.json", change))
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "published / forward / published, eager fp32" in done.stdout
+
+
+def test_what_cannot_be_compared(files, tmp_path):
+    result, garbage = files("whole.json"), tmp_path / "garbage.json"
+    garbage.write_text("[]")
+    nothing = files("nothing.json", lambda row: None)
+    for other in (tmp_path / "missing.json", garbage, nothing, files("quick.json", quick_run=True)):
+        done = run(BENCH / "compare.py", result, other)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_kept_result_has_ratios_alone(files, tmp_path):
+    kept = tmp_path / "results" / "kept.json"
+    assert run(BENCH / "keep.py", files("quick.json", quick_run=True), kept).returncode == 2
+    assert run(BENCH / "keep.py", files("whole.json"), kept).returncode == 0
+    text = kept.read_text()
+    assert "seconds" not in text
+    assert "mib" not in text
+    assert "cpu" not in json.loads(text)["machine"]
+    assert run(BENCH / "compare.py", kept, tmp_path / "whole.json").returncode == 0
+
+
+@pytest.fixture
+def flops(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    return importlib.import_module("flops")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", [WBDiT, DiT])
+def test_the_floor_counts_every_product(kind, shared, flops, monkeypatch):
+    """Against PyTorch's own counter, on the formula with its dictionaries folded beforehand."""
+    model = kind(43, 8, hidden_size=32, depth=2, num_heads=4, num_classes=3, shared_patches=shared).double().eval()
+    sizes = flops.Sizes(3, 6, 32, 2, 8, 3, "white" if kind is WBDiT else "black")
+    x, t, y = torch.randn(3, 1, 43).double(), torch.tensor([1, 500, 999]), torch.tensor([0, 1, 2])
+    # without a dictionary's own products: eta z F is z times a matrix that is given
+    monkeypatch.setattr(published, "ista", lambda mlp, z: torch.relu(z + 0.1 * (z @ mlp.weight) - 0.01))
+    call = published.published_forward if kind is WBDiT else kind.__call__
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no CPU kernel's products
+        out = call(model, x, t, y)
+        once = counter.get_total_flops()
+        out.square().mean().backward()
+    assert once == flops.forward(sizes)
+    folds = sizes.depth * 2 * flops.fold(sizes) if kind is WBDiT else 0
+    assert counter.get_total_flops() == flops.train(sizes) - folds
+
+
+def test_the_floor_of_a_fold(flops):
+    """The gradient's products, D dF and D dF^T, are one."""
+    dictionary = torch.randn(32, 32, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        folded = dictionary - dictionary.mT @ dictionary
+    assert counter.get_total_flops() == flops.fold(flops.Sizes(1, 1, 32, 1, 1, 1))
+    upstream = torch.randn(32, 32)
+    expected = torch.autograd.grad(folded, dictionary, upstream)[0]
+    torch.testing.assert_close(upstream - dictionary @ (upstream + upstream.mT), expected, rtol=1e-4, atol=1e-4)
