@@ -135,11 +135,28 @@ def test_info_says_what_is_forced(wbdit, monkeypatch):
     assert "csrc (" not in out
 
 
+def test_info_of_an_unknown_processor_level(wbdit, monkeypatch):
+    monkeypatch.setenv("WBDIT_CPU", "nonsense")
+    code, _, err = wbdit("info")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "WBDIT_CPU=nonsense: choose one of baseline, avx2, avx512" in err
+
+
 def test_help(wbdit):
     for arguments in ([], ["--help"], ["train", "--help"]):
         code, out, _ = wbdit(*arguments)
         assert code == 0
         assert "Usage: wbdit" in out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision(folder, wbdit, tmp_path, precision):
+    run = tmp_path / "run"
+    code, _, err = wbdit("train", folder / "data.h5ad", "--precision", precision, "--steps", 2, "--out", run)
+    assert code == 0
+    assert f", {precision}\n" in err
+    assert json.loads((run / "config.json").read_text())["training"]["precision"] == precision
 
 
 # mistakes
@@ -156,6 +173,7 @@ def test_help(wbdit):
         (["train", "none.h5ad", "--out", "new"], "no such file"),
         (["train", "data.h5ad", "--out", "new", "--label", "cell_type"], "the columns are: type"),
         (["train", "data.h5ad", "--out", "new", "--preset", "huge"], "small"),
+        (["train", "data.h5ad", "--out", "new", "--precision", "fp8"], "no precision 'fp8'.*auto, fp32, bf16"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "-1"], "must be positive"),
         (["train", "data.h5ad", "--out", "new", "--seed", "-1"], "not in the range"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "1", "--steps", "1"], "one of"),

@@ -119,6 +119,60 @@ def _interrupt_after(run, seconds):
     return generator
 
 
+def edit_config(run, change):
+    config = json.loads((run / "config.json").read_text())
+    change(config)
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(("precision", "other"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_run_is_resumed_in_its_own_precision(tmp_path, monkeypatch, precision, other):
+    run = tmp_path / "run"
+    wbdit.fit(CELLS, **QUICK, precision=precision, out=run)
+    monkeypatch.setattr("wbdit.ops.cpu.has_fast_bf16", lambda: precision == "fp32")  # what auto would choose now
+    with pytest.raises(InputError, match=f"trained in {precision}"):
+        wbdit.fit(CELLS, **{**QUICK, "steps": 15}, precision=other, out=run, resume=True)
+    wbdit.fit(CELLS, **{**QUICK, "steps": 15}, out=run, resume=True)
+    config = json.loads((run / "config.json").read_text())
+    assert config["trained"]["steps"] == 15
+    assert config["training"]["precision"] == precision
+
+
+def test_precision_is_that_of_the_products():
+    low, full = (wbdit.fit(CELLS, **QUICK, precision=precision) for precision in ("bf16", "fp32"))
+    assert weights(low) != weights(full)
+    assert {p.dtype for p in low.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("fast", "used"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_chosen_by_the_processor(monkeypatch, fast, used):
+    monkeypatch.setattr("wbdit.ops.cpu.has_fast_bf16", lambda: fast)
+    said = []
+    generator = wbdit.fit(CELLS, **{**QUICK, "steps": 2}, device="cpu", say=said.append)
+    assert generator.config["training"]["precision"] == used
+    assert said[-1].endswith(f"on cpu, {used}")
+
+
+def test_a_run_from_before_there_was_a_precision(tmp_path):
+    def as_before(config):
+        del config["training"]["precision"]
+
+    before = wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
+    edit_config(tmp_path / "run", as_before)
+    assert weights(wbdit.load(tmp_path / "run")) == weights(before)
+    after = wbdit.fit(CELLS, **{**QUICK, "steps": 15}, out=tmp_path / "run", resume=True)
+    assert after.config["trained"]["steps"] == 15
+    assert after.config["training"]["precision"] == "fp32"
+    assert weights(after) != weights(before)
+
+
+def test_a_run_of_an_unknown_precision_is_not_resumed(tmp_path):
+    wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
+    edit_config(tmp_path / "run", lambda config: config["training"].update(precision="fp8"))
+    with pytest.raises(InputError, match="no precision 'fp8'"):
+        wbdit.fit(CELLS, progress=False, out=tmp_path / "run", resume=True)
+
+
 def test_a_run_saved_before_its_first_step_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(wbdit.trainer.Trainer, "progress", 1.0)
     assert wbdit.fit(CELLS, **QUICK, out=tmp_path / "run").config["trained"]["steps"] == 0
@@ -170,6 +224,7 @@ def test_a_diverging_loss_is_said(monkeypatch):
         ({"steps": 0}, "must be positive"),
         ({"preset": "huge", "steps": 1}, "small"),
         ({"device": "abacus", "steps": 1}, "no device 'abacus'"),
+        ({"precision": "fp8", "steps": 1}, "no precision 'fp8': choose one of auto, fp32, bf16"),
         ({"resume": True, "steps": 1}, "which run"),
         ({"max_genes": 0, "steps": 1}, "at least one gene"),
     ],

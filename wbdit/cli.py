@@ -137,7 +137,9 @@ def info() -> None:
 
     from wbdit import ops
     from wbdit.ops import build as builder
+    from wbdit.ops import cpu
 
+    cpu.processor_level()  # builds the kernels, so that what follows is what a user of the ops will have
     click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -145,7 +147,6 @@ def info() -> None:
         devices.append("cuda")
     else:
         click.echo("cuda: no device")
-    builder.available()  # builds them, so that what follows is what a user of the ops will have
     click.echo(f"cpu kernels: {builder.status()}")
     for device in devices:
         for op, backend in ops.serving(device).items():

@@ -16,10 +16,10 @@ from wbdit.checkpoint import CONFIG, FORMAT, RESUME
 from wbdit.errors import InputError
 from wbdit.files import check_writable
 from wbdit.generator import CellGenerator, find_device, load, make_model
-from wbdit.presets import Budget, Training, find_preset
+from wbdit.presets import PRECISIONS, Budget, Training, find_preset
 from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
-from wbdit.trainer import Trainer
+from wbdit.trainer import Trainer, has_fast_bf16
 from wbdit.version import __version__
 
 CALIBRATION_CELLS = 1000
@@ -80,12 +80,14 @@ def fit(
     run = Path(out) if out is not None else None
     if run is not None:
         check_writable(run / CONFIG)
+    if precision not in PRECISIONS:
+        raise InputError(f"no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     budget = None
     if (minutes, epochs, steps) != (None, None, None):
         budget = Budget(minutes, epochs, steps)
     where = find_device(device)
     if resume:
-        generator, trainer = _resume(adata, run, budget, where)
+        generator, trainer = _resume(adata, run, budget, precision, where)
     else:
         if run is not None and (run / CONFIG).exists():
             raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
@@ -109,6 +111,8 @@ def _start(
     say: Callable[[str], object],
 ) -> tuple[CellGenerator, Trainer]:
     chosen = find_preset(preset)
+    if precision == "auto":  # decided once: a run goes on as it began, wherever it is resumed
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
     training = replace(chosen.training, precision=precision)
     if max_genes is not None and max_genes < 1:
         raise InputError(f"at least one gene must be kept, not {max_genes}")
@@ -135,18 +139,21 @@ def _start(
     }
     generator = CellGenerator(make_model(config).to(device), NoiseSchedule(**schedule), recipe, config, [])
     trainer = _trainer(generator, adata, device)
-    products = "bf16" if trainer.low_precision else "fp32"
     labels = len(recipe.categories) or "no"
-    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} labels on {device}, {products}")
+    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} labels on {device}, {precision}")
     return generator, trainer
 
 
 def _resume(
-    adata: ad.AnnData, run: Path | None, budget: Budget | None, device: torch.device
+    adata: ad.AnnData, run: Path | None, budget: Budget | None, precision: str, device: torch.device
 ) -> tuple[CellGenerator, Trainer]:
     if run is None:
         raise InputError("say which run to resume: give out")
     generator = load(run, device=str(device))
+    # runs from before there was a choice took bf16 on a GPU alone
+    own = generator.config["training"].setdefault("precision", "bf16" if device.type == "cuda" else "fp32")
+    if precision not in ("auto", own):
+        raise InputError(f"{run} was trained in {own}: resume it without --precision {precision}")
     if budget is not None:
         generator.config["budget"] = asdict(budget)
     trainer = _trainer(generator, adata, device)
@@ -197,7 +204,6 @@ def _use_average(generator: CellGenerator, trainer: Trainer) -> CellGenerator:
         "trained": {
             "steps": trainer.step,
             "seconds": round(trainer.seconds, 1),
-            "precision": "bf16" if trainer.low_precision else "fp32",
             "cells": len(trainer.batches.x),
             "epochs": round(trainer.step / trainer.batches.per_epoch, 2),
         },

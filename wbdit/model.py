@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,11 @@ class ISTA(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
         nn.init.kaiming_uniform_(self.weight)
         self._cache = WeightCache()
+
+    def train(self, mode: bool = True) -> Self:
+        """Go to training or evaluation; what was remembered of the weights is forgotten."""
+        self._cache.clear()
+        return super().train(mode)
 
     def folded(self) -> Tensor:
         """Return the folded dictionary ``(d, d)`` in the type of the product; kept while no gradient is wanted."""
@@ -182,6 +188,11 @@ class Denoiser(nn.Module, ABC):
         self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
         self._cache = WeightCache()
 
+    def train(self, mode: bool = True) -> Self:
+        """Go to training or evaluation; what was remembered of the weights is forgotten."""
+        self._cache.clear()
+        return super().train(mode)
+
     @abstractmethod
     def make_block(self, mlp_ratio: float) -> nn.Module:
         """Return one block of this model's kind, mapping ``(B, N, d)`` and ``(B, d)`` to ``(B, N, d)``."""
@@ -213,6 +224,8 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
         if y is not None and self.num_classes == 0:
             raise ValueError("this model was made without labels (num_classes=0)")
+        if y is not None and y.shape != t.shape:
+            raise ValueError(f"y is {tuple(y.shape)}, one label a sample is ({x.shape[0]},)")
         modulations = self.modulations(t, y)
         tokens = self.x_embedder(x)
         # the residual stream is summed in fp32, whatever the products' type
@@ -236,7 +249,7 @@ class Denoiser(nn.Module, ABC):
         For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and label is computed
         once and remembered: while sampling, all cells of a type share theirs.
         """
-        remember = not self.training and may_cache(t, *self._conditioning_weights())
+        remember = not self.training and len(t) > 0 and may_cache(t, *self._conditioning_weights())
         tables = self._remembered(t, y) if remember else self._condition(t, y)
         return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 

@@ -7,9 +7,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Value = TypeVar("Value")
 PROBES = 16
+_optimiser_steps = [0]
+
+
+def _count_step(*_: Any) -> None:
+    _optimiser_steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)  # a fused optimiser changes weights without PyTorch counting it
 
 
 class WeightCache:
@@ -28,10 +37,15 @@ class WeightCache:
 
     def values(self, weights: Iterable[Tensor]) -> dict[Hashable, Any]:
         """Return the values that are still true of the `weights`, to look up and to add to."""
-        seen = tuple(_fingerprint(weight) for weight in weights)
-        if seen != self._seen or len(self._values) > self.limit:
-            self._seen, self._values = seen, {}
+        seen = (_optimiser_steps[0], *(_fingerprint(weight) for weight in weights))
+        if seen != self._seen or len(self._values) >= self.limit:
+            self.clear()
+            self._seen = seen
         return self._values
+
+    def clear(self) -> None:
+        """Forget everything; a model does so whenever it goes from training to evaluation or back."""
+        self._seen, self._values = (), {}
 
     def get(self, key: Hashable, weights: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
         """Return the value of a key, computing it if a weight has changed or it was never asked for."""
@@ -47,7 +61,7 @@ class WeightCache:
 
 def may_cache(*weights: Tensor) -> bool:
     """Whether values of these weights may be kept: no gradient is wanted of them, and no compiler is watching."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return all(weight.device.type == "cpu" for weight in weights)
 
@@ -56,7 +70,8 @@ def _fingerprint(weight: Tensor) -> tuple[Any, ...]:
     """Tell a weight from what it was: by its memory, its version, and a few of its numbers.
 
     PyTorch counts a tensor's changes but not those made through ``.data``, as averages of weights often are made; and
-    memory that one weight gave back may hold the next.
+    memory that one weight gave back may hold the next. What changes a few numbers alone through ``.data`` goes unseen:
+    call ``model.eval()`` after it, which forgets everything.
     """
     version = None if weight.is_inference() else weight._version
     probes = weight.detach().flatten()[:: max(1, weight.numel() // PROBES)].tolist() if weight.is_contiguous() else []
