@@ -27,7 +27,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder to write.")
-@click.option("--minutes", type=float, default=2.0, show_default=True, help="Training time.")
+@click.option("--minutes", type=float, default=1.0, show_default=True, help="Training time.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 def demo(out: Path, minutes: float, seed: int) -> None:
     """Do the main job on 700 real blood cells, offline, in a few minutes."""

@@ -20,7 +20,7 @@ from wbdit.fitting import fit
 from wbdit.report import write_picture, write_report
 
 LABEL = "bulk_labels"
-MINUTES = 2.0
+MINUTES = 1.0
 
 
 def run_demo(
