@@ -37,7 +37,15 @@ def bench_sampling(name, config, timed):
             error,
             lambda copied: walk(config, row, row.call(copied), config.cells, fresh=not row.ours),
             fresh=functools.partial(copy.deepcopy, model),
+            baseline=baseline_walk(config) if row.ours else None,
         )
+
+
+def baseline_walk(config):
+    """Return a part of the authors' path, to be taken before each round of another row."""
+    row = ROWS[EAGER]
+    call = row.call(make_model(row.kind, config).eval())
+    return lambda: walk(config, row, call, config.cells, fresh=True)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -98,5 +106,6 @@ def subject_of(row, config):
         product=(sizes.batch * sizes.tokens, sizes.d),
         ours=row.ours,
         scale=1.0 if row.ours else THEIR_CALLS / TIMED_CALLS,
+        baseline_scale=THEIR_CALLS / TIMED_CALLS,
         facts=facts,
     )

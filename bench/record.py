@@ -18,8 +18,9 @@ import wbdit
 class Subject:
     """One row before it is timed: what it is, what it is compared with, and what it is held to.
 
-    `scale` turns the time of a step into the row's, where a step is part of it. `flops` is the row's arithmetic; its
-    floor is the time that products of the shape `product` = (rows, d) need for as much.
+    `scale` turns the time of a step into the row's, where a step is part of it, and `baseline_scale` the baseline's.
+    `flops` is the row's arithmetic; its floor is the time that products of the shape `product` = (rows, d) need for as
+    much.
     """
 
     config: str
@@ -32,6 +33,7 @@ class Subject:
     product: tuple[int, int] = (1, 1)
     ours: bool = False
     scale: float = 1.0
+    baseline_scale: float = 1.0
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,7 +81,7 @@ class Record:
             "error": error,
             "tolerance": subject.tolerance,
             "baseline": subject.baseline_id,
-            "ratio_to_eager": _paired(baselines, times),
+            "ratio_to_eager": _paired(baselines, times, subject.baseline_scale / subject.scale),
             "fraction_of_floor": None,
             **subject.facts,
         }
@@ -166,6 +168,6 @@ class Record:
         return baseline["seconds"]["p50"] / row["seconds"]["p50"] if baseline else None
 
 
-def _paired(before: list[float] | None, times: list[float]) -> float | None:
+def _paired(before: list[float] | None, times: list[float], scale: float = 1.0) -> float | None:
     """Return the median ratio of what was timed before each round to the round: both saw the same machine."""
-    return float(np.median(np.divide(before, times))) if before else None
+    return float(np.median(np.divide(before, times))) * scale if before else None
