@@ -67,7 +67,8 @@ void gather(const float* sums, int64_t parts, int64_t d, const Rows& to, int64_t
 
 void residual_adaln_backward(Tensor dz_new, MaybeTensor dx_new, Tensor x_new, MaybeTensor out, MaybeTensor bias,
                              MaybeTensor z, MaybeTensor gate, Tensor scale, Tensor dx, MaybeTensor dout,
-                             MaybeTensor dgate, Tensor dshift, Tensor dscale, MaybeTensor dbias, double eta, double lam, double eps) {
+                             MaybeTensor dgate, Tensor dshift, Tensor dscale, MaybeTensor dbias, double eta,
+                             double lam, double eps) {
   const int64_t batch = x_new.size(0), tokens = x_new.size(1), d = x_new.size(2);
   const Backward f{rows(dz_new), rows(dx_new), rows(x_new), rows(out), rows(bias), rows(z), rows(gate), rows(scale),
                    rows(dx), rows(dout), tokens, d, static_cast<float>(eta), static_cast<float>(lam),

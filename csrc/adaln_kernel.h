@@ -76,8 +76,8 @@ static inline void backward_norm(const float* x_new, const Y* dz, const float* d
   });
 }
 
-// Rows [begin, end) of sample b; sums the gradients of shift, scale and gate and of the bias, if there is one, into `sums` (4 rows).
-// scratch: 7 rows.
+// Rows [begin, end) of sample b; sums the gradients of shift, scale and gate, and of the bias if there is one, into
+// `sums` (4 rows). scratch: 7 rows.
 template <class Y>
 static void backward(const Backward& f, int64_t b, int64_t begin, int64_t end, Scratch& scratch, Scratch& sums) {
   const int64_t d = f.d;

@@ -65,19 +65,30 @@ static inline Rows rows(const Tensor& t) {
 
 static inline Rows rows(const MaybeTensor& t) { return t ? rows(*t) : Rows{}; }
 
+// The first cache line that begins in some memory; it needs 16 floats to spare.
+static inline float* aligned(std::vector<float>& memory) {
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
+}
+
 // Rows of fp32 for one thread's own use, each on a cache line of its own and off the others' cache sets.
 class Scratch {
  public:
   Scratch(int64_t count, int64_t d) : stride_((d + 15) / 16 * 16 + 16), memory_(count * stride_ + 16) {}
-  float* row(int64_t i) {
-    const auto start = (reinterpret_cast<uintptr_t>(memory_.data()) + 63) & ~uintptr_t{63};
-    return reinterpret_cast<float*>(start) + i * stride_;
-  }
+  float* row(int64_t i) { return aligned(memory_) + i * stride_; }
 
  private:
   int64_t stride_;
   std::vector<float> memory_;
 };
+
+// Call run(row, scratch of three rows) for every row of d numbers.
+template <class Run>
+static void each_row(int64_t count, int64_t d, Run&& run) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, 16384 / (d + 1)), [&](int64_t first, int64_t last) {
+    Scratch scratch(3, d);
+    for (int64_t row = first; row < last; ++row) run(row, scratch);
+  });
+}
 
 // Instruction sets that kernels are compiled for, lowest first.
 enum class Level { baseline, avx2, avx512, avx512_bf16, amx };

@@ -8,26 +8,21 @@
 namespace wbdit {
 namespace {
 
-template <class Run>
-void each_row(const Tensor& t, Run&& run) {
-  const int64_t d = t.size(-1), count = d ? t.numel() / d : 0;
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, 32768 / (d + 1)), [&](int64_t first, int64_t last) {
-    Scratch scratch(3, d);
-    for (int64_t row = first; row < last; ++row) run(row, d, scratch);
-  });
-}
+int64_t row_count(const Tensor& t) { return t.size(-1) ? t.numel() / t.size(-1) : 0; }
 
 void shrink(Tensor z, Tensor product, Tensor out, double eta, double lam) {
+  const int64_t d = z.size(-1);
   const Rows a = rows(z), b = rows(product), to = rows(out);
   const float step = static_cast<float>(eta), bias = static_cast<float>(eta * lam);
-  each_row(z, [&](int64_t row, int64_t d, Scratch& scratch) {
+  each_row(row_count(z), d, [&](int64_t row, Scratch& scratch) {
     ON_LEVEL(shrink(a, b, to, row, d, step, bias, scratch));
   });
 }
 
 void shrink_backward(Tensor dout, Tensor out, Tensor dz) {
+  const int64_t d = out.size(-1);
   const Rows g = rows(dout), o = rows(out), to = rows(dz);
-  each_row(out, [&](int64_t row, int64_t d, Scratch& scratch) {
+  each_row(row_count(out), d, [&](int64_t row, Scratch& scratch) {
     ON_LEVEL(shrink_backward(g, o, to, row, d, scratch));
   });
 }

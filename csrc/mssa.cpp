@@ -66,7 +66,7 @@ namespace {
 float* scratch(int64_t floats) {
   thread_local std::vector<float> memory;
   if (static_cast<int64_t>(memory.size()) < floats + 16) memory.resize(floats + 16);
-  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
+  return aligned(memory);
 }
 
 // Call run(offset of the head's first number, number of the head) for every head of every sample.

@@ -57,6 +57,18 @@ static inline void copy_row(const bf16* from, float* to, int64_t p) {
   sweep(p, [&](int64_t i, int, auto lane) INLINE { put(to + i, at<decltype(lane)>(from + i)); });
 }
 
+// to (columns, rows) = from (rows, columns) transposed, both multiples of VL; any 32 bits.
+static void mirror(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                   int64_t columns) {
+  for (int64_t i = 0; i < rows; i += VL)
+    for (int64_t j = 0; j < columns; j += VL) {
+      V block[VL];
+      for (int k = 0; k < VL; ++k) block[k] = load(from + (i + k) * from_stride + j);
+      transpose(block);
+      for (int k = 0; k < VL; ++k) store(to + (j + k) * to_stride + i, block[k]);
+    }
+}
+
 // Lay out an operand whose rows lie `stride` apart.
 template <class T>
 static Packed pack(const T* from, int64_t stride, const Shape& s, Arena& arena) {
@@ -64,13 +76,8 @@ static Packed pack(const T* from, int64_t stride, const Shape& s, Arena& arena) 
                 nullptr};
   std::memset(packed.rows, 0, s.rows * s.row_stride * 4);
   for (int64_t n = 0; n < s.tokens; ++n) copy_row(from + n * stride, packed.rows + n * s.row_stride, s.p);
-  for (int64_t k = 0; k < s.inner; k += VL)
-    for (int64_t n = 0; n < s.rows; n += VL) {
-      V block[VL];
-      for (int i = 0; i < VL; ++i) std::memcpy(&block[i], packed.rows + (n + i) * s.row_stride + k, sizeof(V));
-      transpose(block);
-      for (int i = 0; i < VL; ++i) std::memcpy(packed.columns + (k + i) * s.column_stride + n, &block[i], sizeof(V));
-    }
+  mirror(reinterpret_cast<const float*>(packed.rows), s.row_stride, reinterpret_cast<float*>(packed.columns),
+         s.column_stride, s.rows, round_up(s.inner, VL));
   if constexpr (Product::per_element == 1) {
     packed.values = packed.rows;
   } else {
@@ -155,18 +162,6 @@ static float soften(const float* scores, Element* weights, int64_t width, V last
   return kept;
 }
 
-// to (columns, rows) = from (rows, columns) transposed, both multiples of VL.
-static void mirror(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
-                   int64_t columns) {
-  for (int64_t i = 0; i < rows; i += VL)
-    for (int64_t j = 0; j < columns; j += VL) {
-      V block[VL];
-      for (int k = 0; k < VL; ++k) block[k] = load(from + (i + k) * from_stride + j);
-      transpose(block);
-      for (int k = 0; k < VL; ++k) store(to + (j + k) * to_stride + i, block[k]);
-    }
-}
-
 // Blocks of scores, `rows` tokens by `width`, one after the other or, where all of a head's fit, in one square: then a
 // row of blocks needs to be computed from its diagonal on only, and leaves the others their part.
 struct Scores {
@@ -179,13 +174,15 @@ struct Scores {
   Scores(const Shape& s, const Packed& u, Arena& arena)
       : s(s),
         u(u),
-        whole(Product::mirrors && s.rows <= whole_rows),
+        whole(fits(s)),
         width(whole ? s.rows : block_columns),
         stride(width + VL),
         memory(arena.floats(floats(s))) {}
 
+  static bool fits(const Shape& s) { return Product::mirrors && s.rows <= whole_rows; }
+
   static int64_t floats(const Shape& s) {
-    return Product::mirrors && s.rows <= whole_rows ? s.rows * (s.rows + VL) : block_rows * (block_columns + VL);
+    return fits(s) ? s.rows * (s.rows + VL) : block_rows * (block_columns + VL);
   }
 
   // The scores of the tokens from i0 on with those from j0 on, `tiled` rows by `columns`, `stride` apart.

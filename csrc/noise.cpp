@@ -41,20 +41,12 @@ Rows samples_of(const Tensor& t) {
 
 Rows samples_of(const MaybeTensor& t) { return t ? samples_of(*t) : Rows{}; }
 
-template <class Run>
-void each_sample(int64_t count, int64_t length, Run&& run) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, 16384 / (length + 1)), [&](int64_t first, int64_t last) {
-    Scratch scratch(3, length);
-    for (int64_t row = first; row < last; ++row) run(row, scratch);
-  });
-}
-
 void normal(Tensor samples, Tensor out, int64_t seed, int64_t step) {
   const int64_t length = out.size(1);
   const Address at(seed, step);
   const int64_t* sample = static_cast<const int64_t*>(samples.const_data_ptr());
   float* to = static_cast<float*>(out.mutable_data_ptr());
-  each_sample(out.size(0), length, [&](int64_t row, Scratch&) {
+  each_row(out.size(0), length, [&](int64_t row, Scratch&) {
     ON_LEVEL(normal_row(at, sample[row], to + row * length, length));
   });
 }
@@ -67,7 +59,7 @@ void sampler_step(Tensor x, Tensor out, MaybeTensor previous, MaybeTensor earlie
   const Step s{samples_of(x), samples_of(out), samples_of(previous), samples_of(earlier), samples_of(noise),
                samples_of(new_x), samples ? static_cast<const int64_t*>(samples->const_data_ptr()) : nullptr,
                Address(seed, step), length, f(a), f(b), f(c), f(d), f(e), f(clamp_min)};
-  each_sample(batch, length, [&](int64_t row, Scratch& scratch) { ON_LEVEL(step_row(s, row, scratch)); });
+  each_row(batch, length, [&](int64_t row, Scratch& scratch) { ON_LEVEL(step_row(s, row, scratch)); });
 }
 
 void noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor xt) {
@@ -75,7 +67,7 @@ void noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor xt) {
   const Rows a = samples_of(x0), b = samples_of(noise), to = samples_of(xt);
   const float *signal = static_cast<const float*>(alpha.const_data_ptr()),
               *spread = static_cast<const float*>(sigma.const_data_ptr());
-  each_sample(batch, length, [&](int64_t row, Scratch& scratch) {
+  each_row(batch, length, [&](int64_t row, Scratch& scratch) {
     ON_LEVEL(noising_row(a, b, to, signal[row], spread[row], row, length, scratch));
   });
 }

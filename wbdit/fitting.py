@@ -16,10 +16,10 @@ from wbdit.checkpoint import CONFIG, FORMAT, RESUME
 from wbdit.errors import InputError
 from wbdit.files import check_writable
 from wbdit.generator import CellGenerator, find_device, load, make_model
-from wbdit.presets import PRECISIONS, Budget, Training, find_preset
+from wbdit.presets import Budget, Training, check_precision, find_preset
 from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
-from wbdit.trainer import Trainer, has_fast_bf16
+from wbdit.trainer import Trainer, choose_precision
 from wbdit.version import __version__
 
 CALIBRATION_CELLS = 1000
@@ -80,8 +80,7 @@ def fit(
     run = Path(out) if out is not None else None
     if run is not None:
         check_writable(run / CONFIG)
-    if precision not in PRECISIONS:
-        raise InputError(f"no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     budget = None
     if (minutes, epochs, steps) != (None, None, None):
         budget = Budget(minutes, epochs, steps)
@@ -111,8 +110,7 @@ def _start(
     say: Callable[[str], object],
 ) -> tuple[CellGenerator, Trainer]:
     chosen = find_preset(preset)
-    if precision == "auto":  # decided once: a run goes on as it began, wherever it is resumed
-        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    precision = choose_precision(precision, device)  # once: a run goes on as it began, wherever it is resumed
     training = replace(chosen.training, precision=precision)
     if max_genes is not None and max_genes < 1:
         raise InputError(f"at least one gene must be kept, not {max_genes}")

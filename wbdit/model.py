@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from wbdit.layers import (
     sincos_positions,
 )
 from wbdit.schedule import Prediction
-from wbdit.weight_cache import WeightCache, may_cache
+from wbdit.weight_cache import RemembersWeights, may_cache
 
 
 class MSSA(nn.Module):
@@ -60,7 +59,7 @@ class MSSA(nn.Module):
         return self.to_out(ops.mssa(self.qkv(z), self.num_heads))
 
 
-class ISTA(nn.Module):
+class ISTA(RemembersWeights):
     """One step of iterative shrinkage-thresholding: make the tokens sparse against a learned dictionary.
 
     Parameters
@@ -77,12 +76,6 @@ class ISTA(nn.Module):
         self.lam = lam
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
         nn.init.kaiming_uniform_(self.weight)
-        self._cache = WeightCache()
-
-    def train(self, mode: bool = True) -> Self:
-        """Go to training or evaluation; what was remembered of the weights is forgotten."""
-        self._cache.clear()
-        return super().train(mode)
 
     def folded(self) -> Tensor:
         """Return the folded dictionary ``(d, d)`` in the type of the product; kept while no gradient is wanted."""
@@ -121,7 +114,7 @@ class WhiteBoxBlock(ModulatedBlock):
         return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(RemembersWeights, ABC):
     """The trunk that :class:`WBDiT` and the black-box baseline share: they differ in their blocks alone.
 
     Parameters
@@ -186,12 +179,6 @@ class Denoiser(nn.Module, ABC):
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(self.make_block(mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
-        self._cache = WeightCache()
-
-    def train(self, mode: bool = True) -> Self:
-        """Go to training or evaluation; what was remembered of the weights is forgotten."""
-        self._cache.clear()
-        return super().train(mode)
 
     @abstractmethod
     def make_block(self, mlp_ratio: float) -> nn.Module:

@@ -11,6 +11,12 @@ from wbdit.schedule import Kind
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
+def check_precision(name: str) -> None:
+    """Raise an InputError if there is no precision of that name."""
+    if name not in PRECISIONS:
+        raise InputError(f"no precision {name!r}: choose one of {', '.join(PRECISIONS)}")
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long to train, all resumed sessions together: give one of the three.
@@ -80,8 +86,7 @@ class Training:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InputError(f"no precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,7 @@ class Trainer:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        self.low_precision = training.precision == "bf16" or (
-            training.precision == "auto" and has_fast_bf16(self.device)
-        )
+        self.low_precision = choose_precision(training.precision, self.device) == "bf16"
         self.step = 0
         self.seconds = 0.0
         with self._forked():
@@ -251,9 +249,11 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Say whether bf16 is worth computing in: on a GPU, and on a CPU that multiplies it and has the kernels."""
-    return device.type == "cuda" or cpu.has_fast_bf16()
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return "fp32" or "bf16"; "auto" is bf16 on a GPU, and on a CPU that multiplies it and has the kernels."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" or cpu.has_fast_bf16() else "fp32"
 
 
 @contextmanager

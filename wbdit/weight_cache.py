@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Value = TypeVar("Value")
@@ -57,6 +57,19 @@ class WeightCache:
     def __getstate__(self) -> dict[str, Any]:
         """Let a copy of a model, pickled or deep, start with nothing in memory."""
         return {"limit": self.limit, "_seen": (), "_values": {}}
+
+
+class RemembersWeights(nn.Module):
+    """A module with a memory of what it computed from its weights, ``_cache``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache = WeightCache()
+
+    def train(self, mode: bool = True) -> Self:
+        """Go to training or evaluation; what was remembered of the weights is forgotten."""
+        self._cache.clear()
+        return super().train(mode)
 
 
 def may_cache(*weights: Tensor) -> bool:

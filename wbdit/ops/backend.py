@@ -82,7 +82,7 @@ def active_backend() -> str:
 def serving(device: str) -> dict[str, str]:
     """Return, for each op, the name of the backend that serves it on a device type now; builds the CPU kernels."""
     here = {} if active_backend() == "reference" else {op: name for (op, on), name in _kernels.items() if on == device}
-    if not build.available():
+    if "csrc" in here.values() and not build.available():
         here = {op: name for op, name in here.items() if name != "csrc"}
     return {op: here.get(op, "reference") for op in sorted(_ops)}
 
