@@ -151,7 +151,7 @@ class Modulation(nn.Sequential):
         """Turn ``(B, d)`` into ``(B, parts * d)``."""
         linear = cast(nn.Linear, self[1])
         # with few samples the weights are the longer operand: on the left they are read once, where they lie
-        return torch.addmm(linear.bias[:, None], linear.weight, self[0](c).mT).mT
+        return torch.addmm(linear.bias[:, None], linear.weight, self[0](c).mT).mT.contiguous()
 
 
 class ModulatedBlock(nn.Module):

@@ -216,7 +216,8 @@ class Denoiser(RemembersWeights, ABC):
         modulations = self.modulations(t, y)
         tokens = self.x_embedder(x)
         # the residual stream is summed in fp32, whatever the products' type
-        tokens = (tokens.to(torch.promote_types(tokens.dtype, torch.float32)) + self.pos_embed).contiguous()
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        tokens = tokens.to(wide, memory_format=torch.contiguous_format) + self.pos_embed
         shift, scale = modulations[0][:2]
         z = ops.adaln(tokens, shift, scale, dtype=product_dtype(self.pos_embed))
         for block, (modulation, (shift, scale, *_)) in zip(self.blocks, pairwise(modulations), strict=True):
