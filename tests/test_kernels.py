@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import relative_error
 
-from wbdit import ops
+from wbdit import WBDiT, ops
 from wbdit.ops import build, cpu, reference
 
 pytestmark = pytest.mark.skipif(not build.available(), reason="the kernels cannot be built here")
@@ -180,6 +180,17 @@ def test_nothing_to_do(shape):
     assert ops.adaln(x, m, m).shape == shape
     assert ops.mssa(x, 2).shape == shape
     assert ops.ista_adaln(x, x, torch.randn(8, 8), m, m, m)[0].shape == shape
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one embedding", "one a patch"])
+def test_a_model_takes_the_kernels_throughout(monkeypatch, shared, autocast):
+    """No tensor inside a model is laid out so that an op would go back to the reference, which is right but slow."""
+    for name in ("adaln", "gated_adaln_", "ista_adaln_", "mssa"):
+        monkeypatch.setattr(reference, name, lambda *args, name=name: pytest.fail(f"{name} ran on the reference"))
+    model = WBDiT(input_size=24, patch_size=8, hidden_size=16, depth=2, num_heads=2, shared_patches=shared).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model(rand(3, 1, 24), torch.tensor([1, 2, 3])).shape == (3, 1, 24)
 
 
 def test_other_types_take_the_reference():

@@ -217,7 +217,7 @@ class Denoiser(RemembersWeights, ABC):
         tokens = self.x_embedder(x)
         # the residual stream is summed in fp32, whatever the products' type
         wide = torch.promote_types(tokens.dtype, torch.float32)
-        tokens = tokens.to(wide, memory_format=torch.contiguous_format) + self.pos_embed
+        tokens = tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
         shift, scale = modulations[0][:2]
         z = ops.adaln(tokens, shift, scale, dtype=product_dtype(self.pos_embed))
         for block, (modulation, (shift, scale, *_)) in zip(self.blocks, pairwise(modulations), strict=True):
