@@ -1,6 +1,5 @@
 """Triton kernels, installed as ``wbdit.kernels``.
 
-One module an op, named as in :mod:`wbdit.ops.reference`, imported only when the op first runs on a GPU, so that
-``import wbdit`` needs no triton. A kernel enters by :func:`wbdit.ops.register_kernel`. There are none yet: on a GPU
-every op runs its PyTorch reference.
+One module an op, with passes that have the names and arguments of those in ``csrc/``, imported only when one first runs on
+a GPU, so that ``import wbdit`` needs no triton. They enter through :mod:`wbdit.ops.cuda`. See ``kernels/README.md``.
 """

@@ -1,6 +1,7 @@
 """What the tests share: small cells, the published numbers, and memory that shows when it was not written."""
 
 import json
+import os
 from pathlib import Path
 
 import anndata as ad
@@ -9,6 +10,14 @@ import pytest
 import scipy.sparse as sp
 import torch
 from safetensors import safe_open
+
+if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: the GPU's kernels on CPU tensors
+    import interpreter
+
+    from wbdit.ops import cuda
+
+    interpreter.install()
+    cuda.register("cpu")
 
 GOLDEN = Path(__file__).parent / "data" / "paper_small.safetensors"
 

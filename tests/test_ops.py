@@ -136,6 +136,10 @@ REGISTERED = {
         *(*leaves((2, 3, 8), 2, **F32), *leaves((8, 8), 1, **F32), *leaves((2, 8), 3, **F32)),
         *(ETA, LAM, 1e-6),
     ),
+    "trunk": lambda: (
+        *(rand(2, 3, 8, **F32), [rand(2 + i, 8, **F32)[:2] for i in range(8)]),
+        *([rand(8, 8, **F32)], [rand(8, 8, **F32)], [rand(8, **F32)], [rand(8, 8, **F32)], 2, ETA, LAM, 1e-6),
+    ),
     "noising": lambda: (rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), rand(2, **F32), rand(2, **F32)),
     "sampler_step": lambda: (
         *(rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), None, None, rand(2, 1, 4, **F32), None),

@@ -6,10 +6,12 @@ Each is a PyTorch custom op in the namespace ``wbdit`` with shape inference and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from wbdit.ops import cpu, definitions
+from wbdit.ops import cpu, cuda, definitions
 from wbdit.ops.backend import active_backend, backend, register_kernel, serving
 
 __all__ = [
@@ -28,10 +30,12 @@ __all__ = [
     "register_kernel",
     "sampler_step",
     "serving",
+    "trunk",
 ]
 
 
 cpu.register()
+cuda.register()
 
 
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -194,6 +198,45 @@ def ista_adaln_(
     """Do what :func:`ista_adaln` does in place: `x` and `z` become its two results. Without gradients."""
     definitions.ista_adaln_(x, z, folded, gate, shift, scale, eta, lam, eps)
     return x, z
+
+
+def trunk(
+    x: Tensor,
+    modulations: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    folded: Sequence[Tensor],
+    heads: int,
+    eta: float = 0.1,
+    lam: float = 0.1,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Run white-box blocks one after another, without gradients: :func:`adaln`, then a block's two half-steps each.
+
+    What a GPU does in fewer and larger steps than the parts. The residual stream is kept in the type of `x`, or in the
+    products' where a kernel runs.
+
+    Parameters
+    ----------
+    x
+        Residual stream ``(B, N, d)``, floating.
+    modulations
+        ``(B, d)`` each: of every block shift, scale, gate, shift, scale, gate; of what follows shift and scale.
+    projections, outs, biases
+        Of every block the weight ``(h * p, d)`` before :func:`mssa`, and the weight ``(d, h * p)`` and bias ``(d,)``
+        after it.
+    folded
+        Of every block the folded dictionary ``(d, d)``. Products are formed in its type, and the weights have it.
+    heads, eta, lam, eps
+        As in :func:`mssa` and :func:`ista_adaln`.
+
+    Returns
+    -------
+    The stream's modulated norm after the last block ``(B, N, d)``, in the type of `folded`.
+    """
+    weights = list(projections), list(outs), list(biases), list(folded)
+    return definitions.trunk(x, list(modulations), *weights, heads, eta, lam, eps)
 
 
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 from torch.library import CustomOpDef, custom_op
 
 from wbdit.errors import InputError
-from wbdit.ops import build
 
 BACKENDS = ("auto", "reference")
 
 _ops: dict[str, CustomOpDef] = {}
 _references: dict[str, Callable[..., Any]] = {}
 _kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> the backend's name
+_available: dict[str, Callable[[], bool]] = {}  # by the backend's name
 _forced: str | None = None  # process-wide, so that autograd's own threads see it too
 
 
@@ -30,11 +30,14 @@ def define_op(name: str, schema: str, reference: Callable[..., Any], mutates_arg
     return op
 
 
-def register_kernel(op: str, device: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register_kernel(
+    op: str, device: str, backend: str, available: Callable[[], bool] = lambda: True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function that serves `op` on `device` ("cpu", "cuda") from now on.
 
     PyTorch's dispatcher picks it by the device of the tensors. It takes the arguments of the same-named function in
-    :mod:`wbdit.ops.reference`, positionally, and returns fresh tensors.
+    :mod:`wbdit.ops.reference`, positionally, and returns fresh tensors. `available` says whether the backend of that
+    name is there; where it is not, the function itself goes to the reference.
     """
 
     def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +49,7 @@ def register_kernel(op: str, device: str, backend: str) -> Callable[[Callable[..
 
         _ops[op].register_kernel(device, kernel_or_reference)
         _kernels[op, device] = backend
+        _available[backend] = available
         return kernel
 
     return decorate
@@ -82,8 +86,8 @@ def active_backend() -> str:
 def serving(device: str) -> dict[str, str]:
     """Return, for each op, the name of the backend that serves it on a device type now; builds the CPU kernels."""
     here = {} if active_backend() == "reference" else {op: name for (op, on), name in _kernels.items() if on == device}
-    if "csrc" in here.values() and not build.available():
-        here = {op: name for op, name in here.items() if name != "csrc"}
+    there = {name for name in set(here.values()) if _available[name]()}
+    here = {op: name for op, name in here.items() if name in there}
     return {op: here.get(op, "reference") for op in sorted(_ops)}
 
 

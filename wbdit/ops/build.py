@@ -97,7 +97,7 @@ def build(*, say: Callable[[str], None] | None = None) -> Path:
     BuildError
         If there is no compiler, no folder to be trusted, or the compiler refuses the sources.
     """
-    recipe, folders = _recipe(), _folders()
+    recipe, folders = _recipe(), cache_folders()
     library = recipe.find_in(folders)
     if library is not None:
         with suppress(OSError):  # the folder may be read-only
@@ -122,7 +122,7 @@ def status() -> str:
         recipe = _recipe()
     except BuildError as error:
         return f"cannot be built, {error}"
-    library = recipe.find_in(_folders())
+    library = recipe.find_in(cache_folders())
     if library is not None:
         return f"built, {library}"
     if recipe.obstacle:
@@ -242,7 +242,7 @@ def _digest(*parts: object) -> str:
 # where it is kept: code is loaded from there, so nobody else may write to it
 
 
-def _folders() -> list[Path]:
+def cache_folders() -> list[Path]:
     """Return the folders to look in: the user's cache, and for a home that cannot be written to a temporary one."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     default = Path(cache if Path(cache).is_absolute() else "~/.cache") / "wbdit"

@@ -66,6 +66,12 @@ ista_adaln_ = define_op(
     reference.ista_adaln_,
     mutates_args=("x", "z"),
 )
+trunk = define_op(
+    "trunk",
+    "(Tensor x, Tensor[] modulations, Tensor[] projections, Tensor[] outs, Tensor[] biases, Tensor[] folded, "
+    "int heads, float eta, float lam, float eps) -> Tensor",
+    reference.trunk,
+)
 noising = define_op("noising", "(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma) -> Tensor", reference.noising)
 sampler_step = define_op(
     "sampler_step",
@@ -113,6 +119,9 @@ ista_adaln_backward.register_fake(
 )
 gated_adaln_.register_fake(lambda *args: None)
 ista_adaln_.register_fake(lambda *args: None)
+trunk.register_fake(
+    lambda x, modulations, projections, outs, biases, folded, *rest: torch.empty_like(x, dtype=folded[0].dtype)
+)
 noising.register_fake(lambda x0, noise, alpha, sigma: torch.empty_like(x0))
 sampler_step.register_fake(lambda x, *rest: torch.empty_like(x))
 normal.register_fake(

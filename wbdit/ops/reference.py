@@ -183,6 +183,30 @@ def _shrink(z: Tensor, product: Tensor, eta: float, lam: float) -> Tensor:
     return torch.relu(z.to(wide) + eta * product.to(wide) - eta * lam)
 
 
+# all blocks, one after another
+
+
+def trunk(
+    x: Tensor,
+    modulations: list[Tensor],
+    projections: list[Tensor],
+    outs: list[Tensor],
+    biases: list[Tensor],
+    folded: list[Tensor],
+    heads: int,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> Tensor:
+    z = adaln(x, modulations[0], modulations[1], eps, folded[0].dtype)
+    for block, (projection, out, bias, dictionary) in enumerate(zip(projections, outs, biases, folded, strict=True)):
+        _, _, gate1, shift2, scale2, gate2, shift, scale = modulations[6 * block : 6 * block + 8]
+        attended, _ = mssa(z @ projection.mT, heads)
+        x, z = gated_adaln(x, attended @ out.mT, bias, gate1, shift2, scale2, eps)
+        x, z, _ = ista_adaln(x, z, dictionary, gate2, shift, scale, eta, lam, eps)
+    return z
+
+
 # the noise schedule's updates
 
 

@@ -1,0 +1,89 @@
+"""What every Triton kernel takes on a GPU: registers, shared memory, matrix instructions. Needs no GPU.
+
+    python bench/codegen.py [--arch 80 --arch 90 --arch 100]
+
+prints a Markdown table of the launches of one block of the published model, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+import torch
+from drylaunch import Resources, dry, resources
+from torch import Tensor
+
+from wbdit.ops.cuda import Triton
+from wbdit.ops.fused import Fused
+
+ARCHITECTURES = (80, 90, 100)
+
+
+def launches(
+    dtype: torch.dtype, batch: int = 4, tokens: int = 200, d: int = 768, heads: int = 8
+) -> dict[str, Callable]:
+    """Return each op with arguments of the model's shapes and types, ready to be launched."""
+    fused = Fused(Triton())
+
+    def low(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def wide(*shape: int) -> Tensor:
+        return torch.empty(shape)
+
+    x, z, lse = wide(batch, tokens, d), low(batch, tokens, d), wide(batch, heads, tokens)
+    gate, shift, scale = (wide(batch, d) for _ in range(3))
+    bias, cells = wide(d), wide(batch, 1, 2000)
+    samples, alpha = torch.zeros(batch, dtype=torch.int64), wide(batch)
+    parts, matrices = [wide(batch, d) for _ in range(8)], [low(d, d)]
+    blocks = (x, parts, matrices, matrices, [bias], matrices, heads, 0.1, 0.1, 1e-6)
+    scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
+    return {
+        "adaln": lambda: fused.adaln(x, shift, scale, 1e-6, dtype),
+        "adaln_backward": lambda: fused.adaln_backward(z, x, shift, scale, 1e-6),
+        "gated_adaln": lambda: fused.gated_adaln(x, z, bias, gate, shift, scale, 1e-6),
+        "gated_adaln_backward": lambda: fused.gated_adaln_backward(x, z, x, z, bias, gate, shift, scale, 1e-6),
+        "ista_adaln": lambda: fused.engine.residual_adaln(x, z, None, z, gate, shift, scale, x, z, 0.1, 0.1, 1e-6),
+        "ista_adaln_backward": lambda: fused.engine.residual_adaln_backward(
+            z, x, x, z, None, z, gate, scale, x, z, gate, shift, scale, None, 0.1, 0.1, 1e-6
+        ),
+        "ista": lambda: fused.engine.shrink(z, z, z, 0.1, 0.1),
+        "ista_backward": lambda: fused.engine.shrink_backward(z, z, z),
+        "mssa": lambda: fused.mssa(z, heads),
+        "mssa_backward": lambda: fused.mssa_backward(z, z, z, lse, heads),
+        **({"trunk": lambda: fused.engine.trunk(*blocks)} if dtype == torch.bfloat16 else {}),
+        "noising": lambda: fused.noising(cells, cells, alpha, alpha),
+        "sampler_step": lambda: fused.sampler_step(cells, cells, cells, None, None, samples, *scalars),
+        "normal": lambda: fused.normal(7, samples, 3, 2000),
+    }
+
+
+def compile_op(name: str, arch: int, dtype: torch.dtype) -> list[Resources]:
+    """Compile an op's kernels and read them."""
+    with dry(arch) as compiled:
+        launches(dtype)[name]()
+    return [resources(kernel, arch) for kernel in compiled]
+
+
+def table(architectures: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> str:
+    """Return the Markdown table of all ops."""
+    rows = ["| op | kernel | GPU | warps | registers | shared KiB | spills | matrix | async copies | wide loads |"]
+    rows.append("|" + "---|" * 10)
+    for name in launches(dtype):
+        for arch in architectures:
+            for r in compile_op(name, arch, dtype):
+                cells = (name, r.name, f"sm_{arch}", r.warps, r.registers, f"{r.shared / 1024:.0f}", r.spills, r.matrix)
+                rows.append(f"| {' | '.join(map(str, (*cells, r.asynchronous, r.wide_loads)))} |")
+    return "\n".join(rows)
+
+
+@click.command()
+@click.option("--arch", "architectures", type=int, multiple=True, default=ARCHITECTURES, show_default=True)
+def main(architectures: tuple[int, ...]) -> None:
+    """Print the table."""
+    print(table(architectures))
+
+
+if __name__ == "__main__":
+    main()

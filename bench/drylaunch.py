@@ -1,0 +1,159 @@
+"""Compile the kernels for GPUs that are not here: the project's own launches, on CPU tensors, with nothing launched.
+
+Triton asks its driver for the target and hands it the binary. A driver that claims to be a given GPU and loads nothing
+makes every launch a compilation, by the very arguments, options and specialisations that a user's launch has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+# shared memory that one program may take, in bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA)
+SHARED = {80: 166912, 90: 232448, 100: 232448, "gfx942": 65536}
+_serial = itertools.count()
+
+
+class DryDriver(DriverBase):
+    """A driver of one GPU of an architecture, an int for NVIDIA's compute capability and a name for AMD's."""
+
+    def __init__(self, arch: int | str) -> None:
+        backend, warp = ("cuda", 32) if isinstance(arch, int) else ("hip", 64)
+        self.target = GPUTarget(backend, arch, warp)
+        self.device = (arch, next(_serial))  # never seen before, so that nothing counts as compiled
+        properties = {
+            "max_shared_mem": SHARED[arch],
+            "multiprocessor_count": 132,
+            "max_num_regs": 65536,
+            "warpSize": warp,
+            "sm_clock_rate": 1_700_000,
+            "mem_clock_rate": 2_600_000,
+            "mem_bus_width": 5120,
+        }
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: properties,
+            load_binary=lambda name, binary, shared, device: (0, 0, 0, 0, 1024),
+            unload_module=lambda module: None,
+        )
+        self.launcher_cls = lambda source, metadata: lambda *args, **kwargs: None
+
+    @classmethod
+    def is_active(cls) -> bool:
+        """Say yes: Triton would otherwise look for a GPU."""
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        """Return a type's name; the launcher that would need it is not built."""
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        """Return what to compile for."""
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        """Return where the tensors are."""
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        """Return a benchmark under which every configuration is as fast as another."""
+        return lambda launch, quantiles=None, **options: (launch(), [1.0] * len(quantiles or (1,)))[1]
+
+    def get_current_device(self) -> Any:
+        """Return the device's key."""
+        return self.device
+
+    def set_current_device(self, device: Any) -> None:
+        """Do nothing: there is one."""
+
+    def get_current_stream(self, device: Any) -> int:
+        """Return the default stream."""
+        return 0
+
+    def assemble_tensormap_to_arg(self, info: Any, args: Any) -> Any:
+        """Return the arguments as they are."""
+        return args
+
+
+@contextmanager
+def dry(arch: int | str) -> Iterator[list[Any]]:
+    """Compile every launch inside a ``with`` block for `arch`, and list the compiled kernels."""
+    compiled: list[Any] = []
+    driver = DryDriver(arch)
+
+    def note(*, fn: Any, **_: Any) -> None:
+        compiled.append(list(fn.jit_function.device_caches[driver.device][0].values())[-1])
+
+    before = triton.runtime.driver._active, triton.knobs.runtime.jit_post_compile_hook
+    triton.runtime.driver.set_active(driver)
+    triton.knobs.runtime.jit_post_compile_hook = note
+    try:
+        yield compiled
+    finally:
+        triton.runtime.driver._active, triton.knobs.runtime.jit_post_compile_hook = before
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes, and how many instructions of some kinds it has."""
+
+    name: str
+    warps: int
+    registers: int
+    shared: int
+    spills: int
+    matrix: int
+    asynchronous: int
+    wide_loads: int
+
+    @property
+    def registers_of_a_program(self) -> int:
+        """Registers of all threads of a program; a multiprocessor has 65,536."""
+        return self.registers * self.warps * 32
+
+
+# the matrix and copy instructions that an architecture should be using, as its disassembly names them
+MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA"}
+ASYNCHRONOUS = r"LDGSTS|UTMALDG"
+
+
+def resources(kernel: Any, arch: int) -> Resources:
+    """Read a compiled kernel with the tools that come with triton: NVIDIA's only."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _run(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
+        code = _run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+    taken = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code, re.MULTILINE)
+    count = Counter(names)
+
+    def matching(pattern: str) -> int:
+        return sum(n for name, n in count.items() if re.match(pattern, name))
+
+    return Resources(
+        name=kernel.metadata.name.lstrip("_"),
+        warps=kernel.metadata.num_warps,
+        registers=taken["REG"],
+        shared=kernel.metadata.shared,
+        spills=matching(r"STL|LDL"),
+        matrix=matching(MATRIX[arch]),
+        asynchronous=matching(ASYNCHRONOUS),
+        wide_loads=matching(r"LDG\.E\S*128|LDGSTS\.E\S*128|UTMALDG"),
+    )
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

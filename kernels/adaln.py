@@ -1,0 +1,239 @@
+"""Residual, threshold, LayerNorm and modulation in one pass over the tokens, and its gradient.
+
+Bytes a value with an fp32 residual stream and bf16 products: forward reads x, out (and z) and writes x', z': 12 (14).
+A row of d numbers stays in registers; a program takes the rows of one sample in turn, so that its shift, scale and
+gate are read once. The arithmetic is fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WIDEST = 8192  # numbers a row: more would not stay in registers
+
+
+@triton.jit
+def _read(ptr, at, inside):
+    return tl.load(ptr + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _write(ptr, at, value, inside):
+    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _normalise(row, inside, d, eps):
+    mean = tl.sum(row, 0) / d
+    off = tl.where(inside, row - mean, 0.0)  # a second sweep over registers costs little and does not cancel
+    rstd = 1.0 / tl.sqrt(tl.sum(off * off, 0) / d + eps)
+    return off * rstd, rstd
+
+
+@triton.jit
+def _shrink(z, product, eta, threshold):
+    return tl.maximum(z + eta * product - threshold, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _forward(
+    x_ptr,
+    out_ptr,
+    bias_ptr,
+    z_ptr,
+    gate_ptr,
+    shift_ptr,
+    scale_ptr,
+    x_new_ptr,
+    z_new_ptr,
+    tokens,
+    d,
+    gate_stride,
+    shift_stride,
+    scale_stride,
+    eta,
+    threshold,
+    eps,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    parts = tl.cdiv(tokens, ROWS)
+    sample = (tl.program_id(0) // parts).to(tl.int64)
+    first = tl.program_id(0) % parts * ROWS
+    column = tl.arange(0, WIDTH)
+    inside = column < d
+    shift = _read(shift_ptr + sample * shift_stride, column, inside)
+    scale = _read(scale_ptr + sample * scale_stride, column, inside)
+    if out_ptr is not None:
+        gate = _read(gate_ptr + sample * gate_stride, column, inside)
+    if bias_ptr is not None:
+        bias = _read(bias_ptr, column, inside)
+    for token in range(first, tl.minimum(first + ROWS, tokens)):
+        at = (sample * tokens + token) * d + column
+        row = _read(x_ptr, at, inside)
+        if out_ptr is not None:
+            step = _read(out_ptr, at, inside)
+            if bias_ptr is not None:
+                step += bias
+            if z_ptr is not None:
+                step = _shrink(_read(z_ptr, at, inside), step, eta, threshold)
+            row += gate * step
+            _write(x_new_ptr, at, row, inside)
+            row = row.to(x_new_ptr.dtype.element_ty).to(tl.float32)  # the norm is that of what was kept
+        normed, _ = _normalise(row, inside, d, eps)
+        _write(z_new_ptr, at, normed * (1.0 + scale) + shift, inside)
+
+
+@triton.jit
+def _backward(
+    dz_new_ptr,
+    dx_new_ptr,
+    x_new_ptr,
+    out_ptr,
+    bias_ptr,
+    z_ptr,
+    gate_ptr,
+    scale_ptr,
+    dx_ptr,
+    dout_ptr,
+    sums_ptr,
+    tokens,
+    d,
+    gate_stride,
+    scale_stride,
+    eta,
+    threshold,
+    eps,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    parts = tl.cdiv(tokens, ROWS)
+    sample = (tl.program_id(0) // parts).to(tl.int64)
+    first = tl.program_id(0) % parts * ROWS
+    column = tl.arange(0, WIDTH)
+    inside = column < d
+    scale = _read(scale_ptr + sample * scale_stride, column, inside)
+    if out_ptr is not None:
+        gate = _read(gate_ptr + sample * gate_stride, column, inside)
+    if bias_ptr is not None:
+        bias = _read(bias_ptr, column, inside)
+    dshift = tl.zeros((WIDTH,), tl.float32)
+    dscale = tl.zeros((WIDTH,), tl.float32)
+    dgate = tl.zeros((WIDTH,), tl.float32)
+    dbias = tl.zeros((WIDTH,), tl.float32)
+    for token in range(first, tl.minimum(first + ROWS, tokens)):
+        at = (sample * tokens + token) * d + column
+        normed, rstd = _normalise(_read(x_new_ptr, at, inside), inside, d, eps)
+        g = _read(dz_new_ptr, at, inside)
+        dshift += g
+        dscale += g * normed
+        slope = g * (1.0 + scale)
+        dx = rstd * (slope - tl.sum(slope, 0) / d - normed * (tl.sum(slope * normed, 0) / d))
+        if dx_new_ptr is not None:
+            dx += _read(dx_new_ptr, at, inside)
+        _write(dx_ptr, at, dx, inside)
+        if out_ptr is not None:
+            step = _read(out_ptr, at, inside)
+            through = gate * dx
+            if bias_ptr is not None:
+                step += bias
+                dbias += through
+            if z_ptr is not None:
+                step = _shrink(_read(z_ptr, at, inside), step, eta, threshold)
+                through = tl.where(step > 0, through, 0.0)
+            dgate += dx * step
+            _write(dout_ptr, at, through, inside)
+    to = sums_ptr + tl.program_id(0).to(tl.int64) * 4 * d
+    _write(to, column, dshift, inside)
+    _write(to + d, column, dscale, inside)
+    if out_ptr is not None:
+        _write(to + 2 * d, column, dgate, inside)
+    if bias_ptr is not None:
+        _write(to + 3 * d, column, dbias, inside)
+
+
+def residual_adaln(
+    x: Tensor,
+    out: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    x_new: Tensor | None,
+    z_new: Tensor,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> None:
+    """Write ``x' = x + gate * step`` to `x_new` and ``LN(x') * (1 + scale) + shift`` to `z_new`.
+
+    `step` is ``out + bias``, or, given `z`, ``relu(z + eta out - eta lam)``; without `out` there is none and x' is x.
+    In place where `x_new` is `x`, and `z_new` is `out` or `z`. Tokens ``(B, N, d)`` are dense, modulations ``(B, d)``
+    have dense rows.
+    """
+    batch, tokens, d = x.shape
+    if x.numel() == 0:
+        return
+    rows = 8
+    _forward[(batch * triton.cdiv(tokens, rows),)](
+        *(x, out, bias, z, gate, shift, scale, x_new, z_new, tokens, d),
+        *(_stride(gate), shift.stride(0), scale.stride(0), eta, eta * lam, eps),
+        ROWS=rows,
+        WIDTH=triton.next_power_of_2(d),
+        num_warps=_warps(d),
+    )
+
+
+def residual_adaln_backward(
+    dz_new: Tensor,
+    dx_new: Tensor | None,
+    x_new: Tensor,
+    out: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor,
+    dx: Tensor,
+    dout: Tensor | None,
+    dgate: Tensor | None,
+    dshift: Tensor,
+    dscale: Tensor,
+    dbias: Tensor | None,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> None:
+    """Write the gradients of :func:`residual_adaln` at x' to `dx`, `dout` and the sums over a sample's tokens.
+
+    `dbias` is ``(B, d)``, one row a sample. Sums are formed in parts of a fixed size, in their order: no atomics.
+    """
+    batch, tokens, d = x_new.shape
+    # few samples: smaller parts, for enough programs to fill a GPU; a function of the shape, so that sums repeat
+    rows = 64 if batch * tokens >= 2**16 else 16
+    parts = triton.cdiv(tokens, rows)
+    sums = torch.zeros if x_new.numel() == 0 else torch.empty
+    sum_of = sums((batch, parts, 4, d), dtype=torch.float32, device=x_new.device)
+    if x_new.numel():
+        _backward[(batch * parts,)](
+            *(dz_new, dx_new, x_new, out, bias, z, gate, scale, dx, dout, sum_of, tokens, d),
+            *(_stride(gate), scale.stride(0), eta, eta * lam, eps),
+            ROWS=rows,
+            WIDTH=triton.next_power_of_2(d),
+            num_warps=_warps(d),
+        )
+    for to, part in zip((dshift, dscale, dgate, dbias), sum_of.sum(1).unbind(1), strict=True):
+        if to is not None:
+            to.copy_(part)
+
+
+def _stride(rows: Tensor | None) -> int:
+    return 0 if rows is None else rows.stride(0)
+
+
+def _warps(d: int) -> int:
+    """Return the warps of a program: eight to sixteen numbers of a row in each thread."""
+    return min(16, max(1, triton.next_power_of_2(d) // 256))

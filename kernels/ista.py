@@ -1,0 +1,40 @@
+"""The threshold of ``ista`` where it stands alone, and its gradient; inside a block it is part of ``ista_adaln``."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+@triton.jit
+def _shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    product = tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    out = tl.maximum(z + eta * product - threshold, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _shrink_backward(dout_ptr, out_ptr, dz_ptr, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    out = tl.load(out_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dz_ptr + at, tl.where(out > 0, dout, 0.0).to(dz_ptr.dtype.element_ty), mask=inside)
+
+
+def shrink(z: Tensor, product: Tensor, out: Tensor, eta: float, lam: float) -> None:
+    """Write ``relu(z + eta product - eta lam)`` to `out`; all dense and of one shape."""
+    if z.numel():
+        _shrink[(triton.cdiv(z.numel(), BLOCK),)](z, product, out, z.numel(), eta, eta * lam, BLOCK=BLOCK)
+
+
+def shrink_backward(dout: Tensor, out: Tensor, dz: Tensor) -> None:
+    """Write to `dz` what of `dout` passes the threshold; all dense and of one shape."""
+    if out.numel():
+        _shrink_backward[(triton.cdiv(out.numel(), BLOCK),)](dout, out, dz, out.numel(), BLOCK=BLOCK)

@@ -1,0 +1,290 @@
+"""Multi-head attention with one shared operand, straight from the layout (B, N, h * p) to the same.
+
+FLOPs a head: 4 N^2 p forward, 10 N^2 p backward; bytes: w once a block of rows, and from the L2 cache after that.
+Scores never reach memory. A head's width is split in two powers of two (96 = 64 + 32): no product is padded to 128.
+
+Backward, with A = softmax rows, s_ij = u_i . u_j / sqrt(p) symmetric, delta_i = g_i . o_i (Dao et al. 2022):
+
+    dS_ij = A_ij (g_i . u_j - delta_i)
+    du_i  = sum_j A_ji g_j  +  sum_j (dS_ij + dS_ji) u_j / sqrt(p)      as value, then as query and key
+
+Since s is symmetric, A_ij and A_ji come from the same scores and two log-sums, and a program that owns the rows i
+writes its gradient alone: one kernel, no atomics, the same sums every time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from wbdit.kernels import tuning
+
+WIDEST = 256  # numbers a head
+
+
+@triton.jit
+def _tile(ptr, rows, columns, stride, tokens, p):
+    return tl.load(
+        ptr + rows[:, None] * stride + columns[None, :],
+        mask=(rows < tokens)[:, None] & (columns < p)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def _put(ptr, rows, columns, stride, tokens, p, value):
+    tl.store(
+        ptr + rows[:, None] * stride + columns[None, :],
+        value.to(ptr.dtype.element_ty),
+        mask=(rows < tokens)[:, None] & (columns < p)[None, :],
+    )
+
+
+@triton.jit
+def _gram(a0, a1, b0, b1, TAIL: tl.constexpr, PRECISION: tl.constexpr):
+    product = tl.dot(a0, tl.trans(b0), input_precision=PRECISION)
+    if TAIL > 0:
+        product = tl.dot(a1, tl.trans(b1), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _forward(
+    w_ptr,
+    out_ptr,
+    lse_ptr,
+    tokens,
+    heads,
+    p,
+    scale,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    blocks = tl.cdiv(tokens, ROWS)
+    head = tl.program_id(0) // blocks
+    stride = heads * p
+    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
+    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    first = tl.arange(0, HEAD)
+    second = HEAD + tl.arange(0, TAIL if TAIL > 0 else 16)
+    u0 = _tile(w_ptr + base, rows, first, stride, tokens, p)
+    sum0 = tl.zeros((ROWS, HEAD), tl.float32)
+    if TAIL > 0:
+        u1 = _tile(w_ptr + base, rows, second, stride, tokens, p)
+        sum1 = tl.zeros((ROWS, TAIL), tl.float32)
+    else:
+        u1 = u0
+    top = tl.full((ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, tokens, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        v0 = _tile(w_ptr + base, columns, first, stride, tokens, p)
+        v1 = v0
+        if TAIL > 0:
+            v1 = _tile(w_ptr + base, columns, second, stride, tokens, p)
+        scores = _gram(u0, u1, v0, v1, TAIL, PRECISION) * scale
+        scores = tl.where((columns < tokens)[None, :], scores, -float("inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        fade = tl.exp2(top - higher)
+        total = total * fade + tl.sum(weights, 1)
+        top = higher
+        weights = weights.to(w_ptr.dtype.element_ty)
+        sum0 = tl.dot(weights, v0, sum0 * fade[:, None], input_precision=PRECISION)
+        if TAIL > 0:
+            sum1 = tl.dot(weights, v1, sum1 * fade[:, None], input_precision=PRECISION)
+    _put(out_ptr + base, rows, first, stride, tokens, p, sum0 / total[:, None])
+    if TAIL > 0:
+        _put(out_ptr + base, rows, second, stride, tokens, p, sum1 / total[:, None])
+    lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2: scores were in base 2
+    tl.store(lse_ptr + head.to(tl.int64) * tokens + rows, lse, mask=rows < tokens)
+
+
+@triton.jit
+def _delta(
+    dout_ptr,
+    out_ptr,
+    delta_ptr,
+    tokens,
+    heads,
+    p,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    blocks = tl.cdiv(tokens, ROWS)
+    head = tl.program_id(0) // blocks
+    stride = heads * p
+    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
+    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    g = _tile(dout_ptr + base, rows, tl.arange(0, WIDTH), stride, tokens, p).to(tl.float32)
+    o = _tile(out_ptr + base, rows, tl.arange(0, WIDTH), stride, tokens, p).to(tl.float32)
+    tl.store(delta_ptr + head.to(tl.int64) * tokens + rows, tl.sum(g * o, 1), mask=rows < tokens)
+
+
+@triton.jit
+def _backward(
+    dout_ptr,
+    w_ptr,
+    lse_ptr,
+    delta_ptr,
+    dw_ptr,
+    tokens,
+    heads,
+    p,
+    scale,
+    root,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    blocks = tl.cdiv(tokens, ROWS)
+    head = tl.program_id(0) // blocks
+    stride = heads * p
+    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
+    sums = head.to(tl.int64) * tokens
+    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    first = tl.arange(0, HEAD)
+    second = HEAD + tl.arange(0, TAIL if TAIL > 0 else 16)
+    u0 = _tile(w_ptr + base, rows, first, stride, tokens, p)
+    g0 = _tile(dout_ptr + base, rows, first, stride, tokens, p)
+    u1 = u0
+    g1 = g0
+    sum0 = tl.zeros((ROWS, HEAD), tl.float32)
+    if TAIL > 0:
+        u1 = _tile(w_ptr + base, rows, second, stride, tokens, p)
+        g1 = _tile(dout_ptr + base, rows, second, stride, tokens, p)
+        sum1 = tl.zeros((ROWS, TAIL), tl.float32)
+    # rows that are not there weigh 2^-inf = 0
+    lse_row = tl.load(lse_ptr + sums + rows, mask=rows < tokens, other=float("inf")) * 1.4426950408889634
+    delta_row = tl.load(delta_ptr + sums + rows, mask=rows < tokens, other=0.0)
+    for start in range(0, tokens, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        v0 = _tile(w_ptr + base, columns, first, stride, tokens, p)
+        h0 = _tile(dout_ptr + base, columns, first, stride, tokens, p)
+        v1 = v0
+        h1 = h0
+        if TAIL > 0:
+            v1 = _tile(w_ptr + base, columns, second, stride, tokens, p)
+            h1 = _tile(dout_ptr + base, columns, second, stride, tokens, p)
+        lse_column = tl.load(lse_ptr + sums + columns, mask=columns < tokens, other=float("inf")) * 1.4426950408889634
+        delta_column = tl.load(delta_ptr + sums + columns, mask=columns < tokens, other=0.0)
+        scores = _gram(u0, u1, v0, v1, TAIL, PRECISION) * scale
+        to_column = tl.exp2(scores - lse_column[None, :])  # A_ji
+        slopes = tl.exp2(scores - lse_row[:, None]) * (_gram(g0, g1, v0, v1, TAIL, PRECISION) - delta_row[:, None])
+        slopes += to_column * (_gram(u0, u1, h0, h1, TAIL, PRECISION) - delta_column[None, :])
+        to_column = to_column.to(w_ptr.dtype.element_ty)
+        slopes = (slopes * root).to(w_ptr.dtype.element_ty)
+        sum0 = tl.dot(to_column, h0, sum0, input_precision=PRECISION)
+        sum0 = tl.dot(slopes, v0, sum0, input_precision=PRECISION)
+        if TAIL > 0:
+            sum1 = tl.dot(to_column, h1, sum1, input_precision=PRECISION)
+            sum1 = tl.dot(slopes, v1, sum1, input_precision=PRECISION)
+    _put(dw_ptr + base, rows, first, stride, tokens, p, sum0)
+    if TAIL > 0:
+        _put(dw_ptr + base, rows, second, stride, tokens, p, sum1)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows that a program owns, rows it reads at a time, its warps and the depth of its pipeline."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+# What is tried, by whether products are fp32 (by plain multiply-adds, so small). Forward: a warp group multiplies 64
+# rows, two share what they read; few tokens waste less in narrow steps. Backward: five products of one tile, so less.
+FORWARD = {
+    False: (Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 3), Blocks(64, 32, 4, 3)),
+    True: (Blocks(32, 32, 8, 1),),
+}
+BACKWARD = {
+    False: (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2), Blocks(64, 64, 8, 2)),
+    True: (Blocks(16, 16, 8, 1),),
+}
+
+
+def mssa(w: Tensor, out: Tensor, lse: Tensor) -> None:
+    """Write ``softmax(w w^T / sqrt(p)) w`` of each head to `out` and the log-sums of its scores to `lse`.
+
+    `w` and `out` are dense ``(B, N, h * p)``, `lse` dense ``(B, h, N)`` in fp32.
+    """
+    heads, tokens, p = lse.shape[1], w.shape[1], w.shape[2] // lse.shape[1]
+    if w.numel() == 0:
+        return
+
+    def launch(blocks: Blocks) -> None:
+        _forward[(w.shape[0] * heads * triton.cdiv(tokens, blocks.rows),)](
+            *(w, out, lse, tokens, heads, p, math.log2(math.e) / math.sqrt(p)), **_options(blocks, w, p)
+        )
+
+    launch(_choose("mssa", FORWARD, w, lse, launch))
+
+
+def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, dw: Tensor) -> None:
+    """Write the gradient of :func:`mssa` to `dw`; all but `lse` dense ``(B, N, h * p)``."""
+    heads, tokens, p = lse.shape[1], w.shape[1], w.shape[2] // lse.shape[1]
+    if w.numel() == 0:
+        return
+    delta = torch.empty_like(lse)
+    _delta[(w.shape[0] * heads * triton.cdiv(tokens, 64),)](
+        dout, out, delta, tokens, heads, p, WIDTH=max(16, triton.next_power_of_2(p)), ROWS=64
+    )
+
+    def launch(blocks: Blocks) -> None:
+        _backward[(w.shape[0] * heads * triton.cdiv(tokens, blocks.rows),)](
+            *(dout, w, lse, delta, dw, tokens, heads, p, math.log2(math.e) / math.sqrt(p), 1 / math.sqrt(p)),
+            **_options(blocks, w, p),
+        )
+
+    launch(_choose("mssa_backward", BACKWARD, w, lse, launch))
+
+
+def split(p: int) -> tuple[int, int]:
+    """Return a width that holds `p` numbers as two powers of two of at least 16, the second 0 where one will do.
+
+    >>> split(96), split(64), split(20), split(7)
+    ((64, 32), (64, 0), (32, 0), (16, 0))
+    """
+    whole = max(16, triton.next_power_of_2(p))
+    tail = max(16, triton.next_power_of_2(p - whole // 2))
+    return (whole, 0) if whole // 2 + tail >= whole else (whole // 2, tail)
+
+
+def _choose(op: str, table: dict[bool, tuple[Blocks, ...]], w: Tensor, lse: Tensor, launch: Any) -> Blocks:
+    batch, heads, tokens = lse.shape
+    # how many programs there are decides only while they do not fill the GPU
+    shape = (
+        w.dtype,
+        w.shape[2] // heads,
+        triton.next_power_of_2(tokens),
+        min(2**10, triton.next_power_of_2(batch * heads)),
+    )
+    return tuning.choose(op, shape, table[w.dtype == torch.float32], launch, w.device)
+
+
+def _options(blocks: Blocks, w: Tensor, p: int) -> dict[str, object]:
+    head, tail = split(p)
+    # PyTorch's own switch: fp32 products are exact unless the user allows tf32
+    precision = "tf32" if w.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return {
+        "HEAD": head,
+        "TAIL": tail,
+        "ROWS": blocks.rows,
+        "COLUMNS": blocks.columns,
+        "PRECISION": precision,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }

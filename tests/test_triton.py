@@ -1,0 +1,178 @@
+"""The Triton kernels without a GPU: their values by the interpreter, and their machine code for GPUs that are not here.
+
+The values are held to fp64 by the same tests as the C++ kernels' (``tests/test_kernels.py``), run in a process in which
+the Triton kernels serve CPU tensors (see conftest).
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+TESTS = Path(__file__).parent
+BENCH = TESTS.parent / "bench"
+INTERPRETED = "TRITON_INTERPRET" in os.environ
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="compiling needs a process without the interpreter")
+
+
+def run(*arguments, **environment):
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
+
+
+def test_values():
+    """Forward and every gradient, fp32 and bf16, ragged shapes, memory filled with NaN."""
+    done = run(
+        *("-m", "pytest", "-x", "-p", "no:cacheprovider", TESTS / "test_kernels.py"),
+        TRITON_INTERPRET="1",
+        WBDIT_TEST_ENGINE="triton",
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+
+
+def test_the_values_can_be_wrong(tmp_path):
+    """The test above fails where a kernel is wrong: it runs the kernels, and not the reference."""
+    broken = tmp_path / "conftest_broken.py"
+    broken.write_text(
+        "import wbdit.kernels.adaln as room\n"
+        "right = room.residual_adaln\n"
+        "def residual_adaln(*args):\n"
+        "    right(*args)\n"
+        "    args[8].mul_(1.001)\n"
+        "room.residual_adaln = residual_adaln\n"
+    )
+    done = run(
+        *("-m", "pytest", "-p", "no:cacheprovider", "-p", "conftest_broken", "-k", "test_gated_adaln and fp32"),
+        TESTS / "test_kernels.py",
+        TRITON_INTERPRET="1",
+        WBDIT_TEST_ENGINE="triton",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "5 failed" in done.stdout
+
+
+# machine code
+
+
+@pytest.fixture(scope="module")
+def codegen():
+    sys.path.insert(0, str(BENCH))
+    try:
+        yield importlib.import_module("codegen")
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+MATRIX_OPS = ("mssa", "mssa_backward")
+ROW_OPS = ("adaln", "adaln_backward", "gated_adaln", "gated_adaln_backward", "ista_adaln", "ista_adaln_backward")
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_every_op_compiles_and_keeps_to_its_registers(codegen, arch, dtype):
+    from drylaunch import SHARED
+
+    for op in codegen.launches(dtype):
+        kernels = codegen.compile_op(op, arch, dtype)
+        assert kernels, op
+        for kernel in kernels:
+            assert kernel.spills == 0, (op, kernel)
+            assert kernel.registers_of_a_program <= 65536, (op, kernel)
+            assert kernel.shared <= SHARED[arch], (op, kernel)
+            if op in ROW_OPS:
+                assert kernel.wide_loads > 0, (op, kernel)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("op", MATRIX_OPS)
+def test_products_are_by_matrix_instructions(codegen, op, arch):
+    *_, kernel = codegen.compile_op(op, arch, torch.bfloat16)
+    assert kernel.matrix > 0, kernel
+    assert kernel.asynchronous > 0, kernel
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_the_blocks_products_are_too(codegen, arch):
+    kernels = {kernel.name: kernel for kernel in codegen.compile_op("trunk", arch, torch.bfloat16)}
+    for name in ("project", "compress", "sparsify"):
+        assert kernels[name].matrix > 0, kernels[name]
+        assert kernels[name].asynchronous > 0, kernels[name]
+
+
+def test_the_guards_fire(codegen, monkeypatch):
+    """A program of too many rows spills; one of too many numbers at a time does not fit into shared memory."""
+    from triton.runtime.errors import OutOfResources
+    from wbdit.kernels import mssa
+
+    monkeypatch.setitem(mssa.BACKWARD, False, (mssa.Blocks(rows=128, columns=128, warps=4, stages=1),))
+    *_, kernel = codegen.compile_op("mssa_backward", 90, torch.bfloat16)
+    assert kernel.spills > 0
+    monkeypatch.setitem(mssa.FORWARD, False, (mssa.Blocks(rows=128, columns=256, warps=8, stages=6),))
+    with pytest.raises(OutOfResources):
+        codegen.compile_op("mssa", 90, torch.bfloat16)
+
+
+def test_amd_compiles(codegen):
+    """For CDNA 3, where no tool here reads the registers off the binary."""
+    from drylaunch import dry
+
+    for op, launch in codegen.launches(torch.bfloat16).items():
+        with dry("gfx942") as compiled:
+            launch()
+        assert compiled, op
+        assert all("amdgcn" in kernel.asm for kernel in compiled), op
+
+
+# who serves
+
+
+def test_importing_wbdit_needs_no_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch, wbdit; "
+        "wbdit.WBDiT(input_size=8, patch_size=4, hidden_size=8, num_heads=2)(torch.randn(1, 1, 8), torch.tensor([1]))"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_wbdit_imports_no_triton():
+    done = run("-c", "import sys, wbdit; assert 'wbdit.kernels.mssa' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_triton_one_warning_and_the_reference():
+    code = (
+        "import sys; sys.modules['triton'] = None; import warnings, torch; "
+        "from wbdit import ops; from wbdit.ops import cuda, reference; cuda.register('cpu'); "
+        "w = torch.randn(1, 4, 8); warnings.simplefilter('always'); "
+        "outs = [ops.mssa(w, 2) for _ in range(3)]; "
+        "assert torch.equal(outs[0], reference.mssa(w, 2)[0])"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no triton") == 1
+
+
+@pytest.mark.parametrize("width", [1, 16, 20, 33, 48, 64, 80, 96, 100, 128, 160, 256])
+def test_a_head_is_split_where_that_saves(width):
+    from wbdit.kernels.mssa import split
+
+    head, tail = split(width)
+    assert head + tail >= width
+    assert head + tail - width < max(16, width / 2)
+    assert all(part == 0 or (part >= 16 and part & (part - 1) == 0) for part in (head, tail))
+
+
+def test_a_gpu_is_asked_for_nothing_here():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.import_module("wbdit.ops.cuda")

@@ -1,0 +1,93 @@
+"""The Triton kernels of kernels/ as the ops' engine on a GPU; without triton, one warning, then the reference."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbdit.ops import fused, reference
+from wbdit.ops.backend import register_kernel
+
+ROOMS = {
+    "residual_adaln": "adaln",
+    "residual_adaln_backward": "adaln",
+    "mssa": "mssa",
+    "mssa_backward": "mssa",
+    "shrink": "ista",
+    "shrink_backward": "ista",
+    "noising": "noise",
+    "sampler_step": "noise",
+    "normal": "noise",
+    "trunk": "trunk",
+}
+NO_ROWS = ("noising", "sampler_step", "normal", "fold", "fold_backward")  # ops that keep no row in registers
+
+
+class Triton:
+    """The modules of :mod:`wbdit.kernels`, imported when a pass is first called, each pass on its tensors' device."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        launch = getattr(importlib.import_module(f"wbdit.kernels.{ROOMS[name]}"), name)
+
+        @functools.wraps(launch)
+        def on_device(*args: Any) -> Any:
+            with torch.cuda.device_of(next(a for a in args if isinstance(a, Tensor))):
+                return launch(*args)
+
+        setattr(self, name, on_device)
+        return on_device
+
+
+@functools.cache
+def available() -> bool:
+    """Whether triton can be imported; says once what to do if not."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        warnings.warn(
+            f"wbdit: no triton ({error}): on this GPU the ops run on their slower PyTorch reference. "
+            'pip install "wbdit[gpu]" brings it.',
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def register(device: str = "cuda") -> None:
+    """Enter the kernels for tensors on a GPU; another device type is for Triton's interpreter alone."""
+    engine = Triton()
+    parts = fused.Fused(engine)
+    fused.register(device, "triton", parts, available, _fits)
+
+    def trunk(*args: Any) -> Tensor:
+        if not available():
+            return reference.trunk(*args)
+        return engine.trunk(*args) if _is_one(*args) else parts.trunk(*args)
+
+    register_kernel("trunk", device, "triton", available)(trunk)
+
+
+def _fits(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether the rows of an op's arguments can be kept in registers."""
+    from wbdit.kernels import adaln, mssa
+
+    if name in NO_ROWS:
+        return True
+    rows = args[2] if name.endswith("adaln_backward") and name != "adaln_backward" else args[0]
+    if name.startswith("mssa"):
+        return rows.shape[-1] // args[-1] <= mssa.WIDEST
+    return rows.shape[-1] <= adaln.WIDEST
+
+
+def _is_one(x: Tensor, *others: Any) -> bool:
+    """Whether :mod:`wbdit.kernels.trunk` takes these blocks: bf16 products, and widths that load without masks."""
+    _, projections, _, _, folded, heads, _, _, _ = others
+    weights = (*projections, *folded)
+    even = all(t.dtype == torch.bfloat16 and t.shape[0] % 16 == t.shape[1] % 16 == 0 for t in weights)
+    return even and x.dtype in fused.TYPES and x.numel() > 0 and projections[0].shape[0] // heads <= 256
