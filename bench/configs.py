@@ -41,6 +41,9 @@ class Inputs(NamedTuple):
     y: Tensor | None  # [B]
     target: Tensor  # [B, 1, G]
 
+    def to(self, device: torch.device) -> Inputs:
+        return Inputs(*(None if v is None else v.to(device) for v in self))
+
 
 def configs(quick: bool) -> dict[str, Config]:
     """Return the configurations by name; `quick` keeps their kinds and makes them tiny, to try the machinery."""
@@ -48,6 +51,12 @@ def configs(quick: bool) -> dict[str, Config]:
         _config("published", "paper", 0, 0.0, 16),
         _config("small", "small", 8, None, 64),
     ]
+    return {c.name: _tiny(c) if quick else c for c in both}
+
+
+def gpu_configs(quick: bool) -> dict[str, Config]:
+    """Return the configurations that fill a GPU, by name."""
+    both = [_config("published", "paper", 0, 0.0, 16), _config("base", "base", 8, None, 16)]
     return {c.name: _tiny(c) if quick else c for c in both}
 
 

@@ -39,7 +39,7 @@ class Row:
             return forward
 
         def in_bf16(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(x.device.type, torch.bfloat16):
                 return forward(x, t, y)
 
         return in_bf16
@@ -59,6 +59,20 @@ ROWS = {
         Row("DiT, eager fp32", own_forward, kind=wbdit.DiT),
         Row("ours, fp32", own_forward, ours=True),
         Row("ours, bf16", own_forward, precision="bf16", ours=True),
+    )
+}
+
+
+# on a GPU bf16 is what everybody computes in
+GPU_ROWS = {
+    row.name: row
+    for row in (
+        ROWS["ours, bf16"],
+        ROWS["ours, fp32"],
+        ROWS[EAGER],
+        ROWS["published, eager bf16"],
+        Row("published, compiled bf16", published_forward, precision="bf16", compiled=True),
+        Row("DiT, bf16", own_forward, kind=wbdit.DiT, precision="bf16"),
     )
 }
 
@@ -88,8 +102,8 @@ def trained(model: nn.Module) -> list[Tensor]:
 class Expected:
     """The same model in fp64: the published formula, or a DiT itself."""
 
-    def __init__(self, row: Row, config: Config) -> None:
-        self.model = make_model(row.kind, config).double()
+    def __init__(self, row: Row, config: Config, device: torch.device | str = "cpu") -> None:
+        self.model = make_model(row.kind, config).double().to(device)
         forward = published_forward if row.kind is wbdit.WBDiT else own_forward
         self.call = functools.partial(forward, self.model.eval())
 

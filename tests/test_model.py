@@ -249,3 +249,27 @@ def test_refused_inputs():
         model(x[..., :30], t)
     with pytest.raises(ValueError, match="one timestep a sample"):
         model(x, t[:2])
+
+
+def test_all_blocks_as_one_op(monkeypatch):
+    """What a GPU runs: the model hands the op the right weights and modulations."""
+    model = WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=3, num_heads=2, num_classes=2).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x, t, y = torch.randn(3, 1, 24), torch.tensor([5, 9, 700]), torch.tensor([0, 2, 1])
+    with torch.no_grad():
+        by_blocks = model(x, t, y)
+        monkeypatch.setattr(WBDiT, "_is_one_op", lambda self, x: True)
+        assert relative_error(model(x, t, y), by_blocks) < 1e-5
+
+
+@pytest.mark.parametrize("classes", [0, 2, 9])
+def test_one_timestep_for_all(monkeypatch, classes):
+    """A timestep that is a view of one number, as samplers give it, is conditioned on once a label: a GPU's way."""
+    monkeypatch.setattr("wbdit.model.may_cache", lambda *weights: False)
+    model = stirred(WBDiT(**SMALL, num_classes=classes)).eval()
+    x, t = torch.randn(5, 1, 40), torch.tensor([123])
+    for y in [None, torch.tensor([0, 2, 1, 1, 0])] if classes else [None]:
+        with torch.no_grad():
+            assert relative_error(model(x, t.expand(5), y), model(x, t.repeat(5), y)) < 1e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from wbdit.layers import (
     sincos_positions,
 )
 from wbdit.schedule import Prediction
+from wbdit.trace import span
 from wbdit.weight_cache import RemembersWeights, may_cache
 
 
@@ -100,18 +102,20 @@ class WhiteBoxBlock(ModulatedBlock):
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Take the compressing half-step, its bias in one pass with what follows."""
-        if self.attn.out is None:
-            return super().first_step(x, z, gate, following)
-        subspaces = ops.mssa(self.attn.qkv(z), self.attn.num_heads)
-        mixed = F.linear(subspaces, self.attn.out.weight)
-        return gated_adaln(x, mixed, gate, following, self.attn.out.bias)
+        with span("mssa"):
+            if self.attn.out is None:
+                return super().first_step(x, z, gate, following)
+            subspaces = ops.mssa(self.attn.qkv(z), self.attn.num_heads)
+            mixed = F.linear(subspaces, self.attn.out.weight)
+            return gated_adaln(x, mixed, gate, following, self.attn.out.bias)
 
     def second_step(
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take the sparsifying half-step, its threshold in one pass with what follows."""
         step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
-        return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
+        with span("ista"):
+            return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
 
 
 class Denoiser(RemembersWeights, ABC):
@@ -213,16 +217,36 @@ class Denoiser(RemembersWeights, ABC):
             raise ValueError("this model was made without labels (num_classes=0)")
         if y is not None and y.shape != t.shape:
             raise ValueError(f"y is {tuple(y.shape)}, one label a sample is ({x.shape[0]},)")
-        modulations = self.modulations(t, y)
-        tokens = self.x_embedder(x)
-        # the residual stream is summed in fp32, whatever the products' type
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        tokens = tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
+        with span("denoiser"):
+            return self._denoise(x, t, y)
+
+    def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        with span("conditioning"):
+            modulations = self.modulations(t, y)
+        with span("embedding"):
+            tokens = self.x_embedder(x)
+            # the residual stream is summed in fp32, whatever the products' type
+            wide = torch.promote_types(tokens.dtype, torch.float32)
+            tokens = tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
+        z = self.trunk(tokens, modulations)
+        with span("read-out"):
+            return self.final_layer(z)
+
+    def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Turn embedded tokens ``(B, N, d)`` into what the final layer reads, by all blocks.
+
+        Parameters
+        ----------
+        x
+            The tokens; without gradients their memory is used again.
+        modulations
+            As :meth:`modulations` returns them.
+        """
         shift, scale = modulations[0][:2]
-        z = ops.adaln(tokens, shift, scale, dtype=product_dtype(self.pos_embed))
+        z = ops.adaln(x, shift, scale, dtype=product_dtype(self.pos_embed))
         for block, (modulation, (shift, scale, *_)) in zip(self.blocks, pairwise(modulations), strict=True):
-            tokens, z = block(tokens, z, modulation, (shift, scale))
-        return self.final_layer(z)
+            x, z = block(x, z, modulation, (shift, scale))
+        return z
 
     def modulations(self, t: Tensor, y: Tensor | None = None) -> list[Sequence[Tensor]]:
         """Return the shift, scale and gate of every block and the shift and scale of the final layer.
@@ -238,7 +262,12 @@ class Denoiser(RemembersWeights, ABC):
         once and remembered: while sampling, all cells of a type share theirs.
         """
         remember = not self.training and len(t) > 0 and may_cache(t, *self._conditioning_weights())
-        tables = self._remembered(t, y) if remember else self._condition(t, y)
+        if remember:
+            tables = self._remembered(t, y)
+        elif not torch.is_grad_enabled() and len(t) > 1 and t.stride(0) == 0:
+            tables = self._of_one_timestep(t, y)
+        else:
+            tables = self._condition(t, y)
         return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 
     def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
@@ -249,6 +278,15 @@ class Denoiser(RemembersWeights, ABC):
             if self.num_classes > 0:
                 c = c + self.y_embedder(y, t.shape[0])
             return [modulation(c) for modulation in self._modulated()]
+
+    def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
+        """Give what :meth:`_condition` gives where `t` is one number for all, computing a row a label and no more."""
+        if self.num_classes == 0 or y is None:
+            return [table.expand(len(t), -1) for table in self._condition(t[:1], None)]
+        if self.num_classes >= len(t):
+            return self._condition(t, y)
+        labels = torch.arange(self.num_classes + 1, device=t.device)
+        return [table[y] for table in self._condition(t[:1].expand(len(labels)), labels)]
 
     def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
         """Look up what :meth:`_condition` gives, computing only the pairs of timestep and label not met before."""
@@ -299,6 +337,33 @@ class WBDiT(Denoiser):
     def make_block(self, mlp_ratio: float) -> WhiteBoxBlock:
         """Return a white-box block."""
         return WhiteBoxBlock(self.hidden_size, self.num_heads)
+
+    def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
+        blocks = cast(list[WhiteBoxBlock], list(self.blocks))
+        if not self._is_one_op(x):
+            return super().trunk(x, modulations)
+        with span("trunk"):
+            folded = [block.mlp.folded() for block in blocks]
+            low = folded[0].dtype
+            return ops.trunk(
+                x,
+                [part for modulation in modulations for part in modulation],
+                [block.attn.qkv.weight.to(low) for block in blocks],
+                [cast(nn.Linear, block.attn.out).weight.to(low) for block in blocks],
+                [cast(nn.Linear, block.attn.out).bias for block in blocks],
+                folded,
+                self.num_heads,
+                blocks[0].mlp.eta,
+                blocks[0].mlp.lam,
+            )
+
+    def _is_one_op(self, x: Tensor) -> bool:
+        """Whether the blocks can be taken all at once: nobody looks into them, and products are in bf16."""
+        if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
+            return False
+        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
+        return self.num_heads > 1 and not watched
 
 
 def _check_sizes(

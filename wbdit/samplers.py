@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wbdit import ops
 from wbdit.schedule import NoiseSchedule, Prediction
+from wbdit.trace import span
 
 Model = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
@@ -184,7 +185,8 @@ class Guided:
         if self.weight == 1:
             return self.model(x, t, self.y)
         null = torch.full_like(self.y, self.model.num_classes)  # type: ignore[attr-defined]
-        both = self.model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.y, null]))
+        twice = t[:1].expand(2 * len(t)) if t.stride(0) == 0 else torch.cat([t, t])
+        both = self.model(torch.cat([x, x]), twice, torch.cat([self.y, null]))
         conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, self.weight)
 
@@ -205,11 +207,14 @@ def _run(
     if not path or path[0] > highest or path[-1] < 1 or any(a <= b for a, b in pairwise(path)):
         raise ValueError(f"timesteps must fall within {highest} ... 1")
     for i, (t, prev) in enumerate(zip(path, [*path[1:], 0], strict=True)):
-        out = model(x, torch.full((x.shape[0],), t, device=x.device))
+        out = model(
+            x, torch.full((1,), t, device=x.device).expand(x.shape[0])
+        )  # a view: one number for all, as it says
         a, b, e = step(t, prev)
         last = prev == 0
         drawn = {} if last or e == 0 else _noise(noise, i, x)
-        x = ops.sampler_step(x, out, a=a, b=b, e=e, clamp_min=clamp_min if last else None, **drawn)
+        with span("sampler step"):
+            x = ops.sampler_step(x, out, a=a, b=b, e=e, clamp_min=clamp_min if last else None, **drawn)
         if callback is not None:
             callback(i, t, x)
     return x

@@ -22,6 +22,7 @@ from wbdit.model import Denoiser
 from wbdit.ops import cpu
 from wbdit.presets import Budget, Training
 from wbdit.schedule import NoiseSchedule
+from wbdit.trace import span
 
 LOG_SECONDS = 2.0
 SAVE_SECONDS = 300.0
@@ -184,18 +185,29 @@ class Trainer:
 
     def _update(self) -> Tensor:
         """Take one optimiser step; return its loss, a scalar on the device."""
-        rate = self._learning_rate()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        x0, y = self.batches.draw()
-        t = self._timesteps(len(x0))
-        noise = torch.randn_like(x0)
-        x_t, target = self.schedule.noising(x0, t, noise), self.schedule.target(self.model.prediction, x0, t, noise)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            out = self.model(x_t, t) if y is None else self.model(x_t, t, y)
-        loss = F.mse_loss(out.float(), target)
-        self.optimiser.zero_grad()
-        loss.backward()
+        with span("train step"):
+            rate = self._learning_rate()
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            with span("batch"):
+                x0, y = self.batches.draw()
+                t = self._timesteps(len(x0))
+                noise = torch.randn_like(x0)
+                x_t = self.schedule.noising(x0, t, noise)
+                target = self.schedule.target(self.model.prediction, x0, t, noise)
+            with span("forward"):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+                    out = self.model(x_t, t) if y is None else self.model(x_t, t, y)
+                loss = F.mse_loss(out.float(), target)
+            with span("backward"):
+                self.optimiser.zero_grad()
+                loss.backward()
+            with span("optimiser"):
+                self._descend()
+        return loss.detach()
+
+    def _descend(self) -> None:
+        """Follow the gradient, and let the average follow the weights."""
         if self.training.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip_norm)
         self.optimiser.step()
@@ -205,7 +217,6 @@ class Trainer:
             decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
-        return loss.detach()
 
     def _timesteps(self, n: int) -> Tensor:
         """Draw `n` timesteps in 1 ... T - 1, one from each of `n` equal parts, in random order of parts."""

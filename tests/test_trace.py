@@ -1,0 +1,69 @@
+"""NVTX ranges: there with a (made-up) nvtx, in order and nested; nothing without it; out of a compiler's way."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from wbdit import WBDiT, samplers, trace
+from wbdit.batches import Batches
+from wbdit.presets import Budget, Training
+from wbdit.schedule import NoiseSchedule
+from wbdit.trainer import Trainer
+
+
+@pytest.fixture
+def ranges(monkeypatch):
+    """Return the ranges as they open and close: names, and None for an end."""
+    seen = []
+
+    @contextmanager
+    def annotate(name, domain):
+        assert domain == "wbdit"
+        seen.append(name)
+        yield
+        seen.append(None)
+
+    monkeypatch.setattr(trace, "nvtx", SimpleNamespace(annotate=annotate))
+    return seen
+
+
+def model():
+    return WBDiT(input_size=12, patch_size=4, hidden_size=8, depth=2, num_heads=2)
+
+
+def test_the_parts_of_a_forward(ranges):
+    model()(torch.randn(2, 1, 12), torch.tensor([3, 7]))
+    opened = [name for name in ranges if name]
+    assert opened == ["denoiser", "conditioning", "embedding", *["mssa", "ista"] * 2, "read-out"]
+    assert ranges.count(None) == len(opened)
+    assert ranges[-1] is None  # the whole forward closes last
+
+
+def test_the_parts_of_a_training_step(ranges):
+    trainer = Trainer(
+        model(), NoiseSchedule(), Batches(torch.randn(8, 12), None, 4), Training(precision="fp32"), Budget(steps=1)
+    )
+    trainer.train(bar=False)
+    parts = [name for name in ranges if name in ("train step", "batch", "forward", "backward", "optimiser")]
+    assert parts == ["train step", "batch", "forward", "backward", "optimiser"]
+
+
+def test_the_steps_of_a_sampler(ranges):
+    with torch.no_grad():
+        samplers.ddim(model().eval(), torch.randn(2, 1, 12), NoiseSchedule(), [500, 100])
+    assert [n for n in ranges if n in ("sampler step", "denoiser")] == ["denoiser", "sampler step"] * 2
+
+
+def test_nothing_without_nvtx(monkeypatch):
+    monkeypatch.setattr(trace, "nvtx", None)
+    assert trace.span("forward") is trace.span("backward")
+    with trace.span("forward"):
+        pass
+
+
+def test_a_compiler_sees_none(ranges):
+    compiled = torch.compile(model(), backend="eager", fullgraph=True)
+    compiled(torch.randn(2, 1, 12), torch.tensor([3, 7]))
+    assert ranges == []
