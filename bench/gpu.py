@@ -31,6 +31,7 @@ from operations import OPERATIONS, Draw, Operation, cast
 
 import wbdit
 from wbdit import ops, samplers
+from wbdit.graphs import Graphed
 
 CALLS = 15
 COMPILED_AT = 1024  # cells: torch.compile takes half a minute a shape, so it has one batch size
@@ -183,7 +184,7 @@ def measure_denoiser(run: Run, row: Row, config: Config, batch: int, task: str) 
     model = make_model(row.kind, config).to(run.device).train(task == "train")
     inputs = make_inputs(config, batch).to(run.device)
     sizes = sizes_of(config, batch, row)
-    call = row.call(model)
+    call = row.call(Graphed(model) if task == "sampling" else model)  # as the generator samples
     with row.backend():
         if task == "train":
             times = run.seconds(train_step(call, trained(model), inputs))
@@ -207,7 +208,7 @@ def walk(run: Run, call: Callable[..., torch.Tensor], config: Config, inputs: An
     def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return call(x, t, inputs.y)
 
-    model.prediction = config.model["prediction"]  # type: ignore[attr-defined]
+    model.prediction = config.model.get("prediction", "epsilon")  # type: ignore[attr-defined]
     path = samplers.spaced_timesteps(schedule, CALLS)
     return samplers.ddim(model, noise(-1), schedule, path, clamp_min=config.clamp_min, noise=noise)
 

@@ -16,6 +16,7 @@ from wbdit import checkpoint, ops, samplers
 from wbdit.cells import check_labels
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
 from wbdit.errors import InputError
+from wbdit.graphs import Graphed
 from wbdit.model import WBDiT
 from wbdit.recipe import Recipe, apportion
 from wbdit.schedule import NoiseSchedule
@@ -193,11 +194,12 @@ class CellGenerator:
         shown: str | None,
     ) -> np.ndarray:
         """Sample cells as the model gives them, ``(cells, G)``, batch by batch under a progress bar named `shown`."""
-        starts = range(0, len(codes), batch_size)
+        starts, denoiser = range(0, len(codes), batch_size), Graphed(self.model)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
         with tqdm(total=len(starts) * steps, desc=shown, bar_format=layout, disable=shown is None) as bar:
             parts = [
                 self._sample_batch(
+                    denoiser,
                     np.arange(start, min(start + batch_size, len(codes))),
                     codes[start : start + batch_size],
                     sampler,
@@ -212,6 +214,7 @@ class CellGenerator:
 
     def _sample_batch(
         self,
+        denoiser: Graphed,
         rows: np.ndarray,
         codes: np.ndarray,
         sampler: Sampler,
@@ -223,19 +226,20 @@ class CellGenerator:
         """Sample the cells with the indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
         noise = samplers.PhiloxNoise(seed, torch.from_numpy(rows).to(device), (1, len(self.recipe.genes)))
-        model: samplers.Model = self.model
+        model: samplers.Model = denoiser
         if self.recipe.categories:
-            model = samplers.Guided(self.model, torch.from_numpy(codes).to(device), guidance)
+            model = samplers.Guided(denoiser, torch.from_numpy(codes).to(device), guidance)
         walk = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}[sampler]
-        x = walk(
-            model,
-            noise(-1),
-            self.schedule,
-            samplers.spaced_timesteps(self.schedule, steps),
-            clamp_min=None,
-            noise=noise,
-            callback=update,
-        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            x = walk(
+                model,
+                noise(-1),
+                self.schedule,
+                samplers.spaced_timesteps(self.schedule, steps),
+                clamp_min=None,
+                noise=noise,
+                callback=update,
+            )
         return x[:, 0].cpu().numpy()
 
 

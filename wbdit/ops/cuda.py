@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbdit.ops import fused, reference
-from wbdit.ops.backend import register_kernel
+from wbdit.ops import fused
 
 ROOMS = {
     "residual_adaln": "adaln",
@@ -59,18 +58,17 @@ def available() -> bool:
     return True
 
 
+class Fused(fused.Fused):
+    """The ops on Triton's passes, the blocks as one where :mod:`wbdit.kernels.trunk` takes them."""
+
+    def trunk(self, *args: Any) -> Tensor:
+        """Run all blocks."""
+        return self.engine.trunk(*args) if _is_one(*args) else super().trunk(*args)
+
+
 def register(device: str = "cuda") -> None:
     """Enter the kernels for tensors on a GPU; another device type is for Triton's interpreter alone."""
-    engine = Triton()
-    parts = fused.Fused(engine)
-    fused.register(device, "triton", parts, available, _fits)
-
-    def trunk(*args: Any) -> Tensor:
-        if not available():
-            return reference.trunk(*args)
-        return engine.trunk(*args) if _is_one(*args) else parts.trunk(*args)
-
-    register_kernel("trunk", device, "triton", available)(trunk)
+    fused.register(device, "triton", Fused(Triton()), available, _fits)
 
 
 def _fits(name: str, args: tuple[Any, ...]) -> bool:
@@ -82,12 +80,15 @@ def _fits(name: str, args: tuple[Any, ...]) -> bool:
     rows = args[2] if name.endswith("adaln_backward") and name != "adaln_backward" else args[0]
     if name.startswith("mssa"):
         return rows.shape[-1] // args[-1] <= mssa.WIDEST
+    if name == "trunk":
+        projections, heads = args[2], args[6]
+        return rows.shape[-1] <= adaln.WIDEST and projections[0].shape[0] // heads <= mssa.WIDEST
     return rows.shape[-1] <= adaln.WIDEST
 
 
 def _is_one(x: Tensor, *others: Any) -> bool:
     """Whether :mod:`wbdit.kernels.trunk` takes these blocks: bf16 products, and widths that load without masks."""
-    _, projections, _, _, folded, heads, _, _, _ = others
+    _, projections, _, _, folded, *_ = others
     weights = (*projections, *folded)
     even = all(t.dtype == torch.bfloat16 and t.shape[0] % 16 == t.shape[1] % 16 == 0 for t in weights)
-    return even and x.dtype in fused.TYPES and x.numel() > 0 and projections[0].shape[0] // heads <= 256
+    return even and x.dtype in fused.TYPES and x.numel() > 0

@@ -1,0 +1,91 @@
+"""Replaying a denoiser: the recorder made up, since a graph needs a GPU; what is copied in and out is ours."""
+
+import pytest
+import torch
+
+from wbdit import WBDiT, graphs, samplers
+from wbdit.schedule import NoiseSchedule
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let CPU tensors be recorded, by a recorder that calls again; return the calls it was given."""
+    calls = []
+
+    def capture(call):
+        calls.append(call)
+        call()
+        return call
+
+    replays = graphs.Graphed._replays
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs.Graphed, "_replays", lambda self, x, t: t.stride(0) == 0 and replays(self, _OnGpu(x), t))
+    return calls
+
+
+class _OnGpu:
+    is_cuda = True
+
+    def __init__(self, x):
+        self.device = x.device
+
+
+def model(classes=0):
+    model = WBDiT(input_size=12, patch_size=4, hidden_size=8, depth=2, num_heads=2, num_classes=classes).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_sampler_gets_the_same_cells(recorded, classes):
+    denoiser, schedule = model(classes), NoiseSchedule()
+    y = torch.tensor([0, 1, 2, 3, 0]) if classes else None
+    x, path = torch.randn(5, 1, 12), samplers.spaced_timesteps(schedule, 6)
+    cells = []
+    for call in (denoiser, graphs.Graphed(denoiser)):
+        guided = call if y is None else samplers.Guided(call, y, 2.0)
+        cells.append(samplers.ddim(guided, x, schedule, path, eta=0.0, clamp_min=None))
+    assert torch.equal(*cells)
+    assert len(recorded) == 1
+
+
+def test_each_shape_is_recorded_once(recorded):
+    graphed = graphs.Graphed(model())
+    t = torch.tensor([7])
+    with torch.no_grad():
+        for batch in (4, 2, 4, 2):
+            graphed(torch.randn(batch, 1, 12), t.expand(batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            graphed(torch.randn(4, 1, 12), t.expand(4))
+    assert len(recorded) == 3
+
+
+def test_an_answer_outlives_the_next_call(recorded):
+    denoiser = model()
+    graphed, x, t = graphs.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
+    with torch.no_grad():
+        first = graphed(x, t.expand(3))
+        kept = first.clone()
+        graphed(x + 1, t.expand(3))
+        assert torch.equal(first, kept)
+        assert torch.equal(first, denoiser(x, t.expand(3)))
+
+
+def test_weights_may_change(recorded):
+    denoiser = model()
+    graphed, x, t = graphs.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
+    with torch.no_grad():
+        graphed(x, t.expand(3))
+        denoiser.blocks[0].attn.qkv.weight.mul_(3)
+        assert torch.equal(graphed(x, t.expand(3)), denoiser(x, t.expand(3)))
+
+
+def test_what_cannot_be_replayed_is_called(recorded):
+    denoiser = model()
+    graphed, x = graphs.Graphed(denoiser), torch.randn(3, 1, 12)
+    with torch.no_grad():
+        graphed(x, torch.tensor([7, 8, 9]))
+    graphed(x, torch.tensor([7]).expand(3)).sum().backward()
+    assert recorded == []

@@ -1,0 +1,91 @@
+"""A denoiser's call on a GPU as a CUDA graph: recorded once for a shape, replayed from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbdit.model import Denoiser
+from wbdit.schedule import Prediction
+
+WARM = 3  # calls before recording: compiling, choosing block sizes, libraries' own memory
+
+
+@dataclass
+class _Recorded:
+    """A call's inputs and output, in memory that stays where it is, and what computes the one from the others."""
+
+    x: Tensor
+    t: Tensor
+    y: Tensor | None
+    out: Tensor
+    replay: Callable[[], object]
+
+
+class Graphed:
+    """A denoiser as samplers call it, whose launches on a GPU cost the host one.
+
+    A call of the denoiser is some dozens of kernels, and few cells are computed faster than these are launched. The
+    first call of a shape records them; the next ones copy their inputs in and replay. Where there is nothing to replay
+    (another device, wanted gradients, timesteps that differ between samples) the denoiser is called as it is.
+
+    Parameters
+    ----------
+    model
+        A denoiser. Its weights may change in place between calls; after moving it, make a new one of these.
+    """
+
+    def __init__(self, model: Denoiser) -> None:
+        self.model = model
+        self.prediction: Prediction = model.prediction
+        self.num_classes = model.num_classes
+        self._recorded: dict[Hashable, _Recorded] = {}
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Answer for ``(B, C, G)`` at timesteps ``(B,)``, which samplers give as a view of one; labels ``(B,)``."""
+        if not self._replays(x, t):
+            return self.model(x, t, y)
+        lowered = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+        key = (x.shape, x.dtype, t.dtype, y is None, lowered, x.device)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(x, t, y)
+        recorded = self._recorded[key]
+        recorded.x.copy_(x)
+        recorded.t.copy_(t[:1])
+        if y is not None and recorded.y is not None:
+            recorded.y.copy_(y)
+        recorded.replay()
+        return recorded.out.clone()  # the next replay writes there again
+
+    def _replays(self, x: Tensor, t: Tensor) -> bool:
+        return x.is_cuda and t.stride(0) == 0 and not torch.is_grad_enabled() and not self.model.training
+
+    def _record(self, x: Tensor, t: Tensor, y: Tensor | None) -> _Recorded:
+        kept: Any = _Recorded(x.clone(), t[:1].clone(), None if y is None else y.clone(), torch.empty(0), lambda: None)
+
+        def call() -> None:
+            kept.out = self.model(kept.x, kept.t.expand(len(x)), kept.y)
+
+        kept.replay = capture(call)
+        return kept
+
+
+def capture(call: Callable[[], object]) -> Callable[[], object]:
+    """Record a call's kernels on the current device, and return what launches them again."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # autocast remembers what it has cast, in memory that a graph would not own
+    with torch.cuda.graph(graph):
+        torch.clear_autocast_cache()
+        call()
+        torch.clear_autocast_cache()
+    return graph.replay
