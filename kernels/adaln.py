@@ -35,7 +35,8 @@ def _normalise(row, inside, d, eps):
 
 @triton.jit
 def _shrink(z, product, eta, threshold):
-    return tl.maximum(z + eta * product - threshold, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    value = z + eta * product - threshold
+    return tl.where(value < 0, 0.0, value)  # a NaN stays one
 
 
 @triton.jit

@@ -15,7 +15,8 @@ def _shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.conste
     inside = at < count
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
     product = tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    out = tl.maximum(z + eta * product - threshold, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    out = z + eta * product - threshold
+    out = tl.where(out < 0, 0.0, out)  # a NaN stays one
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -108,7 +108,7 @@ def _sampler_step(
         new += e * tl.load(noise_ptr + at, mask=inside).to(tl.float32)
     if samples_ptr is not None:
         new += e * _normals(seed, tl.load(samples_ptr + row), step, part * QUADS + tl.arange(0, QUADS))
-    new = tl.maximum(new, clamp_min, propagate_nan=tl.PropagateNan.ALL)
+    new = tl.where(new < clamp_min, clamp_min, new)  # a NaN stays one
     tl.store(new_ptr + at, new.to(new_ptr.dtype.element_ty), mask=inside)
 
 

@@ -292,7 +292,7 @@ def _sparsify_half(
     step = tl.load(u_ptr + there[:, None] * width + within[None, :]).to(tl.float32) + eta * product
     step -= mean[:, None] * _of_sample(slope_ptr, further, stride, within)
     step = rstd[:, None] * step + _of_sample(level_ptr, further, stride, within)
-    step = tl.maximum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    step = tl.where(step < 0, 0.0, step)  # a NaN stays one
     x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
     x += _of_sample(gate_ptr, further, stride, within) * step
     scale = _of_sample(scale_ptr, further, stride, within)

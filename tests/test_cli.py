@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import make_cells
 
-from wbdit import cli
+from wbdit import cli, ops
+from wbdit.ops import cuda
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,23 @@ def test_info_says_what_is_forced(wbdit, monkeypatch):
     _, out, _ = wbdit("info")
     assert "reference (forced by WBDIT_BACKEND)" in out
     assert "csrc (" not in out
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_info_of_a_gpu(wbdit, monkeypatch, there):
+    """With a GPU, made up: who serves it, and why not Triton."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(cuda, "available", lambda: there)
+    monkeypatch.setattr(cuda, "version", lambda: "3.7.1")
+    monkeypatch.setitem(ops.serving.__globals__["_available"], "triton", lambda: there)
+    code, out, _ = wbdit("info")
+    assert code == 0
+    assert "cuda: a card" in out
+    said = "triton (3.7.1)" if there else 'reference (no triton here: pip install "wbdit[gpu]")'
+    lines = [line for line in out.splitlines() if line.startswith("  cuda")]
+    assert lines
+    assert all(line.endswith(said) for line in lines)
 
 
 def test_info_of_an_unknown_processor_level(wbdit, monkeypatch):

@@ -162,7 +162,7 @@ def test_without_triton_one_warning_and_the_reference():
     assert done.stderr.count("no triton") == 1
 
 
-@pytest.mark.parametrize("width", [1, 16, 20, 33, 48, 64, 80, 96, 100, 128, 160, 256])
+@pytest.mark.parametrize("width", [1, 16, 20, 33, 48, 64, 80, 96, 100, 128])
 def test_a_head_is_split_where_that_saves(width):
     from wbdit.kernels.mssa import split
 
@@ -176,3 +176,26 @@ def test_a_gpu_is_asked_for_nothing_here():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         importlib.import_module("wbdit.ops.cuda")
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "fits"),
+    [
+        ("gated_adaln", [(1, 2, 8192)], True),
+        ("gated_adaln", [(1, 2, 8193)], False),
+        ("gated_adaln_backward", [(1,), (1,), (1, 2, 8193)], False),
+        ("adaln_backward", [(1, 2, 8193)], False),
+        ("sampler_step", [(1, 1, 60000)], True),
+    ],
+)
+def test_rows_too_wide_for_registers_go_to_the_reference(op, shapes, fits):
+    from wbdit.ops.cuda import _fits
+
+    assert _fits(op, tuple(torch.empty(shape, device="meta") for shape in shapes)) == fits
+
+
+@pytest.mark.parametrize(("width", "heads", "fits"), [(768, 8, True), (768, 6, True), (768, 3, False)])
+def test_heads_too_wide_go_to_the_reference(width, heads, fits):
+    from wbdit.ops.cuda import _fits
+
+    assert _fits("mssa", (torch.empty(1, 2, width, device="meta"), heads)) == fits

@@ -157,14 +157,18 @@ def _why(device: str, backend: str) -> str:
     """Say why this backend serves an op on this device."""
     from wbdit import ops
     from wbdit.ops import build as builder
-    from wbdit.ops import cpu
+    from wbdit.ops import cpu, cuda
 
     if backend == "csrc":
         return f" ({cpu.processor_level()})"
+    if backend == "triton":
+        return f" ({cuda.version()})"
     if ops.active_backend() == "reference":
         return " (forced by WBDIT_BACKEND)"
     if device == "cpu" and not builder.available():
         return " (the kernels cannot be built, see above)"
+    if device == "cuda" and not cuda.available():
+        return ' (no triton here: pip install "wbdit[gpu]")'
     return " (no kernel for this device)" if backend == "reference" else ""
 
 

@@ -58,6 +58,11 @@ def available() -> bool:
     return True
 
 
+def version() -> str:
+    """Return triton's version, "none" without it."""
+    return importlib.import_module("triton").__version__ if available() else "none"
+
+
 class Fused(fused.Fused):
     """The ops on Triton's passes, the blocks as one where :mod:`wbdit.kernels.trunk` takes them."""
 
