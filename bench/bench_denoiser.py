@@ -13,8 +13,6 @@ from configs import make_inputs, make_model
 from denoisers import EAGER, ROWS, Expected, gradients_of, train_step, trained
 from record import Subject
 
-import wbdit
-
 EVERY_ROW = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
@@ -67,7 +65,7 @@ def baseline_step(row, config, what):
 
 
 def subject_of(row, config, what, tolerance, count):
-    sizes = sizes_of(config, "white" if row.kind is wbdit.WBDiT else "black")
+    sizes = config.sizes(row.blocks)
     return Subject(
         config.name,
         what,
@@ -78,13 +76,6 @@ def subject_of(row, config, what, tolerance, count):
         flops=count(sizes),
         product=(sizes.batch * sizes.tokens, sizes.d),
         ours=row.ours,
-    )
-
-
-def sizes_of(config, kind="white", batch=None, conditions=None):
-    batch, model = batch or config.batch, config.model
-    return flops.Sizes(
-        batch, config.tokens, model["hidden_size"], model["depth"], model["patch_size"], conditions or batch, kind
     )
 
 

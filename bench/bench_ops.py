@@ -6,7 +6,6 @@ import functools
 
 import torch
 from agreement import TOLERANCE, gradient_error, relative_error
-from bench_denoiser import sizes_of
 from operations import OPERATIONS, Draw, cast
 from record import Subject
 
@@ -36,26 +35,16 @@ def bench_op_forward(op, precision, row, config, timed):
 def bench_op_backward(op, precision, row, config, timed):
     values = cast(op.make(Draw(config)), precision)
     with wbdit.backend("reference"):
-        expected, _ = gradients(op, cast(values, "fp64"))
+        _, gradients = op.differentiate(cast(values, "fp64"))
+        expected = gradients()
     with wbdit.backend(BACKENDS[row]):
-        found, step = gradients(op, values)
-        error = gradient_error(found, expected)
+        _, step = op.differentiate(values)
+        error = gradient_error(step(), expected)
         timed(subject_of(op, "backward", precision, row, config), error, step)
 
 
-def gradients(op, values):
-    """Return the gradients of all floating inputs, and the step that computes them again from the kept forward."""
-    leaves = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in values.items()}
-    outs = op.run(leaves)
-    generator = torch.Generator().manual_seed(2)
-    upstream = [torch.randn(out.shape, generator=generator).bfloat16().to(out.dtype) for out in outs]
-    wanted = [v for v in leaves.values() if v.requires_grad]
-    step = functools.partial(torch.autograd.grad, outs, wanted, upstream, retain_graph=True)
-    return step(), step
-
-
 def subject_of(op, direction, precision, row, config):
-    sizes = sizes_of(config)
+    sizes = config.sizes()
     count = op.count if direction == "forward" else op.gradient_count
     return Subject(
         config.name,

@@ -9,9 +9,8 @@ import flops
 import pytest
 import torch
 from agreement import TOLERANCE, relative_error
-from bench_denoiser import sizes_of
 from configs import make_inputs, make_model, make_schedule
-from denoisers import EAGER, ROWS, Expected
+from denoisers import EAGER, ROWS, AtLabels, Expected
 from record import Subject
 
 import wbdit
@@ -56,7 +55,7 @@ def bench_floor(precision, config, record):
 def walk(config, row, call, cells, *, dtype=torch.float32, fresh=False):
     """Sample by the row's path, as the generator does; `fresh` noise is torch's own, as in the authors' code."""
     schedule, y = make_schedule(config), make_inputs(config, config.cells).y
-    denoiser = Denoiser(call, None if y is None else y[:cells], config.model["prediction"])
+    denoiser = AtLabels(call, None if y is None else y[:cells], config.model["prediction"])
     shape = (1, config.model["input_size"])
     noise = samplers.PhiloxNoise(0, torch.arange(cells), shape)
     return samplers.ddim(
@@ -75,20 +74,8 @@ def path(row, schedule):
     return samplers.spaced_timesteps(schedule, THEIR_CALLS)[:TIMED_CALLS]
 
 
-class Denoiser:
-    """A row's denoiser at fixed labels, as the samplers take it."""
-
-    def __init__(self, call, y, prediction):
-        self.call = call
-        self.y = y
-        self.prediction = prediction
-
-    def __call__(self, x, t):
-        return self.call(x, t, self.y)
-
-
 def subject_of(row, config):
-    sizes = sizes_of(config, batch=config.cells, conditions=max(1, config.classes))
+    sizes = config.sizes(batch=config.cells, conditions=max(1, config.classes))
     calls = OUR_CALLS if row.ours else THEIR_CALLS
     facts = {"calls": calls}
     if row.ours:

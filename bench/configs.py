@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import flops
 import torch
 from torch import Tensor
 
@@ -33,6 +34,12 @@ class Config:
     @property
     def classes(self) -> int:
         return self.model["num_classes"]
+
+    def sizes(self, kind: str = "white", batch: int | None = None, conditions: int | None = None) -> flops.Sizes:
+        """Return what the count of arithmetic depends on; every sample has conditions of its own unless told."""
+        batch, model = batch or self.batch, self.model
+        shape = batch, self.tokens, model["hidden_size"], model["depth"], model["patch_size"]
+        return flops.Sizes(*shape, conditions or batch, kind)
 
 
 class Inputs(NamedTuple):

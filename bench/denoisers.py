@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from configs import Config, Inputs, make_model
+from configs import Config, Inputs, make_model, make_schedule
 from published import published_forward
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import wbdit
+from wbdit import samplers
+from wbdit.schedule import Prediction
 
 Forward = Callable[..., Tensor]
 
@@ -43,6 +45,11 @@ class Row:
                 return forward(x, t, y)
 
         return in_bf16
+
+    @property
+    def blocks(self) -> str:
+        """Return the kind of its blocks, as flops.py counts them."""
+        return "white" if self.kind is wbdit.WBDiT else "black"
 
     def backend(self) -> AbstractContextManager[None]:
         """Give ours the kernels and the others plain PyTorch, whatever the environment says."""
@@ -97,6 +104,27 @@ def gradients_of(call: Forward, inputs: Inputs) -> None:
 
 def trained(model: nn.Module) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
+
+
+class AtLabels:
+    """A row's denoiser at fixed labels, as the samplers take it."""
+
+    def __init__(self, call: Forward, y: Tensor | None, prediction: Prediction) -> None:
+        self.call = call
+        self.y = y
+        self.prediction = prediction
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.call(x, t, self.y)
+
+
+def sample(call: Forward, config: Config, inputs: Inputs, calls: int) -> Tensor:
+    """Sample as many cells as there are inputs by so many calls of DDIM, the noise drawn by its address."""
+    schedule, cells, device = make_schedule(config), len(inputs.x), inputs.x.device
+    noise = samplers.PhiloxNoise(0, torch.arange(cells, device=device), (1, config.model["input_size"]))
+    denoiser = AtLabels(call, inputs.y, config.model["prediction"])
+    path = samplers.spaced_timesteps(schedule, calls)
+    return samplers.ddim(denoiser, noise(-1), schedule, path, clamp_min=config.clamp_min, noise=noise)
 
 
 class Expected:

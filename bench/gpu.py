@@ -24,17 +24,16 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the baseline is 
 
 import flops
 from agreement import TOLERANCE, gradient_error, relative_error
-from configs import Config, gpu_configs, make_inputs, make_model, make_schedule
-from denoisers import EAGER, GPU_ROWS, Expected, Row, gradients_of, train_step, trained
+from configs import Config, gpu_configs, make_inputs, make_model
+from denoisers import EAGER, GPU_ROWS, Expected, Row, gradients_of, sample, train_step, trained
 from machine import commit, versions
 from operations import OPERATIONS, Draw, Operation, cast
 
 import wbdit
-from wbdit import ops, samplers
+from wbdit import ops
 from wbdit.graphs import Graphed
 
 CALLS = 15
-COMPILED_AT = 1024  # cells: torch.compile takes half a minute a shape, so it has one batch size
 
 
 @dataclass
@@ -137,19 +136,11 @@ def check_operation(run: Run, op: Operation, precision: str, config: Config) -> 
             found = op.run(values)
             with wbdit.backend("reference"):
                 return checked(relative_error(found, op.run(wide)), allowed)
-    found, gradients = differentiate(op, values)
+    found, gradients = op.differentiate(values)
     with wbdit.backend("reference"):
-        expected, right = differentiate(op, wide)
+        expected, right = op.differentiate(wide)
     slack = TOLERANCE[precision]["gradient"] / allowed
-    return checked(max(relative_error(found, expected), gradient_error(gradients, right) / slack), allowed)
-
-
-def differentiate(op: Operation, values: dict[str, torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], Any]:
-    leaves = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in values.items()}
-    outs = op.run(leaves)
-    generator = torch.Generator().manual_seed(2)
-    upstream = [torch.randn(o.shape, generator=generator).bfloat16().to(o.device, o.dtype) for o in outs]
-    return outs, torch.autograd.grad(outs, [v for v in leaves.values() if v.requires_grad], upstream)
+    return checked(max(relative_error(found, expected), gradient_error(gradients(), right()) / slack), allowed)
 
 
 # denoisers
@@ -170,12 +161,6 @@ def check_denoiser(run: Run, row: Row, config: Config, task: str) -> dict[str, A
         return checked(error, TOLERANCE[row.precision]["forward"])
 
 
-def sizes_of(config: Config, batch: int, row: Row) -> flops.Sizes:
-    kind = "black" if row.kind is wbdit.DiT else "white"
-    model = config.model
-    return flops.Sizes(batch, config.tokens, model["hidden_size"], model["depth"], model["patch_size"], batch, kind)
-
-
 def measure_denoiser(run: Run, row: Row, config: Config, batch: int, task: str) -> dict[str, Any]:
     check = check_denoiser(run, row, config, "forward" if task == "sampling" else task)
     found = {"config": config.name, "batch": batch, "task": task, "row": row.name, **check}
@@ -183,7 +168,7 @@ def measure_denoiser(run: Run, row: Row, config: Config, batch: int, task: str) 
         return found
     model = make_model(row.kind, config).to(run.device).train(task == "train")
     inputs = make_inputs(config, batch).to(run.device)
-    sizes = sizes_of(config, batch, row)
+    sizes = config.sizes(row.blocks, batch)
     call = row.call(Graphed(model) if task == "sampling" else model)  # as the generator samples
     with row.backend():
         if task == "train":
@@ -191,26 +176,15 @@ def measure_denoiser(run: Run, row: Row, config: Config, batch: int, task: str) 
             count = flops.train(sizes)
         else:
             with torch.no_grad():
-                step = (lambda: call(*inputs[:3])) if task == "forward" else (lambda: walk(run, call, config, inputs))
+                step = (
+                    (lambda: call(*inputs[:3])) if task == "forward" else (lambda: sample(call, config, inputs, CALLS))
+                )
                 times = run.seconds(step)
             count = flops.forward(sizes) * (CALLS if task == "sampling" else 1)
     seconds = statistics.median(times)
     floor = count / run.ceilings[f"{row.precision}_flops_per_second"]
     found |= {"seconds": seconds, "spread": [min(times), max(times)], "flops": count, "of_floor": floor / seconds}
     return found | ({"cells_per_second": batch / seconds} if task == "sampling" else {})
-
-
-def walk(run: Run, call: Callable[..., torch.Tensor], config: Config, inputs: Any) -> torch.Tensor:
-    """Sample by 15 calls of DDIM, the noise drawn by its address."""
-    schedule, shape = make_schedule(config), (1, config.model["input_size"])
-    noise = samplers.PhiloxNoise(0, torch.arange(len(inputs.x), device=run.device), shape)
-
-    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return call(x, t, inputs.y)
-
-    model.prediction = config.model.get("prediction", "epsilon")  # type: ignore[attr-defined]
-    path = samplers.spaced_timesteps(schedule, CALLS)
-    return samplers.ddim(model, noise(-1), schedule, path, clamp_min=config.clamp_min, noise=noise)
 
 
 # all of it
@@ -229,6 +203,7 @@ def measure(run: Run) -> None:
         for batch in reversed(batches):
             for task in ("forward", "train", "sampling"):
                 for row in GPU_ROWS.values():
+                    # torch.compile takes half a minute a shape, so it has one batch size
                     if row.compiled and (batch != max(batches) or task == "sampling"):
                         continue
                     if task == "sampling" and not row.ours:

@@ -19,10 +19,9 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the baseline is the tests'
 
-from configs import Config, gpu_configs, make_inputs, make_model, make_schedule
-from denoisers import ROWS, train_step, trained
+from configs import Config, gpu_configs, make_inputs, make_model
+from denoisers import ROWS, sample, train_step, trained
 
-from wbdit import samplers
 from wbdit.trace import nvtx, span
 
 WARM = 3  # compiling and choosing block sizes stay out of the picture
@@ -45,10 +44,8 @@ def phases(config: Config, batch: int, device: torch.device, calls: int) -> dict
         return train_step(row.call(trainee), trained(trainee), inputs)
 
     def sampling() -> Callable[[], object]:
-        call, schedule = row.call(model().eval()), make_schedule(config)
-        noise = samplers.PhiloxNoise(0, torch.arange(batch, device=device), (1, config.model["input_size"]))
-        path = samplers.spaced_timesteps(schedule, calls)
-        return lambda: samplers.ddim(lambda x, t: call(x, t, inputs.y), noise(-1), schedule, path, noise=noise)
+        call = row.call(model().eval())
+        return lambda: sample(call, config, inputs, calls)
 
     return {"forward": forward, "train": train, "sampling": sampling}
 

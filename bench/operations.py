@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -64,6 +65,15 @@ class Operation:
     def run(self, values: Values) -> tuple[Tensor, ...]:
         out = self.call(**values)
         return out if isinstance(out, tuple) else (out,)
+
+    def differentiate(self, values: Values) -> tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor, ...]]]:
+        """Return the outputs, and a step that computes the gradients of all floating inputs from the kept forward."""
+        leaves = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in values.items()}
+        outs = self.run(leaves)
+        generator = torch.Generator().manual_seed(2)
+        upstream = [torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in outs]
+        wanted = [v for v in leaves.values() if v.requires_grad]
+        return outs, functools.partial(torch.autograd.grad, outs, wanted, upstream, retain_graph=True)
 
 
 def cast(values: Values, precision: str) -> Values:

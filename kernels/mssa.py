@@ -46,6 +46,17 @@ def _put(ptr, rows, columns, stride, tokens, p, value):
 
 
 @triton.jit
+def _place(tokens, heads, p, ROWS: tl.constexpr):
+    """Return where this program's head and its log-sums begin, from token to token, and the program's rows."""
+    blocks = tl.cdiv(tokens, ROWS)
+    head = tl.program_id(0) // blocks
+    stride = heads * p
+    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
+    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    return base, stride, head.to(tl.int64) * tokens, rows
+
+
+@triton.jit
 def _gram(a0, a1, b0, b1, TAIL: tl.constexpr, PRECISION: tl.constexpr):
     product = tl.dot(a0, tl.trans(b0), input_precision=PRECISION)
     if TAIL > 0:
@@ -68,11 +79,7 @@ def _forward(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks = tl.cdiv(tokens, ROWS)
-    head = tl.program_id(0) // blocks
-    stride = heads * p
-    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
-    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    base, stride, sums, rows = _place(tokens, heads, p, ROWS)
     first = tl.arange(0, HEAD)
     second = HEAD + tl.arange(0, TAIL if TAIL > 0 else 16)
     u0 = _tile(w_ptr + base, rows, first, stride, tokens, p)
@@ -105,7 +112,7 @@ def _forward(
     if TAIL > 0:
         _put(out_ptr + base, rows, second, stride, tokens, p, sum1 / total[:, None])
     lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2: scores were in base 2
-    tl.store(lse_ptr + head.to(tl.int64) * tokens + rows, lse, mask=rows < tokens)
+    tl.store(lse_ptr + sums + rows, lse, mask=rows < tokens)
 
 
 @triton.jit
@@ -119,14 +126,10 @@ def _delta(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    blocks = tl.cdiv(tokens, ROWS)
-    head = tl.program_id(0) // blocks
-    stride = heads * p
-    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
-    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    base, stride, sums, rows = _place(tokens, heads, p, ROWS)
     g = _tile(dout_ptr + base, rows, tl.arange(0, WIDTH), stride, tokens, p).to(tl.float32)
     o = _tile(out_ptr + base, rows, tl.arange(0, WIDTH), stride, tokens, p).to(tl.float32)
-    tl.store(delta_ptr + head.to(tl.int64) * tokens + rows, tl.sum(g * o, 1), mask=rows < tokens)
+    tl.store(delta_ptr + sums + rows, tl.sum(g * o, 1), mask=rows < tokens)
 
 
 @triton.jit
@@ -147,12 +150,7 @@ def _backward(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks = tl.cdiv(tokens, ROWS)
-    head = tl.program_id(0) // blocks
-    stride = heads * p
-    base = (head // heads).to(tl.int64) * tokens * stride + head % heads * p
-    sums = head.to(tl.int64) * tokens
-    rows = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+    base, stride, sums, rows = _place(tokens, heads, p, ROWS)
     first = tl.arange(0, HEAD)
     second = HEAD + tl.arange(0, TAIL if TAIL > 0 else 16)
     u0 = _tile(w_ptr + base, rows, first, stride, tokens, p)

@@ -432,7 +432,7 @@ def trunk(
     weights = projections, outs, biases, folded
 
     def launch(tiles: Tiles) -> Tensor:
-        return _Launcher(x, heads, tiles, folded[0].dtype, eps).run(modulations, weights, eta, lam)
+        return _Launcher(x, modulations, heads, tiles, folded[0].dtype, eps).run(weights, eta, lam)
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
     return launch(tuning.choose("trunk", shape, TILES, launch, x.device))
@@ -441,67 +441,65 @@ def trunk(
 class _Launcher:
     """The launches of one call: what its kernels share, and the rows' state, which goes to and fro between two."""
 
-    def __init__(self, x: Tensor, heads: int, tiles: Tiles, dtype: torch.dtype, eps: float) -> None:
+    def __init__(
+        self, x: Tensor, modulations: Sequence[Tensor], heads: int, tiles: Tiles, dtype: torch.dtype, eps: float
+    ) -> None:
         self.x, self.heads, self.tiles, self.dtype, self.eps = x, heads, tiles, dtype, eps
         self.batch, self.tokens, self.d = x.shape
         self.count = self.batch * self.tokens
         self.parts = 2 * triton.cdiv(self.d, tiles.columns)
         self.state, self.spare = (_State(x, self.parts, dtype) for _ in range(2))
+        self.modulations, self.rows = modulations, _shared_rows(modulations)
+        self.shared = len(self.rows[0]) == 1
 
-    def run(
-        self, modulations: Sequence[Tensor], weights: tuple[Sequence[Tensor], ...], eta: float, lam: float
-    ) -> Tensor:
-        rows = _shared_rows(modulations)
-        table = torch.stack(rows).to(self.dtype)  # [6 blocks + 2, B or 1, d]
-        shared = table.shape[1] == 1
-        self.begin(table[1], shared)
+    def run(self, weights: tuple[Sequence[Tensor], ...], eta: float, lam: float) -> Tensor:
+        table = torch.stack(self.rows).to(self.dtype)  # [6 blocks + 2, B or 1, d]
+        self.begin(table[1])
         for i, (projection, out, bias, folded) in enumerate(zip(*weights, strict=True)):
             _, _, gate1, _, scale2, gate2, _, scale = table[6 * i : 6 * i + 8]
-            shift1, scale1, _, shift2, exact_scale2, _ = rows[6 * i : 6 * i + 6]
-            w = self.project(projection, _through_projection(scale1, shift1, projection), shared)
+            shift1, scale1, _, shift2, exact_scale2, _ = self.rows[6 * i : 6 * i + 6]
+            w = self.project(projection, _through_projection(scale1, shift1, projection))
             attended, lse = torch.empty_like(w), w.new_empty((self.batch, self.heads, self.tokens), dtype=torch.float32)
             mssa.mssa(w, attended, lse)
-            self.compress(attended, out, bias, gate1, scale2, shared)
-            self.sparsify(folded, _through_step(exact_scale2, shift2, folded, eta, lam), gate2, scale, shared, eta)
-        return self.end(*modulations[-2:])
+            self.compress(attended, out, bias, gate1, scale2)
+            self.sparsify(folded, _through_step(exact_scale2, shift2, folded, eta, lam), gate2, scale, eta)
+        return self.end(*self.modulations[-2:])
 
-    def begin(self, scale: Tensor, shared: bool) -> None:
+    def begin(self, scale: Tensor) -> None:
         _begin[(self.count,)](
-            *(self.x, scale, *self.state.tensors, self.tokens, self.d, self.parts, 0 if shared else self.d),
+            *(self.x, scale, *self.state.tensors, self.tokens, self.d, self.parts, self.stride(self.d)),
             PARTS=triton.next_power_of_2(self.parts),
             WIDTH=triton.next_power_of_2(self.d),
             num_warps=4,
         )
 
-    def project(self, weight: Tensor, table: tuple[Tensor, Tensor], shared: bool) -> Tensor:
+    def project(self, weight: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         width = weight.shape[0]
         w = torch.empty((self.batch, self.tokens, width), dtype=self.dtype, device=self.x.device)
         s = self.state
         _project[self.grid(width)](
             *(s.u, weight, s.centre, s.sums, *table, w, self.count, self.tokens, width, self.d, self.parts),
-            *(weight.stride(1), weight.stride(0), 0 if shared else width, self.eps),
+            *(weight.stride(1), weight.stride(0), self.stride(width), self.eps),
             **self.options(self.d, width),
         )
         return w
 
-    def compress(self, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, scale: Tensor, shared: bool) -> None:
+    def compress(self, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, scale: Tensor) -> None:
         s, inner = self.state, a.shape[-1]
         _compress[self.grid(self.d)](
             *(a, weight, bias, gate, scale, s.x, s.centre, s.sums, *self.spare.tensors),
             *(self.count, self.tokens, self.d, inner, self.parts),
-            *(weight.stride(1), weight.stride(0), 0 if shared else self.d, self.eps),
+            *(weight.stride(1), weight.stride(0), self.stride(self.d), self.eps),
             **self.options(inner, self.d),
         )
         self.state, self.spare = self.spare, self.state
 
-    def sparsify(
-        self, weight: Tensor, table: tuple[Tensor, Tensor], gate: Tensor, scale: Tensor, shared: bool, eta: float
-    ) -> None:
+    def sparsify(self, weight: Tensor, table: tuple[Tensor, Tensor], gate: Tensor, scale: Tensor, eta: float) -> None:
         s = self.state
         _sparsify[self.grid(self.d)](
             *(s.u, weight, *table, gate, scale, s.x, s.centre, s.sums, *self.spare.tensors),
             *(self.count, self.tokens, self.d, self.parts),
-            *(weight.stride(0), weight.stride(1), 0 if shared else self.d, eta, self.eps),
+            *(weight.stride(0), weight.stride(1), self.stride(self.d), eta, self.eps),
             **self.options(self.d, self.d),
         )
         self.state, self.spare = self.spare, self.state
@@ -510,6 +508,10 @@ class _Launcher:
         x, z = self.state.x.view(self.x.shape), self.spare.u.view(self.x.shape)
         adaln.residual_adaln(x, None, None, None, None, shift, scale, None, z, 0.0, 0.0, self.eps)
         return z
+
+    def stride(self, width: int) -> int:
+        """Return how far a table's rows lie apart: where all samples share one, nowhere."""
+        return 0 if self.shared else width
 
     def grid(self, width: int) -> tuple[int]:
         return (triton.cdiv(self.count, self.tiles.rows) * triton.cdiv(width, self.tiles.columns),)
