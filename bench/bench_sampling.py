@@ -70,8 +70,8 @@ def walk(config, row, call, cells, *, dtype=torch.float32, fresh=False):
 
 def path(row, schedule):
     if row.ours:
-        return samplers.spaced_timesteps(schedule, OUR_CALLS)
-    return samplers.spaced_timesteps(schedule, THEIR_CALLS)[:TIMED_CALLS]
+        return samplers.timesteps(schedule, OUR_CALLS)
+    return samplers.timesteps(schedule, THEIR_CALLS)[:TIMED_CALLS]
 
 
 def subject_of(row, config):

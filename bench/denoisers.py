@@ -123,7 +123,7 @@ def sample(call: Forward, config: Config, inputs: Inputs, calls: int) -> Tensor:
     schedule, cells, device = make_schedule(config), len(inputs.x), inputs.x.device
     noise = samplers.PhiloxNoise(0, torch.arange(cells, device=device), (1, config.model["input_size"]))
     denoiser = AtLabels(call, inputs.y, config.model["prediction"])
-    path = samplers.spaced_timesteps(schedule, calls)
+    path = samplers.timesteps(schedule, calls)
     return samplers.ddim(denoiser, noise(-1), schedule, path, clamp_min=config.clamp_min, noise=noise)
 
 

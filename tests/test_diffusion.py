@@ -122,13 +122,13 @@ def test_guidance():
     assert samplers.Guided(model, y, 0.0)(x, t)[:, 0, 0].tolist() == [10, 10]
 
 
-def test_spaced_timesteps():
+def test_uniform_timesteps():
     schedule = NoiseSchedule(1000)
-    path = samplers.spaced_timesteps(schedule, 50)
+    path = samplers.timesteps(schedule, 50)
     assert (len(path), path[0], path[-1]) == (50, 999, 1)
-    assert samplers.spaced_timesteps(schedule, 999) == list(range(999, 0, -1))
+    assert samplers.timesteps(schedule, 999) == list(range(999, 0, -1))
     with pytest.raises(ValueError, match="between 1 and 999"):
-        samplers.spaced_timesteps(schedule, 1000)
+        samplers.timesteps(schedule, 1000)
 
 
 @pytest.mark.parametrize("timesteps", [[], [5, 5, 1], [1, 5], [10, 1], [3, 0]])

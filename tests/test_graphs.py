@@ -42,7 +42,7 @@ def model(classes=0):
 def test_a_sampler_gets_the_same_cells(recorded, classes):
     denoiser, schedule = model(classes), NoiseSchedule()
     y = torch.tensor([0, 1, 2, 3, 0]) if classes else None
-    x, path = torch.randn(5, 1, 12), samplers.spaced_timesteps(schedule, 6)
+    x, path = torch.randn(5, 1, 12), samplers.timesteps(schedule, 6)
     cells = []
     for call in (denoiser, graphs.Graphed(denoiser)):
         guided = call if y is None else samplers.Guided(call, y, 2.0)

@@ -68,8 +68,11 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--n", type=int, help="Number of cells; with --like, in its proportions of labels.")
 @click.option("--like", type=FILE, help="An .h5ad whose labels to imitate, cell by cell.")
 @click.option("--counts", help='Number of cells of each label: "NK=200,B=100".')
-@click.option("--sampler", default="ddim", show_default=True, help="ddim or ddpm.")
-@click.option("--steps", type=int, help="Calls of the model.  [default: 50 for ddim, 999 for ddpm]")
+@click.option("--sampler", default="ddim", show_default=True, help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.")
+@click.option(
+    "--steps", type=int, help="Calls of the model.  [default: 50 for ddim, 999 for ddpm, 15 to 20 for others]"
+)
+@click.option("--grid", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for ddim, ddpm; else logsnr]")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 for none.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Cells at a time; does not change them.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -21,8 +21,6 @@ from wbdit.model import WBDiT
 from wbdit.recipe import Recipe, apportion
 from wbdit.schedule import NoiseSchedule
 
-Sampler = Literal["ddim", "ddpm"]
-SAMPLERS: tuple[Sampler, ...] = ("ddim", "ddpm")
 CALIBRATION_SEED = 2**62  # of no cells that anyone is likely to ask for
 LIBRARY_DRAW = 2**32 - 1  # the counter of the library sizes' noise, out of reach of any sampler's step
 
@@ -61,8 +59,9 @@ class CellGenerator:
         *,
         like: ad.AnnData | None = None,
         counts: Mapping[str, int] | None = None,
-        sampler: Sampler = "ddim",
+        sampler: samplers.Name = "ddim",
         steps: int | None = None,
+        grid: samplers.Grid | None = None,
         guidance: float = 1.0,
         seed: int = 0,
         batch_size: int = 256,
@@ -82,9 +81,12 @@ class CellGenerator:
         counts
             Number of cells of each label, in place of `n` and `like`.
         sampler
-            "ddim" with eta = 1, or "ddpm"; see :mod:`wbdit.samplers`.
+            "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
+            see :mod:`wbdit.samplers`.
         steps
-            Calls of the model; 50 for "ddim" and every timestep for "ddpm" by default.
+            Calls of the model; by default those of :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
+        grid
+            Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`); from that table too.
         guidance
             Weight of classifier-free guidance; 1 for none.
         seed
@@ -103,20 +105,25 @@ class CellGenerator:
         Raises
         ------
         InputError
-            If the request makes no sense for this run: no or too few cells, unknown labels, unknown sampler.
+            If the request makes no sense for this run: no or too few cells, unknown labels, sampler or grid.
         """
         codes = self._labels(n, like, counts)
-        if sampler not in SAMPLERS:
-            raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if sampler not in samplers.BY_NAME:
+            raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+        default = samplers.BY_NAME[sampler]
+        grid = grid or default.grid
+        if grid not in samplers.GRIDS:
+            raise InputError(f"no grid {grid!r}: choose one of {', '.join(samplers.GRIDS)}")
         if guidance != 1 and not self.recipe.categories:
             raise InputError("guidance needs labels, and this run was trained without")
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
         longest = self.schedule.noise_steps - 1
-        steps = steps if steps is not None else {"ddim": 50, "ddpm": longest}[sampler]
+        steps = steps if steps is not None else default.steps or longest
         if not 1 <= steps <= longest:
             raise InputError(f"steps must be between 1 and {longest}, not {steps}")
-        x = self._sample(codes, sampler, steps, guidance, seed, batch_size, "generating" if progress else None)
+        path = samplers.timesteps(self.schedule, steps, grid)
+        x = self._sample(codes, sampler, path, guidance, seed, batch_size, "generating" if progress else None)
         draws = ops.normal(seed, torch.arange(len(codes)), LIBRARY_DRAW, 1)[:, 0]
         cells = self.recipe.decode(x, codes, torch.special.ndtr(draws.double()).numpy())
         cells.uns["wbdit"] = {
@@ -126,6 +133,7 @@ class CellGenerator:
             "seed": seed,
             "sampler": sampler,
             "steps": steps,
+            "grid": grid,
             "guidance": float(guidance),
             **self.recipe.facts(),
         }
@@ -143,7 +151,8 @@ class CellGenerator:
         """
         if self.recipe.needs_calibration:
             codes = self.recipe.composition(n)
-            x = self._sample(codes, "ddim", 50, 1.0, CALIBRATION_SEED, 256, "calibrating" if progress else None)
+            path = samplers.timesteps(self.schedule, 50)
+            x = self._sample(codes, "ddim", path, 1.0, CALIBRATION_SEED, 256, "calibrating" if progress else None)
             self.recipe = self.recipe.calibrated(x)
 
     def save(self, run: str | Path) -> None:
@@ -186,8 +195,8 @@ class CellGenerator:
     def _sample(
         self,
         codes: np.ndarray,
-        sampler: Sampler,
-        steps: int,
+        sampler: samplers.Name,
+        path: list[float],
         guidance: float,
         seed: int,
         batch_size: int,
@@ -196,14 +205,14 @@ class CellGenerator:
         """Sample cells as the model gives them, ``(cells, G)``, batch by batch under a progress bar named `shown`."""
         starts, denoiser = range(0, len(codes), batch_size), Graphed(self.model)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
-        with tqdm(total=len(starts) * steps, desc=shown, bar_format=layout, disable=shown is None) as bar:
+        with tqdm(total=len(starts) * len(path), desc=shown, bar_format=layout, disable=shown is None) as bar:
             parts = [
                 self._sample_batch(
                     denoiser,
                     np.arange(start, min(start + batch_size, len(codes))),
                     codes[start : start + batch_size],
                     sampler,
-                    steps,
+                    path,
                     guidance,
                     seed,
                     lambda *step: bar.update(),
@@ -217,8 +226,8 @@ class CellGenerator:
         denoiser: Graphed,
         rows: np.ndarray,
         codes: np.ndarray,
-        sampler: Sampler,
-        steps: int,
+        sampler: samplers.Name,
+        path: list[float],
         guidance: float,
         seed: int,
         update: Callable[..., object],
@@ -229,16 +238,9 @@ class CellGenerator:
         model: samplers.Model = denoiser
         if self.recipe.categories:
             model = samplers.Guided(denoiser, torch.from_numpy(codes).to(device), guidance)
-        walk = {"ddim": samplers.ddim, "ddpm": samplers.ddpm}[sampler]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            x = walk(
-                model,
-                noise(-1),
-                self.schedule,
-                samplers.spaced_timesteps(self.schedule, steps),
-                clamp_min=None,
-                noise=noise,
-                callback=update,
+            x = samplers.BY_NAME[sampler].sample(
+                model, noise(-1), self.schedule, path, clamp_min=None, noise=noise, callback=update
             )
         return x[:, 0].cpu().numpy()
 

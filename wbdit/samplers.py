@@ -1,35 +1,52 @@
 """Samplers: flat functions from noise to cells.
 
-Every step of every sampler is ``a x + b out + e z``: the model's output, whatever it predicts, enters linearly, and
-the factors are host scalars worked out from the schedule (:func:`wbdit.ops.sampler_step`).
+Every step of every sampler is ``a x + b out + c previous + d earlier + e z``: the model's output, whatever it predicts,
+and its earlier estimates of x_0 enter linearly, and the factors are host scalars worked out from the schedule
+(:func:`wbdit.ops.sampler_step`). Here stand the factors of the published samplers, in :mod:`wbdit.multistep` those of
+the solvers for few steps; :mod:`wbdit.walk` applies them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from wbdit import ops
+from wbdit.grids import GRIDS, Grid, timesteps
+from wbdit.multistep import dpmpp_2m, sde_dpmpp_2m, unipc
 from wbdit.schedule import NoiseSchedule, Prediction
-from wbdit.trace import span
+from wbdit.walk import Callback, Model, Noise, PhiloxNoise, Update, walk
 
-Model = Callable[[Tensor, Tensor], Tensor]
-Noise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
-Callback = Callable[[int, int, Tensor], object]
+__all__ = [
+    "BY_NAME",
+    "GRIDS",
+    "Callback",
+    "Choice",
+    "Grid",
+    "Guided",
+    "Model",
+    "Name",
+    "Noise",
+    "PhiloxNoise",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "sde_dpmpp_2m",
+    "timesteps",
+    "unipc",
+]
 
 
-@torch.no_grad()
 def ddpm(
     model: Model,
     x_T: Tensor,
     schedule: NoiseSchedule,
-    timesteps: Iterable[int] | None = None,
+    timesteps: Iterable[float] | None = None,
     *,
+    stop: float = 0,
     clamp_min: float | None = 0.0,
     noise: Noise | None = None,
     callback: Callback | None = None,
@@ -39,26 +56,30 @@ def ddpm(
     Parameters
     ----------
     model
-        Called as ``model(x, t)`` with ``x (B, C, G)`` and ``t (B,)`` int64; its attribute ``prediction`` says what it
-        answers ("epsilon" where it has none).
+        Called as ``model(x, t)`` with ``x (B, C, G)`` and ``t (B,)``, int64 where all timesteps are whole numbers and
+        floating elsewhere; its attribute ``prediction`` says what it answers ("epsilon" where it has none).
     x_T
         Gaussian noise ``(B, C, G)``.
     schedule
         The noise schedule the model was trained with.
     timesteps
-        Where the model is called, falling, all in [1, T); T - 1 ... 1 by default. The last step lands on t = 0. With
-        gaps, beta is that of the whole gap.
+        Where the model is called, falling, all in [1, T); T - 1 ... 1 by default. See :func:`timesteps`. With gaps,
+        beta is that of the whole gap.
+    stop
+        The timestep that the last step lands on, below the others. At 0 it gives cells, without fresh noise; above, a
+        sample of x at that level of noise, by a step like the others.
     clamp_min
-        Lower bound of the result: 0 for expression values, as published; None for centred data.
+        Lower bound of the cells: 0 for expression values, as published; None for centred data. Not applied where
+        `stop` is above 0.
     noise
-        Noise of each step but the last: tensors ``(steps - 1, B, C, G)``, or a function of the step's number. Fresh
-        draws by default.
+        Noise of each step but a last one to 0: tensors ``(steps - 1, B, C, G)``, or a function of the step's number.
+        Fresh draws by default.
     callback
         Called as ``callback(step, t, x)`` after each step.
 
     Returns
     -------
-    Cells ``(B, C, G)``.
+    Cells ``(B, C, G)``, or ``x`` at `stop`.
 
     Raises
     ------
@@ -67,26 +88,27 @@ def ddpm(
     """
     prediction: Prediction = getattr(model, "prediction", "epsilon")
 
-    def step(t: int, prev: int) -> tuple[float, float, float]:
-        (alpha, sigma), (alpha_prev, sigma_prev) = schedule.levels(t), schedule.levels(prev)
-        ratio = alpha / alpha_prev
+    def plan(path: Sequence[float], step: int) -> Update:
+        t, after = path[step : step + 2]
+        (alpha, sigma), (alpha_after, sigma_after) = schedule.levels(t), schedule.levels(after)
+        ratio = alpha / alpha_after
         beta = 1 - ratio**2
         # the posterior's mean, as a combination of x_0 and x_t
-        on_clean, on_x = alpha_prev * beta / sigma**2, ratio * sigma_prev**2 / sigma**2
+        on_clean, on_x = alpha_after * beta / sigma**2, ratio * sigma_after**2 / sigma**2
         clean = schedule.clean(prediction, t)
-        return on_x + on_clean * clean.x, on_clean * clean.out, math.sqrt(beta)
+        return Update(on_x + on_clean * clean.x, on_clean * clean.out, e=math.sqrt(beta))
 
-    return _run(step, model, x_T, schedule, timesteps, clamp_min, noise, callback)
+    return walk(plan, model, x_T, schedule, timesteps, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback)
 
 
-@torch.no_grad()
 def ddim(
     model: Model,
     x_T: Tensor,
     schedule: NoiseSchedule,
-    timesteps: Iterable[int] | None = None,
+    timesteps: Iterable[float] | None = None,
     *,
     eta: float = 1.0,
+    stop: float = 0,
     clamp_min: float | None = 0.0,
     noise: Noise | None = None,
     callback: Callback | None = None,
@@ -97,66 +119,24 @@ def ddim(
     ----------
     eta
         Share of fresh noise in each step.
-    model, x_T, schedule, timesteps, clamp_min, noise, callback
+    model, x_T, schedule, timesteps, stop, clamp_min, noise, callback
         As in :func:`ddpm`.
 
     Returns
     -------
-    Cells ``(B, C, G)``.
+    Cells ``(B, C, G)``, or ``x`` at `stop`.
     """
     prediction: Prediction = getattr(model, "prediction", "epsilon")
 
-    def step(t: int, prev: int) -> tuple[float, float, float]:
-        (alpha, sigma), (alpha_prev, sigma_prev) = schedule.levels(t), schedule.levels(prev)
-        fresh = eta * sigma_prev / sigma * math.sqrt(1 - (alpha / alpha_prev) ** 2)
-        kept = math.sqrt(max(sigma_prev**2 - fresh**2, 0.0))
+    def plan(path: Sequence[float], step: int) -> Update:
+        t, after = path[step : step + 2]
+        (alpha, sigma), (alpha_after, sigma_after) = schedule.levels(t), schedule.levels(after)
+        fresh = eta * sigma_after / sigma * math.sqrt(1 - (alpha / alpha_after) ** 2)
+        kept = math.sqrt(max(sigma_after**2 - fresh**2, 0.0))
         clean, eps = schedule.clean(prediction, t), schedule.noise(prediction, t)
-        return alpha_prev * clean.x + kept * eps.x, alpha_prev * clean.out + kept * eps.out, fresh
+        return Update(alpha_after * clean.x + kept * eps.x, alpha_after * clean.out + kept * eps.out, e=fresh)
 
-    return _run(step, model, x_T, schedule, timesteps, clamp_min, noise, callback)
-
-
-def spaced_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Return `steps` timesteps evenly spaced from T - 1 down to 1.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than one or more than T - 1 steps.
-    """
-    highest = schedule.noise_steps - 1
-    if not 1 <= steps <= highest:
-        raise ValueError(f"steps must be between 1 and {highest}, not {steps}")
-    return torch.linspace(highest, 1, steps, dtype=torch.float64).round().long().tolist()
-
-
-class PhiloxNoise:
-    """A source of noise in which a sample's draws depend on the seed and the sample's index alone.
-
-    A sampler given one draws inside its update (:func:`wbdit.ops.sampler_step`); called, it writes the noise out.
-
-    Parameters
-    ----------
-    seed
-        64 bits.
-    samples
-        Indices of the samples in the batch ``(B,)``, int64.
-    shape
-        Shape of one sample ``(C, G)``.
-    """
-
-    def __init__(self, seed: int, samples: Tensor, shape: Sequence[int]) -> None:
-        self.seed = seed
-        self.samples = samples
-        self.shape = tuple(shape)
-
-    def __call__(self, step: int) -> Tensor:
-        """Return the noise ``(B, C, G)`` fp32 of a step: 0 for the first update, -1 for the starting noise."""
-        return ops.normal(self.seed, self.samples, step + 1, math.prod(self.shape)).unflatten(1, self.shape)
-
-    def address(self, step: int) -> dict[str, Any]:
-        """Return the arguments by which :func:`wbdit.ops.sampler_step` draws the same noise."""
-        return {"samples": self.samples, "seed": self.seed, "step": step + 1}
+    return walk(plan, model, x_T, schedule, timesteps, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback)
 
 
 class Guided:
@@ -191,39 +171,21 @@ class Guided:
         return torch.lerp(unconditional, conditional, self.weight)
 
 
-def _run(
-    step: Callable[[int, int], tuple[float, float, float]],
-    model: Model,
-    x: Tensor,
-    schedule: NoiseSchedule,
-    timesteps: Iterable[int] | None,
-    clamp_min: float | None,
-    noise: Noise | None,
-    callback: Callback | None,
-) -> Tensor:
-    """Walk down the timesteps, the factors of each update given by ``step(t, next lower t)``."""
-    highest = schedule.noise_steps - 1
-    path = list(range(highest, 0, -1)) if timesteps is None else [int(t) for t in timesteps]
-    if not path or path[0] > highest or path[-1] < 1 or any(a <= b for a, b in pairwise(path)):
-        raise ValueError(f"timesteps must fall within {highest} ... 1")
-    for i, (t, prev) in enumerate(zip(path, [*path[1:], 0], strict=True)):
-        out = model(
-            x, torch.full((1,), t, device=x.device).expand(x.shape[0])
-        )  # a view: one number for all, as it says
-        a, b, e = step(t, prev)
-        last = prev == 0
-        drawn = {} if last or e == 0 else _noise(noise, i, x)
-        with span("sampler step"):
-            x = ops.sampler_step(x, out, a=a, b=b, e=e, clamp_min=clamp_min if last else None, **drawn)
-        if callback is not None:
-            callback(i, t, x)
-    return x
+class Choice(NamedTuple):
+    """A sampler with what it takes where nothing else is asked for; no `steps` means every timestep."""
+
+    sample: Callable[..., Tensor]
+    steps: int | None
+    grid: Grid
 
 
-def _noise(noise: Noise | None, step: int, x: Tensor) -> dict[str, Any]:
-    """Return the arguments of :func:`wbdit.ops.sampler_step` that bring a step's noise."""
-    if isinstance(noise, PhiloxNoise):
-        return noise.address(step)
-    if noise is None:
-        return {"noise": torch.randn_like(x)}
-    return {"noise": (noise(step) if callable(noise) else noise[step]).to(x)}
+Name = Literal["ddim", "ddpm", "unipc", "dpmpp", "sde-dpmpp"]
+
+# ddim and ddpm go their published way; the others' numbers are first guesses, not yet measured on trained models
+BY_NAME: dict[Name, Choice] = {
+    "ddim": Choice(ddim, 50, "uniform"),
+    "ddpm": Choice(ddpm, None, "uniform"),
+    "unipc": Choice(unipc, 15, "logsnr"),
+    "dpmpp": Choice(dpmpp_2m, 20, "logsnr"),
+    "sde-dpmpp": Choice(sde_dpmpp_2m, 20, "logsnr"),
+}

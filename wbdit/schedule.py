@@ -2,6 +2,7 @@
 
 A noised cell is ``x_t = alpha x_0 + sigma noise`` with ``alpha^2 = alpha_hat[t]`` and ``sigma^2 = 1 - alpha_hat[t]``,
 for timesteps t in 0 ... noise_steps - 1. As published, training draws t from 1 on, and a sampler lands on t = 0.
+Samplers may stop between whole timesteps: "linear" interpolates ln(alpha_hat) there, "cosine" is a formula in t.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,10 +71,33 @@ class NoiseSchedule:
         else:
             raise ValueError(f"kind must be 'linear' or 'cosine', not {kind!r}")
 
-    def levels(self, t: int) -> tuple[float, float]:
-        """Return ``(alpha, sigma)`` at a timestep."""
-        alpha_hat = float(self.alpha_hat[t])
-        return math.sqrt(alpha_hat), math.sqrt(1 - alpha_hat)
+    def levels(self, t: float) -> tuple[float, float]:
+        """Return ``(alpha, sigma)`` at a timestep in [0, T - 1], whole or not."""
+        whole = int(t)
+        if whole == t:
+            alpha_hat = float(self.alpha_hat[whole])
+            return math.sqrt(alpha_hat), math.sqrt(1 - alpha_hat)
+        if self.kind == "cosine":
+            angle = math.pi / 2 * t / (self.noise_steps - 1)
+            return math.cos(angle), math.sin(angle)
+        below, above = self.alpha_hat[whole : whole + 2].log().tolist()
+        log_alpha_hat = below + (t - whole) * (above - below)
+        return math.exp(log_alpha_hat / 2), math.sqrt(-math.expm1(log_alpha_hat))
+
+    def log_snr(self, t: float) -> float:
+        """Return ``ln(alpha / sigma)`` at a timestep; infinite where there is no signal, or no noise."""
+        alpha, sigma = self.levels(t)
+        if min(alpha, sigma) == 0:
+            return math.inf if sigma == 0 else -math.inf
+        return math.log(alpha / sigma)
+
+    def timestep(self, log_snr: float) -> float:
+        """Return the timestep in [0, T - 1] with this ``ln(alpha / sigma)``, or the end next to it."""
+        highest = self.noise_steps - 1
+        if self.kind == "cosine":
+            return highest * 2 / math.pi * math.atan(math.exp(-log_snr))
+        lost = math.log1p(math.exp(-2 * log_snr))  # -ln(alpha_hat), which rises with t
+        return float(np.interp(lost, -self.alpha_hat.log().numpy(), np.arange(self.noise_steps)))
 
     def noising(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noise cells ``x0`` ``(B, ...)`` to timesteps `t` ``(B,)`` int64 with Gaussian `noise` of the same shape."""
@@ -91,7 +116,7 @@ class NoiseSchedule:
         alpha_hat = self.alpha_hat.to(x0.device)[t]
         return ops.noising(noise, x0, alpha_hat.sqrt().to(x0.dtype), -(1 - alpha_hat).sqrt().to(x0.dtype))
 
-    def clean(self, prediction: Prediction, t: int) -> Mix:
+    def clean(self, prediction: Prediction, t: float) -> Mix:
         """Return the combination of ``x_t`` and the model's output that estimates x_0.
 
         Raises
@@ -108,7 +133,7 @@ class NoiseSchedule:
             raise ValueError(f"at t = {t} no signal is left: noise alone does not tell x_0; use prediction 'v' or 'x0'")
         return Mix(1 / alpha, -sigma / alpha)
 
-    def noise(self, prediction: Prediction, t: int) -> Mix:
+    def noise(self, prediction: Prediction, t: float) -> Mix:
         """Return the combination of ``x_t`` and the model's output that estimates the noise; needs sigma > 0."""
         alpha, sigma = self.levels(t)
         if prediction == "epsilon":
