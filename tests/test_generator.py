@@ -13,7 +13,7 @@ import torch
 from conftest import make_cells
 
 import wbdit
-from wbdit import InputError
+from wbdit import InputError, samplers
 from wbdit.checkpoint import read_tensors, state_hash
 from wbdit.generator import CALIBRATION_SEED
 from wbdit.recipe import Recipe
@@ -258,19 +258,27 @@ def test_what_comes_out(generator):
     np.testing.assert_allclose(cells.layers["lognorm"].toarray(), expected, rtol=1e-5)
     assert list(cells.var_names) == list(CELLS.var_names)
     facts = cells.uns["wbdit"]
-    assert (facts["seed"], facts["sampler"], facts["steps"]) == (3, "ddim", 5)
+    assert (facts["seed"], facts["sampler"], facts["steps"], facts["grid"]) == (3, "ddim", 5, "uniform")
     assert facts["model_hash"] == weights(generator)
     assert set(facts) >= {"wbdit", "torch", "guidance", "trained_on", "values", "target_sum", "label"}
     assert list(facts["genes"]) == list(CELLS.var_names)
     assert list(facts["categories"]) == ["B", "NK", "T"]
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", samplers.BY_NAME)
 def test_the_batch_size_does_not_change_the_cells(generator, sampler):
     whole = generator.generate(20, sampler=sampler, steps=8, seed=1)
     assert same_cells(generator.generate(20, sampler=sampler, steps=8, seed=1, batch_size=7), whole)
     assert same_cells(generator.generate(20, sampler=sampler, steps=8, seed=1), whole)
     assert not same_cells(generator.generate(20, sampler=sampler, steps=8, seed=2), whole)
+
+
+def test_each_sampler_has_its_steps_and_grid(generator):
+    """The defaults of today give the cells of yesterday."""
+    facts = generator.generate(2, sampler="unipc").uns["wbdit"]
+    assert (facts["steps"], facts["grid"]) == (15, "logsnr")
+    assert same_cells(generator.generate(5), generator.generate(5, sampler="ddim", steps=50, grid="uniform"))
+    assert not same_cells(generator.generate(5, steps=8), generator.generate(5, steps=8, grid="sqrt"))
 
 
 def test_labels_like_other_cells(generator):
@@ -307,7 +315,8 @@ def test_guidance_drives_the_types_apart(trained):
         ({"n": 3, "counts": {"B": 1}}, "not both"),
         ({"counts": {"B": 0}}, "at least one cell"),
         ({"counts": {"Mast": 2}}, "unknown label 'Mast'.*B, NK, T"),
-        ({"n": 3, "sampler": "euler"}, "ddim, ddpm"),
+        ({"n": 3, "sampler": "euler"}, "ddim, ddpm, unipc, dpmpp, sde-dpmpp"),
+        ({"n": 3, "grid": "karras"}, "uniform, logsnr, sqrt"),
         ({"n": 3, "steps": 0}, "between 1 and 999"),
         ({"n": 3, "batch_size": 0}, "at least 1"),
     ],
