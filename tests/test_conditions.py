@@ -13,8 +13,9 @@ from test_cli import _exit_code
 from torch.nn import functional as F
 
 import wbdit
-from wbdit import InputError, WBDiT, samplers
+from wbdit import InputError, WBDiT, cli, samplers
 from wbdit.checkpoint import read_recipe, write_json, write_tensors
+from wbdit.conditions import read_request
 from wbdit.labels import Labels
 from wbdit.layers import LabelEmbedder
 from wbdit.recipe import Recipe
@@ -531,7 +532,7 @@ def test_a_run_of_format_1(tmp_path, label):
 def test_a_column_called_as_the_mix_is():
     labels = replace(LABELS, columns=("mix", "condition"))
     with pytest.raises(InputError, match="called 'mix'"):
-        wbdit.conditions.read_request(labels, 3, toward={"condition": "stim"}, mix=0.5)
+        read_request(labels, 3, toward={"condition": "stim"}, mix=0.5)
 
 
 # commands
@@ -561,6 +562,9 @@ def test_generate_by_both_columns(folder, tmp_path, capfd):
     assert _exit_code("generate", folder / "run", *asked, *weights, "--steps", 2, "--out", out) == 0
     assert "no training cell was T/reg/stim" in capfd.readouterr().err
     cells = ad.read_h5ad(out)
+    said = cli._facts(cells.uns["wbdit"])
+    assert (said["guidance"], said["toward"], said["mix"]) == ("condition=3.0, type=2.0", "condition=stim", "0.5")
+    assert not {"genes", "categories", "label", "unseen"} & said.keys()
     assert list(cells.obs["type"]) == ["NK"] * 3 + ["T/reg"] * 2
     assert set(cells.obs["condition_toward"]) == {"stim"}
     assert cells.uns["wbdit"]["guidance"] == {"condition": 3.0, "type": 2.0}

@@ -120,9 +120,7 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
     result = evaluation.evaluate(*cells, train=trained_on, label=label)
-    facts = {"Real": real.name, "Synthetic": synthetic.name}
-    made = cells[1].uns.get("wbdit", {})
-    facts |= {key.replace("_", " "): str(value) for key, value in made.items() if np.ndim(value) == 0}
+    facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
     _say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
     click.echo(result.table())
@@ -237,6 +235,16 @@ def _parse_toward(texts: tuple[str, ...]) -> dict[str, str] | None:
         if not column.strip() or not label.strip():
             raise InputError(f"cannot read --toward {text!r}: write it as condition=stim")
     return {column.strip(): label.strip() for column, _, label in pairs} or None
+
+
+def _facts(made: dict[str, Any]) -> dict[str, str]:
+    """Return what a line says of how cells were made: no gene lists, but weights and ends by column."""
+    said = {
+        key: ", ".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
+        for key, value in made.items()
+        if all(np.ndim(one) == 0 for one in (value.values() if isinstance(value, dict) else [value]))
+    }
+    return {key.replace("_", " "): line for key, line in said.items()}
 
 
 def _fail(message: str) -> int:

@@ -231,6 +231,7 @@ class Denoiser(RemembersWeights, ABC):
         y
             As in :meth:`forward`.
         """
+        self._check_labels(y, len(y))
         return self.y_embedder(y, len(y))
 
     def _check_labels(self, y: Tensor, batch: int) -> None:
