@@ -51,7 +51,7 @@ def same_cells(a, b):
 
 def test_training_learns(trained):
     x = torch.from_numpy(trained.recipe.encode(CELLS))[:, None]
-    y = torch.from_numpy(trained.recipe.codes(CELLS.obs["type"]))
+    y = torch.from_numpy(trained.recipe.labels.codes(CELLS))
     t = torch.full((60,), 500)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     schedule = trained.schedule

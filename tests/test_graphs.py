@@ -38,14 +38,16 @@ def model(classes=0):
     return model
 
 
-@pytest.mark.parametrize("classes", [0, 3])
-def test_a_sampler_gets_the_same_cells(recorded, classes):
+@pytest.mark.parametrize("mix", [0.0, 0.3])
+@pytest.mark.parametrize("classes", [0, 3, (3, 2)])
+def test_a_sampler_gets_the_same_cells(recorded, classes, mix):
     denoiser, schedule = model(classes), NoiseSchedule()
-    y = torch.tensor([0, 1, 2, 3, 0]) if classes else None
+    y = torch.tensor([[0, 1], [1, 0], [2, 2], [3, 1], [0, 0]]) if classes else None
+    y = y[:, 0] if classes == 3 else y
     x, path = torch.randn(5, 1, 12), samplers.timesteps(schedule, 6)
     cells = []
     for call in (denoiser, graphs.Graphed(denoiser)):
-        guided = call if y is None else samplers.Guided(call, y, 2.0)
+        guided = call if y is None else samplers.Guided(call, y, 2.0, toward=y.flip(0), mix=mix)
         cells.append(samplers.ddim(guided, x, schedule, path, eta=0.0, clamp_min=None))
     assert torch.equal(*cells)
     assert len(recorded) == 1

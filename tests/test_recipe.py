@@ -1,5 +1,7 @@
 """From AnnData to tensors and back, and every kind of cells that cannot be used."""
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from conftest import make_cells
 
 from wbdit import InputError
 from wbdit.cells import check_cells, detect_space, find_expression, read_h5ad
-from wbdit.recipe import Recipe, apportion, variable_genes
+from wbdit.labels import apportion
+from wbdit.recipe import Recipe, variable_genes
 
 COUNTS = make_cells(60, 30).X.toarray()
 LOGNORM = np.log1p(COUNTS / COUNTS.sum(1, keepdims=True) * 1e4)
@@ -129,12 +132,12 @@ def test_files_that_are_not_there_or_damaged(tmp_path, cells):
 @pytest.mark.parametrize("centred", [False, True])
 def test_counts_come_back(lognorm, centred, cells):
     recipe = Recipe.fit(cells, label="type", lognorm=lognorm, centred=centred)
-    x, codes = recipe.encode(cells), recipe.codes(cells.obs["type"])
+    x, codes = recipe.encode(cells), recipe.labels.codes(cells)
     if centred:
         assert abs(x.mean(0)).max() < 1e-5
         assert x.std() == pytest.approx(1, abs=1e-5)
     if lognorm:  # the library size is not in the values: let each cell draw its own
-        recipe = Recipe(**{**vars(recipe), "library": np.full(3, 500, np.float32), "library_sizes": np.ones(3, int)})
+        recipe = replace(recipe, library=np.full(60, 500, np.float32))
     back = recipe.decode(x, codes, np.full(60, 0.5))
     assert sp.issparse(back.X)
     assert back.X.format == "csr"
@@ -154,8 +157,8 @@ def test_counts_come_back(lognorm, centred, cells):
 def test_other_spaces_come_back(values, space):
     cells = holding(values.astype(np.float32))
     recipe = Recipe.fit(cells)
-    assert (recipe.space, recipe.values, recipe.categories) == (space, "as is", ())
-    back = recipe.decode(recipe.encode(cells), np.zeros(60, int), np.full(60, 0.5))
+    assert (recipe.space, recipe.values, recipe.labels.columns) == (space, "as is", ())
+    back = recipe.decode(recipe.encode(cells), np.zeros((60, 0), int), np.full(60, 0.5))
     np.testing.assert_allclose(back.X.toarray() if space == "lognorm" else back.X, values, atol=1e-5)
     assert ("lognorm" in back.layers) == (space == "lognorm")
     assert "type" not in back.obs
@@ -165,7 +168,7 @@ def test_a_little_is_nothing():
     """Between zero and a gene's smallest value there are no values: the nearer of the two is taken."""
     recipe = Recipe.fit(holding(LOGNORM.astype(np.float32)), centred=False)
     x = np.tile(recipe.smallest, (2, 1)) * np.array([[0.4], [0.6]], np.float32)
-    back = recipe.decode(x, np.zeros(2, int), np.full(2, 0.5)).X.toarray()
+    back = recipe.decode(x, np.zeros((2, 0), int), np.full(2, 0.5)).X.toarray()
     assert (back[0] == 0).all()
     np.testing.assert_allclose(back[1], x[1])
 
@@ -177,7 +180,7 @@ def test_calibration_gives_each_gene_its_counts(cells):
     weak += np.random.default_rng(0).normal(0, 1e-4, weak.shape)  # a model's values are all different
 
     def shares(recipe):
-        back = recipe.decode(weak.astype(np.float32), np.zeros(60, int), np.full(60, 0.5)).X.toarray()
+        back = recipe.decode(weak.astype(np.float32), np.zeros((60, 0), int), np.full(60, 0.5)).X.toarray()
         return np.stack([(back >= level).mean(0) for level in (1, 2, 3, 4)])
 
     wanted = np.stack([(level <= COUNTS).mean(0) for level in (1, 2, 3, 4)])
@@ -193,22 +196,22 @@ def test_calibration_does_not_make_up_counts():
     cells.X = counts
     recipe = Recipe.fit(cells)
     x = recipe.encode(cells)
-    back = recipe.calibrated(x).decode(x + 0.05, np.zeros(60, int), np.full(60, 0.5)).X.toarray()
+    back = recipe.calibrated(x).decode(x + 0.05, np.zeros((60, 0), int), np.full(60, 0.5)).X.toarray()
     assert (back[:, 0] == 0).all()
     assert (back[:, 1] >= 1).all()
 
 
 def test_libraries_are_drawn_from_their_label(cells):
     recipe = Recipe.fit(cells, label="type")
-    assert recipe.library_sizes.tolist() == [20, 20, 20]
+    assert recipe.labels.sizes.tolist() == [20, 20, 20]
     totals = COUNTS.sum(1)
-    codes, u = np.repeat([0, 1, 2], 1000), np.tile(np.linspace(0.0005, 0.9995, 1000), 3)
+    codes, u = np.repeat([[0], [1], [2]], 1000, axis=0), np.tile(np.linspace(0.0005, 0.9995, 1000), 3)
     drawn = recipe.draw_library(codes, u)
     for k in range(3):
-        own = totals[recipe.codes(cells.obs["type"]) == k]
-        assert own.min() <= drawn[codes == k].min()
-        assert drawn[codes == k].max() <= own.max()
-        assert drawn[codes == k].mean() == pytest.approx(own.mean(), rel=0.03)
+        own = totals[recipe.labels.codes(cells)[:, 0] == k]
+        assert own.min() <= drawn[codes[:, 0] == k].min()
+        assert drawn[codes[:, 0] == k].max() <= own.max()
+        assert drawn[codes[:, 0] == k].mean() == pytest.approx(own.mean(), rel=0.03)
 
 
 def test_genes_are_found_by_name(cells):
@@ -222,10 +225,16 @@ def test_genes_are_found_by_name(cells):
 
 
 def test_unknown_label_value(cells):
-    with pytest.raises(InputError, match="unknown label 'Mast'.*B, NK, T"):
-        Recipe.fit(cells, label="type").codes(["B", "Mast"])
+    labels = Recipe.fit(cells, label="type").labels
+    other = cells.copy()
+    other.obs["type"] = other.obs["type"].astype(str)
+    other.obs.loc[other.obs_names[3], "type"] = "Mast"
+    with pytest.raises(InputError, match="unknown label 'Mast' in 'type'.*B, NK, T"):
+        labels.codes(other)
+    with pytest.raises(InputError, match="unknown label 'Mast' in 'type'.*B, NK, T"):
+        labels.counted({"B": 1, "Mast": 2})
     with pytest.raises(InputError, match="without labels"):
-        Recipe.fit(cells).codes(["B"])
+        Recipe.fit(cells).labels.counted({"B": 1})
 
 
 # variable genes

@@ -14,7 +14,7 @@ class Batches:
     x
         Cells ``(n, G)`` fp32, on the device that the model is on.
     y
-        Labels ``(n,)`` int64, or None.
+        Labels ``(n,)`` or ``(n, C)`` int64, or None.
     batch_size
         Cells a batch; fewer where there are fewer cells. The remainder of an epoch is left out of it.
     """
@@ -33,7 +33,7 @@ class Batches:
         return len(self.x) // self.batch_size
 
     def draw(self) -> tuple[Tensor, Tensor | None]:
-        """Return the next batch: cells ``(B, 1, G)`` and labels ``(B,)``."""
+        """Return the next batch: cells ``(B, 1, G)`` and their labels."""
         if self.position + self.batch_size > len(self.x):
             self.order = torch.randperm(len(self.x))
             self.position = 0

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from wbdit.errors import InputError
 from wbdit.files import write_atomically
+from wbdit.labels import Labels
 from wbdit.recipe import Recipe
 
-FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
+FORMAT = 2  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
-RECIPE_FACTS = ("space", "values", "genes", "label", "categories", "scale")
-RECIPE_ARRAYS = ("centre", "smallest", "exceeded", "thresholds", "library", "library_sizes")
+RECIPE_FACTS = ("space", "values", "genes", "scale")
+RECIPE_ARRAYS = ("centre", "smallest", "exceeded", "thresholds", "library")
+LABEL_FACTS = ("columns", "categories")
+LABEL_ARRAYS = ("combinations", "sizes")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -78,9 +81,11 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
 
 def write_recipe(run: Path, recipe: Recipe) -> None:
     """Write ``recipe.json`` and ``recipe.safetensors``."""
-    write_json(run / "recipe.json", {name: getattr(recipe, name) for name in RECIPE_FACTS})
-    arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(recipe, name))) for name in RECIPE_ARRAYS}
-    write_tensors(run / "recipe.safetensors", arrays)
+    facts = _take(recipe, RECIPE_FACTS) | {"labels": _take(recipe.labels, LABEL_FACTS)}
+    write_json(run / "recipe.json", facts)
+    arrays = _take(recipe, RECIPE_ARRAYS) | _take(recipe.labels, LABEL_ARRAYS)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    write_tensors(run / "recipe.safetensors", tensors)
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -91,13 +96,18 @@ def read_recipe(run: Path) -> Recipe:
     InputError
         If a file is missing or damaged.
     """
-    facts, arrays = read_json(run / "recipe.json"), read_tensors(run / "recipe.safetensors")
-    lacking = [name for name in RECIPE_FACTS if name not in facts] + [n for n in RECIPE_ARRAYS if n not in arrays]
+    facts = read_json(run / "recipe.json")
+    kept = facts | {name: array.numpy() for name, array in read_tensors(run / "recipe.safetensors").items()}
+    kept = _with_label_columns(kept) if "label" in kept else kept | kept.pop("labels", {})
+    needed = (*RECIPE_FACTS, *RECIPE_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS)
+    lacking = [name for name in needed if name not in kept]
     if lacking:
         raise InputError(f"the recipe in {run} lacks {lacking[0]!r}: is the run complete?")
-    kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()}
-    kept |= {name: array.numpy() for name, array in arrays.items()}
-    return Recipe(**{name: kept[name] for name in (*RECIPE_FACTS, *RECIPE_ARRAYS)})
+    labels = Labels(
+        tuple(kept["columns"]), tuple(map(tuple, kept["categories"])), **{name: kept[name] for name in LABEL_ARRAYS}
+    )
+    own = {name: kept[name] for name in (*RECIPE_FACTS, *RECIPE_ARRAYS)}
+    return Recipe(**{**own, "genes": tuple(own["genes"])}, labels=labels)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -119,6 +129,20 @@ def read_config(run: Path) -> dict[str, Any]:
             f" format {FORMAT}: update wbdit"
         )
     return config
+
+
+def _with_label_columns(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe of format 1, which had one label column or none, as one of format 2."""
+    old = {"categories": [], "library_sizes": np.zeros(0, np.int64), **recipe}
+    columns = [] if old["label"] is None else [old["label"]]
+    combinations = np.arange(len(old["library_sizes"]), dtype=np.int64)[:, None][:, : len(columns)]
+    categories = [old["categories"]] if columns else []
+    labels = {"columns": columns, "categories": categories, "combinations": combinations}
+    return recipe | labels | {"sizes": old["library_sizes"]}
+
+
+def _take(source: object, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 def state_hash(state: dict[str, Tensor]) -> str:

@@ -41,7 +41,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @cli.command()
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
-@click.option("--label", help="Column of obs to condition on, such as the cell type.")
+@click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; may be repeated.")
 @click.option("--preset", default="small", show_default=True, help="small, base or paper.")
 @click.option("--minutes", type=float, help="Training time.")
 @click.option("--epochs", type=float, help="Passes over the cells.")
@@ -67,17 +67,30 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
 @click.option("--n", type=int, help="Number of cells; with --like, in its proportions of labels.")
 @click.option("--like", type=FILE, help="An .h5ad whose labels to imitate, cell by cell.")
-@click.option("--counts", help='Number of cells of each label: "NK=200,B=100".')
+@click.option("--counts", help='Number of cells of each label: "NK=200,B=100"; "NK/stim=200,B/*=100".')
 @click.option("--sampler", default="ddim", show_default=True, help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.")
 @click.option(
     "--steps", type=int, help="Calls of the model.  [default: 50 for ddim, 999 for ddpm, 15 to 20 for others]"
 )
 @click.option("--grid", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for ddim, ddpm; else logsnr]")
-@click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 for none.")
+@click.option(
+    "--guidance", multiple=True, help="Classifier-free guidance: 2, or condition=3 for a column.  [default: 1]"
+)
+@click.option("--toward", multiple=True, help='Label that the cells lie toward: "condition=stim".')
+@click.option("--mix", type=float, help="How far they lie toward it, 0 to 1.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Cells at a time; does not change them.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-def generate(run: Path, out: Path, like: Path | None, counts: str | None, device: str, **options: Any) -> None:
+def generate(
+    run: Path,
+    out: Path,
+    like: Path | None,
+    counts: str | None,
+    guidance: tuple[str, ...],
+    toward: tuple[str, ...],
+    device: str,
+    **options: Any,
+) -> None:
     """Generate synthetic cells with a trained RUN."""
     from wbdit.cells import describe, read_h5ad
     from wbdit.files import check_writable, write_h5ad
@@ -86,7 +99,8 @@ def generate(run: Path, out: Path, like: Path | None, counts: str | None, device
     check_writable(out)
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
-    synthetic = generator.generate(like=cells, counts=_parse_counts(counts), progress=True, **options)
+    options |= {"counts": _parse_counts(counts), "guidance": _parse_guidance(guidance), "toward": _parse_toward(toward)}
+    synthetic = generator.generate(like=cells, progress=True, say=_say, **options)
     write_h5ad(synthetic, out)
     space = describe(generator.recipe.space)
     _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
@@ -109,9 +123,7 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
     result = evaluation.evaluate(*cells, train=trained_on, label=label)
-    facts = {"Real": real.name, "Synthetic": synthetic.name}
-    made = cells[1].uns.get("wbdit", {})
-    facts |= {key.replace("_", " "): str(value) for key, value in made.items() if np.ndim(value) == 0}
+    facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
     _say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
     click.echo(result.table())
@@ -203,6 +215,39 @@ def _parse_counts(text: str | None) -> dict[str, int] | None:
             raise InputError(f'cannot read --counts {text!r}: write it as "NK=200,B=100"')
         counts[name.strip()] = counts.get(name.strip(), 0) + int(number)
     return counts
+
+
+def _parse_guidance(texts: tuple[str, ...]) -> float | dict[str, float]:
+    weights: dict[str, float] = {}
+    for text in texts or ("1",):
+        column, _, number = text.rpartition("=")
+        try:
+            weights[column.strip()] = float(number)
+        except ValueError:
+            raise InputError(f"cannot read --guidance {text!r}: write it as 2, or as condition=3") from None
+    if "" not in weights:
+        return weights
+    if len(texts) > 1:
+        raise InputError("give --guidance one number, or COLUMN=NUMBER for each column it is for")
+    return weights[""]
+
+
+def _parse_toward(texts: tuple[str, ...]) -> dict[str, str] | None:
+    pairs = [text.partition("=") for text in texts]
+    for text, (column, _, label) in zip(texts, pairs, strict=True):
+        if not column.strip() or not label.strip():
+            raise InputError(f"cannot read --toward {text!r}: write it as condition=stim")
+    return {column.strip(): label.strip() for column, _, label in pairs} or None
+
+
+def _facts(made: dict[str, Any]) -> dict[str, str]:
+    """Return what a line says of how cells were made: no gene lists, but weights and ends by column."""
+    said = {
+        key: ", ".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
+        for key, value in made.items()
+        if all(np.ndim(one) == 0 for one in (value.values() if isinstance(value, dict) else [value]))
+    }
+    return {key.replace("_", " "): line for key, line in said.items()}
 
 
 def _fail(message: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ CALIBRATION_CELLS = 1000
 def fit(
     adata: ad.AnnData,
     *,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     preset: str = "small",
     minutes: float | None = None,
     epochs: float | None = None,
@@ -49,7 +49,7 @@ def fit(
     adata
         Cells by genes; raw counts in ``X`` (or ``layers["counts"]``) are best, log-normalised and scaled values work.
     label
-        Column of ``obs`` to condition on, such as the cell type.
+        Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
     preset
         "small" (two cores, minutes), "base" (one GPU) or "paper" (as published).
     minutes, epochs, steps
@@ -100,7 +100,7 @@ def fit(
 
 def _start(
     adata: ad.AnnData,
-    label: str | None,
+    label: str | Sequence[str] | None,
     preset: str,
     budget: Budget | None,
     max_genes: int | None,
@@ -122,7 +122,7 @@ def _start(
         centred=chosen.centred,
         say=say,
     )
-    arguments = {**chosen.model, "input_size": len(recipe.genes), "num_classes": len(recipe.categories)}
+    arguments = {**chosen.model, "input_size": len(recipe.genes), "num_classes": recipe.labels.num_classes}
     schedule: dict[str, Any] = {"noise_steps": 1000, "kind": chosen.schedule}
     config = {
         "format": FORMAT,
@@ -137,8 +137,8 @@ def _start(
     }
     generator = CellGenerator(make_model(config).to(device), NoiseSchedule(**schedule), recipe, config, [])
     trainer = _trainer(generator, adata, device)
-    labels = len(recipe.categories) or "no"
-    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} labels on {device}, {precision}")
+    labels = recipe.labels.summary()
+    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} on {device}, {precision}")
     return generator, trainer
 
 
@@ -163,9 +163,7 @@ def _resume(
 def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) -> Trainer:
     recipe, config = generator.recipe, generator.config
     x = torch.from_numpy(recipe.encode(adata)).to(device)
-    y = None
-    if recipe.label is not None:
-        y = torch.from_numpy(recipe.codes(adata.obs[recipe.label].astype(str))).to(device)
+    y = torch.from_numpy(recipe.labels.codes(adata)).to(device) if recipe.labels.columns else None
     training = Training(**{**config["training"], "betas": tuple(config["training"]["betas"])})
     batches = Batches(x, y, training.batch_size)
     return Trainer(generator.model, generator.schedule, batches, training, Budget(**config["budget"]), config["seed"])

@@ -13,12 +13,12 @@ import torch
 from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
-from wbdit.cells import check_labels
-from wbdit.checkpoint import CONFIG, METRICS, MODEL
+from wbdit.checkpoint import CONFIG, FORMAT, METRICS, MODEL
+from wbdit.conditions import Conditions, Counts, guidance_fact, read_request, unguided
 from wbdit.errors import InputError
 from wbdit.graphs import Graphed
 from wbdit.model import WBDiT
-from wbdit.recipe import Recipe, apportion
+from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
 
 CALIBRATION_SEED = 2**62  # of no cells that anyone is likely to ask for
@@ -58,28 +58,33 @@ class CellGenerator:
         n: int | None = None,
         *,
         like: ad.AnnData | None = None,
-        counts: Mapping[str, int] | None = None,
+        counts: Counts | None = None,
         sampler: samplers.Name = "ddim",
         steps: int | None = None,
         grid: samplers.Grid | None = None,
-        guidance: float = 1.0,
+        guidance: float | Mapping[str, float] = 1.0,
+        toward: Mapping[str, str] | None = None,
+        mix: float | None = None,
         seed: int = 0,
         batch_size: int = 256,
         progress: bool = False,
+        say: Callable[[str], object] = lambda line: None,
     ) -> ad.AnnData:
         """Generate synthetic cells.
 
-        The cells depend on the seed, their place in the result and their label, not on the batch size.
+        The cells depend on the seed, their place in the result and their labels, not on the batch size.
 
         Parameters
         ----------
         n
-            Number of cells, composed of labels as the training cells were, or as `like` is.
+            Number of cells, their combinations of labels composed as the training cells' were, or as those of `like`.
         like
             Cells to imitate the labels of: one synthetic cell for each of them, in their order, or `n` in their
             proportions.
         counts
-            Number of cells of each label, in place of `n` and `like`.
+            Number of cells of each label, in place of `n` and `like`: ``{"NK": 200}``; with several label columns of
+            each combination, ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` leaves a column open, see
+            :meth:`wbdit.labels.Labels.counted`. Combinations that no training cell had are tried all the same.
         sampler
             "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
             see :mod:`wbdit.samplers`.
@@ -88,34 +93,41 @@ class CellGenerator:
         grid
             Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`); from that table too.
         guidance
-            Weight of classifier-free guidance; 1 for none.
+            Weight of classifier-free guidance, 1 for none; or a weight by label column, ``{"condition": 3.0}``, 1 for
+            those not named. See :class:`wbdit.samplers.Guided`.
+        toward
+            Label by column, ``{"condition": "stim"}``, that the cells lie toward from their own.
+        mix
+            How far they do: 0 for their own labels, 1 for those of `toward`. The conditioning vectors are mixed, and
+            each cell keeps its noise, so that with one seed a cell moves along a continuous path.
         seed
             64 bits.
         batch_size
             Cells at a time.
         progress
             Show a progress bar on stderr.
+        say
+            Told in one line which combinations of labels are asked for that no training cell had.
 
         Returns
         -------
         AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` (ln(1 + counts per 10,000)) where the training
-        cells held counts, else ``X`` in their own space; ``obs[label]``; ``uns["wbdit"]`` with versions, seed, sampler
-        and model hash.
+        cells held counts, else ``X`` in their own space; the label columns in ``obs``, with `toward` also
+        ``obs[f"{column}_toward"]`` and ``obs["mix"]``; ``uns["wbdit"]`` with versions, seed, sampler, model hash, and
+        under "unseen" the combinations of labels that no training cell had, if any.
 
         Raises
         ------
         InputError
             If the request makes no sense for this run: no or too few cells, unknown labels, sampler or grid.
         """
-        codes = self._labels(n, like, counts)
+        asked = read_request(self.recipe.labels, n, like, counts, guidance, toward, mix)
         if sampler not in samplers.BY_NAME:
             raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
         default = samplers.BY_NAME[sampler]
         grid = grid or default.grid
         if grid not in samplers.GRIDS:
             raise InputError(f"no grid {grid!r}: choose one of {', '.join(samplers.GRIDS)}")
-        if guidance != 1 and not self.recipe.categories:
-            raise InputError("guidance needs labels, and this run was trained without")
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
         longest = self.schedule.noise_steps - 1
@@ -123,9 +135,13 @@ class CellGenerator:
         if not 1 <= steps <= longest:
             raise InputError(f"steps must be between 1 and {longest}, not {steps}")
         path = samplers.timesteps(self.schedule, steps, grid)
-        x = self._sample(codes, sampler, path, guidance, seed, batch_size, "generating" if progress else None)
-        draws = ops.normal(seed, torch.arange(len(codes)), LIBRARY_DRAW, 1)[:, 0]
-        cells = self.recipe.decode(x, codes, torch.special.ndtr(draws.double()).numpy())
+        unseen = asked.unseen(self.recipe.labels)
+        if unseen:
+            say(f"no training cell was {', '.join(unseen)}: these cells are put together from what labels do elsewhere")
+        x = self._sample(asked, sampler, path, seed, batch_size, "generating" if progress else None)
+        draws = ops.normal(seed, torch.arange(len(x)), LIBRARY_DRAW, 1)[:, 0]
+        u = torch.special.ndtr(draws.double()).numpy()
+        cells = self.recipe.decode(x, asked.codes, u, asked.toward, asked.mix)
         cells.uns["wbdit"] = {
             "wbdit": self.config["wbdit"],
             "torch": str(torch.__version__),
@@ -134,7 +150,9 @@ class CellGenerator:
             "sampler": sampler,
             "steps": steps,
             "grid": grid,
-            "guidance": float(guidance),
+            "guidance": guidance_fact(guidance),
+            **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
+            **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
             **self.recipe.facts(),
         }
         return cells
@@ -150,9 +168,9 @@ class CellGenerator:
             Show a progress bar on stderr.
         """
         if self.recipe.needs_calibration:
-            codes = self.recipe.composition(n)
+            asked = unguided(self.recipe.labels.composition(n))
             path = samplers.timesteps(self.schedule, 50)
-            x = self._sample(codes, "ddim", path, 1.0, CALIBRATION_SEED, 256, "calibrating" if progress else None)
+            x = self._sample(asked, "ddim", path, CALIBRATION_SEED, 256, "calibrating" if progress else None)
             self.recipe = self.recipe.calibrated(x)
 
     def save(self, run: str | Path) -> None:
@@ -168,52 +186,29 @@ class CellGenerator:
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         checkpoint.write_atomically(run / METRICS, lines.encode())
         checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
-        checkpoint.write_json(run / CONFIG, self.config)
-
-    def _labels(self, n: int | None, like: ad.AnnData | None, counts: Mapping[str, int] | None) -> np.ndarray:
-        """Return the label of each cell that is asked for, ``(cells,)`` int64."""
-        if counts is not None:
-            if n is not None or like is not None:
-                raise InputError("give counts, or n and like, not both")
-            if min(counts.values(), default=0) < 0 or sum(counts.values()) < 1:
-                raise InputError("counts must be zero or more, with at least one cell in all")
-            return np.repeat(self.recipe.codes(list(counts)), list(counts.values()))
-        if like is not None and like.n_obs == 0:
-            raise InputError("there are no cells to imitate")
-        if n is None:
-            if like is None:
-                raise InputError("say how many cells: give n, like or counts")
-            n = like.n_obs
-        elif n < 1:
-            raise InputError(f"at least one cell must be asked for, not {n}")
-        if like is None or self.recipe.label is None:
-            return self.recipe.composition(n)
-        check_labels(like, self.recipe.label)
-        codes = self.recipe.codes(like.obs[self.recipe.label].astype(str))
-        return codes if n == like.n_obs else apportion(np.bincount(codes), n)
+        checkpoint.write_json(run / CONFIG, {**self.config, "format": FORMAT})  # also of a run in an older one
 
     def _sample(
         self,
-        codes: np.ndarray,
+        asked: Conditions,
         sampler: samplers.Name,
         path: list[float],
-        guidance: float,
         seed: int,
         batch_size: int,
         shown: str | None,
     ) -> np.ndarray:
         """Sample cells as the model gives them, ``(cells, G)``, batch by batch under a progress bar named `shown`."""
-        starts, denoiser = range(0, len(codes), batch_size), Graphed(self.model)
+        n, denoiser = len(asked.codes), Graphed(self.model)
+        starts = range(0, n, batch_size)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
         with tqdm(total=len(starts) * len(path), desc=shown, bar_format=layout, disable=shown is None) as bar:
             parts = [
                 self._sample_batch(
                     denoiser,
-                    np.arange(start, min(start + batch_size, len(codes))),
-                    codes[start : start + batch_size],
+                    np.arange(start, min(start + batch_size, n)),
+                    asked,
                     sampler,
                     path,
-                    guidance,
                     seed,
                     lambda *step: bar.update(),
                 )
@@ -225,19 +220,16 @@ class CellGenerator:
         self,
         denoiser: Graphed,
         rows: np.ndarray,
-        codes: np.ndarray,
+        asked: Conditions,
         sampler: samplers.Name,
         path: list[float],
-        guidance: float,
         seed: int,
         update: Callable[..., object],
     ) -> np.ndarray:
         """Sample the cells with the indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
         noise = samplers.PhiloxNoise(seed, torch.from_numpy(rows).to(device), (1, len(self.recipe.genes)))
-        model: samplers.Model = denoiser
-        if self.recipe.categories:
-            model = samplers.Guided(denoiser, torch.from_numpy(codes).to(device), guidance)
+        model = asked.model(denoiser, rows)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             x = samplers.BY_NAME[sampler].sample(
                 model, noise(-1), self.schedule, path, clamp_min=None, noise=noise, callback=update

@@ -43,14 +43,16 @@ class Graphed:
         self.model = model
         self.prediction: Prediction = model.prediction
         self.num_classes = model.num_classes
+        self.embed_labels = model.embed_labels
         self._recorded: dict[Hashable, _Recorded] = {}
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Answer for ``(B, C, G)`` at timesteps ``(B,)``, which samplers give as a view of one; labels ``(B,)``."""
+        """Answer for ``(B, C, G)`` at timesteps ``(B,)``, which samplers give as a view of one; `y` as the model."""
         if not self._replays(x, t):
             return self.model(x, t, y)
         lowered = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        key = (x.shape, x.dtype, t.dtype, y is None, lowered, x.device)
+        labels = None if y is None else (y.shape, y.dtype)
+        key = (x.shape, x.dtype, t.dtype, labels, lowered, x.device)
         if key not in self._recorded:
             self._recorded[key] = self._record(x, t, y)
         recorded = self._recorded[key]

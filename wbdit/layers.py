@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -48,30 +49,39 @@ class TimestepEmbedder(nn.Module):
 class LabelEmbedder(nn.Module):
     """A learned vector for each label, and one more for "no label" that classifier-free guidance starts from.
 
+    With several columns of labels the vectors of a sample's labels are summed.
+
     Parameters
     ----------
     num_classes
-        Number of labels K; index K is the null label.
+        Number of labels of each column, ``(K_1 ... K_C)``; index K_c is the null label of column c.
     hidden_size
         Width d of the embedding.
     dropout
-        Share of labels replaced by the null label in training (Ho and Salimans 2022).
+        Share p of labels replaced by the null label in training (Ho and Salimans 2022). With several columns each is
+        dropped by itself with p, and all of them at once with p: guidance asks for any of them without the others, and
+        for none, which drops of single columns alone would hardly ever show.
     """
 
-    def __init__(self, num_classes: int, hidden_size: int, dropout: float) -> None:
+    def __init__(self, num_classes: Sequence[int], hidden_size: int, dropout: float) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes = tuple(num_classes)
         self.dropout = dropout
-        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+        # one table, a column's rows below another's: with one column it is the published one
+        self.embedding_table = nn.Embedding(sum(self.num_classes) + len(self.num_classes), hidden_size)
         nn.init.normal_(self.embedding_table.weight, std=0.02)
 
     def forward(self, y: Tensor | None, batch: int) -> Tensor:
-        """Embed labels ``(B,)``, int64 in [0, K], as ``(B, d)``; None stands for the null label throughout."""
+        """Embed labels ``(B, C)``, or ``(B,)`` of one column, int64 in [0, K_c], as ``(B, d)``; None is null alone."""
+        tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
         if y is None:
-            y = torch.full((batch,), self.num_classes, device=self.embedding_table.weight.device)
-        elif self.training and self.dropout > 0:
-            y = torch.where(torch.rand(y.shape, device=y.device) < self.dropout, self.num_classes, y)
-        return self.embedding_table(y)
+            return reduce(torch.add, [table[-1:] for table in tables]).expand(batch, -1)
+        columns = y.reshape(batch, len(tables)).unbind(1)
+        if self.training and self.dropout > 0:
+            drops = torch.rand(batch, len(tables) + (len(tables) > 1), device=y.device) < self.dropout
+            dropped = (drops[:, : len(tables)] | drops[:, -1:]).unbind(1)
+            columns = tuple(map(torch.where, dropped, self.num_classes, columns))
+        return reduce(torch.add, map(F.embedding, columns, tables))
 
 
 class LocalLinear(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -138,9 +139,9 @@ class Denoiser(RemembersWeights, ABC):
     mlp_ratio
         Width of a DiT block's perceptron over d. A white-box block has none and ignores it, as published.
     class_dropout_prob
-        Share of labels replaced by the null label in training mode.
+        Share of labels replaced by the null label in training mode, see :class:`wbdit.layers.LabelEmbedder`.
     num_classes
-        Number of labels K; 0 for an unconditional model.
+        Number of labels K; 0 for an unconditional model; for several columns of labels the number of each.
     learn_sigma
         Give two output channels for each input channel, as in DiT.
     prediction
@@ -160,7 +161,7 @@ class Denoiser(RemembersWeights, ABC):
         mlp_ratio: float = 4.0,
         class_dropout_prob: float = 0.1,
         *,
-        num_classes: int = 0,
+        num_classes: int | Sequence[int] = 0,
         learn_sigma: bool = False,
         prediction: Prediction = "epsilon",
         shared_patches: bool = True,
@@ -173,12 +174,13 @@ class Denoiser(RemembersWeights, ABC):
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.hidden_size = hidden_size
         self.num_heads = num_heads
-        self.num_classes = num_classes
+        self.label_sizes = _label_sizes(num_classes)
+        self.num_classes = num_classes if isinstance(num_classes, int) else self.label_sizes
         self.prediction: Prediction = prediction
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, shared_patches)
         self.t_embedder = TimestepEmbedder(hidden_size)
-        if num_classes > 0:
-            self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        if self.label_sizes:
+            self.y_embedder = LabelEmbedder(self.label_sizes, hidden_size, class_dropout_prob)
         positions = sincos_positions(self.x_embedder.num_patches, hidden_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(self.make_block(mlp_ratio) for _ in range(depth))
@@ -198,7 +200,8 @@ class Denoiser(RemembersWeights, ABC):
         t
             Timesteps ``(B,)``, integers or floats in [0, 1000).
         y
-            Labels ``(B,)``, int64 in [0, K); K, or None for all, means "no label".
+            Labels ``(B,)``, int64 in [0, K); K, or None for all, means "no label". ``(B, C)`` for several columns, each
+            with its own K. Or conditioning vectors ``(B, d)``, floating, see :meth:`embed_labels`.
 
         Returns
         -------
@@ -213,12 +216,34 @@ class Denoiser(RemembersWeights, ABC):
             raise ValueError(f"x is {tuple(x.shape)}, the model takes (B, {self.in_channels}, {self.input_size})")
         if t.shape != (x.shape[0],):
             raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
-        if y is not None and self.num_classes == 0:
-            raise ValueError("this model was made without labels (num_classes=0)")
-        if y is not None and y.shape != t.shape:
-            raise ValueError(f"y is {tuple(y.shape)}, one label a sample is ({x.shape[0]},)")
+        if y is not None:
+            self._check_labels(y, len(t))
         with span("denoiser"):
             return self._denoise(x, t, y)
+
+    def embed_labels(self, y: Tensor) -> Tensor:
+        """Return the conditioning vectors ``(B, d)`` of labels, which :meth:`forward` takes in place of labels.
+
+        What lies between two sets of labels is conditioned on a mixture of their vectors.
+
+        Parameters
+        ----------
+        y
+            As in :meth:`forward`.
+        """
+        self._check_labels(y, len(y))
+        return self.y_embedder(y, len(y))
+
+    def _check_labels(self, y: Tensor, batch: int) -> None:
+        columns = len(self.label_sizes)
+        if columns == 0:
+            raise ValueError("this model was made without labels (num_classes=0)")
+        if y.is_floating_point():
+            if y.shape != (batch, self.hidden_size):
+                raise ValueError(f"y is {tuple(y.shape)}, one vector a sample is ({batch}, {self.hidden_size})")
+        elif y.shape != (batch, columns) and (columns > 1 or y.shape != (batch,)):
+            expected = f"({batch},)" if columns == 1 else f"({batch}, {columns})"
+            raise ValueError(f"y is {tuple(y.shape)}, one label a sample is {expected}")
 
     def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         with span("conditioning"):
@@ -258,7 +283,7 @@ class Denoiser(RemembersWeights, ABC):
 
         Returns
         -------
-        For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and label is computed
+        For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and labels is computed
         once and remembered: while sampling, all cells of a type share theirs.
         """
         remember = not self.training and len(t) > 0 and may_cache(t, *self._conditioning_weights())
@@ -275,29 +300,36 @@ class Denoiser(RemembersWeights, ABC):
         # few rows and many weights: casting these to a lower type would take longer than the products
         with torch.autocast(t.device.type, enabled=False):
             c = self.t_embedder(t)
-            if self.num_classes > 0:
-                c = c + self.y_embedder(y, t.shape[0])
+            if self.label_sizes:
+                given = y is not None and y.is_floating_point()
+                c = c + (y if given else self.y_embedder(y, t.shape[0]))
             return [modulation(c) for modulation in self._modulated()]
 
     def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Give what :meth:`_condition` gives where `t` is one number for all, computing a row a label and no more."""
-        if self.num_classes == 0 or y is None:
+        """Give what :meth:`_condition` gives where `t` is one number for all, by a row for each combination of labels.
+
+        For each that can be, since a CUDA graph that is being recorded cannot ask which there are; where these are more
+        than the samples, a row a sample.
+        """
+        if y is None:
             return [table.expand(len(t), -1) for table in self._condition(t[:1], None)]
-        if self.num_classes >= len(t):
+        if y.is_floating_point() or math.prod(k + 1 for k in self.label_sizes) > len(t):
             return self._condition(t, y)
-        labels = torch.arange(self.num_classes + 1, device=t.device)
-        return [table[y] for table in self._condition(t[:1].expand(len(labels)), labels)]
+        labels = torch.cartesian_prod(*(torch.arange(k + 1, device=t.device) for k in self.label_sizes))
+        row = torch.zeros_like(t, dtype=torch.long)
+        for k, column in zip(self.label_sizes, y.reshape(len(t), -1).unbind(1), strict=True):
+            row = row * (k + 1) + column
+        return [table[row] for table in self._condition(t[:1].expand(len(labels)), labels)]
 
     def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
-        """Look up what :meth:`_condition` gives, computing only the pairs of timestep and label not met before."""
-        labels = [self.num_classes] * len(t) if y is None else y.tolist()
-        pairs = list(zip(t.tolist(), labels, strict=True))
+        """Look up what :meth:`_condition` gives, computing only the pairs of timestep and labels not met before."""
+        pairs = list(zip(t.tolist(), _row_bytes(y, len(t)), strict=True))
         rows = self._cache.values(self._conditioning_weights())
-        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in rows]
+        fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # where each is first
         if fresh:
-            times = torch.tensor([time for time, _ in fresh], dtype=t.dtype)
-            given = torch.tensor([label for _, label in fresh]) if self.num_classes > 0 else None
-            rows.update(zip(fresh, torch.cat(self._condition(times, given), dim=1), strict=True))
+            where = sorted(fresh.values())
+            computed = torch.cat(self._condition(t[where], None if y is None else y[where]), dim=1)
+            rows.update(zip([pairs[i] for i in where], computed, strict=True))
         if len(set(pairs)) == 1:
             table = rows[pairs[0]].expand(len(t), -1)
         else:
@@ -312,6 +344,15 @@ class Denoiser(RemembersWeights, ABC):
         for module in (self.t_embedder, getattr(self, "y_embedder", None), *self._modulated()):
             if module is not None:
                 yield from module.parameters()
+
+
+def _row_bytes(y: Tensor | None, batch: int) -> list[bytes]:
+    """Return what tells one sample's labels, or conditioning vector, from another's."""
+    if y is None:
+        return [b""] * batch
+    # a copy: one column may have any stride and count as contiguous, and views as bytes ask for a stride of 1
+    rows = y.detach().reshape(batch, -1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    return [row.tobytes() for row in rows.numpy()]
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -364,6 +405,15 @@ class WBDiT(Denoiser):
             return False
         watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
         return self.num_heads > 1 and not watched
+
+
+def _label_sizes(num_classes: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the number of labels of each column; none for an unconditional model."""
+    if isinstance(num_classes, int):
+        return (num_classes,) if num_classes > 0 else ()
+    if any(labels < 1 for labels in num_classes):
+        raise ValueError(f"each column of labels must have at least one, not {tuple(num_classes)}")
+    return tuple(num_classes)
 
 
 def _check_sizes(

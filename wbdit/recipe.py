@@ -8,7 +8,7 @@ cells       values                                       back to cells
 counts      ``"log1p"``: ln(1 + count)                   per-gene thresholds for 1 to 4, ``round(expm1)`` above: a
                                                          step of the log is a step of a count at any depth
 counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times a library size drawn from the
-            (the paper's kind)                           label's, rounded
+            (the paper's kind)                           labels', rounded
 lognorm     ``"as is"``                                  values under half the gene's smallest are zero
 scaled      ``"as is"``                                  as they are
 ==========  ===========================================  =====================================================
@@ -16,7 +16,7 @@ scaled      ``"as is"``                                  as they are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,8 +25,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from wbdit.cells import Space, check_cells, check_label_sizes, find_expression, to_dense
+from wbdit.cells import Space, check_cells, find_expression, to_dense
 from wbdit.errors import InputError, need_extra
+from wbdit.labels import Labels
 
 Values = Literal["log1p", "lognorm", "as is"]
 TARGET_SUM = 1e4
@@ -46,10 +47,8 @@ class Recipe:
         What the model sees of them; see the module's table.
     genes
         ``(G,)`` names, in the model's order.
-    label
-        Column of ``obs`` with the labels, or None.
-    categories
-        ``(K,)`` labels, in the model's order; empty without labels.
+    labels
+        Label columns and their categories, in the model's order; no columns without labels.
     centre
         ``(G,)`` fp32, subtracted from the values.
     scale
@@ -62,30 +61,27 @@ class Recipe:
     thresholds
         Value above which a generated one is such a count, of the same shape; see :meth:`calibrated`.
     library
-        Total counts of the training cells over `genes`, fp32, sorted within each label; empty where they had no counts.
-    library_sizes
-        Number of cells of each label in `library`, ``(max(K, 1),)`` int64.
+        Total counts of the training cells over `genes`, fp32, sorted within each of ``labels.combinations``, of which
+        there are ``labels.sizes``; empty where the cells had no counts.
     """
 
     space: Space
     values: Values
     genes: tuple[str, ...]
-    label: str | None
-    categories: tuple[str, ...]
+    labels: Labels
     centre: np.ndarray
     scale: float
     smallest: np.ndarray
     exceeded: np.ndarray
     thresholds: np.ndarray
     library: np.ndarray
-    library_sizes: np.ndarray
 
     @classmethod
     def fit(
         cls,
         adata: ad.AnnData,
         *,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         max_genes: int = 2000,
         lognorm: bool = False,
         centred: bool = True,
@@ -98,7 +94,7 @@ class Recipe:
         adata
             Cells by genes: counts, log-normalised or scaled values in ``X`` (or counts in ``layers["counts"]``).
         label
-            Column of ``obs`` to condition on.
+            Column of ``obs`` to condition on, or several.
         max_genes
             Where there are more genes, this many variable ones are chosen.
         lognorm
@@ -111,11 +107,11 @@ class Recipe:
         Raises
         ------
         InputError
-            If the cells cannot be used (:func:`wbdit.cells.check_cells`, :func:`wbdit.cells.detect_space`).
+            If the cells cannot be used (:func:`wbdit.cells.check_cells`, :func:`wbdit.cells.detect_space`,
+            :meth:`wbdit.labels.Labels.fit`).
         """
-        check_cells(adata, label)
-        if label is not None:
-            check_label_sizes(adata, label)
+        check_cells(adata)
+        labels = Labels.fit(adata, label)
         X, space, found = find_expression(adata)
         say(found)
         if adata.n_vars > max_genes:
@@ -124,29 +120,25 @@ class Recipe:
             X, genes = X[:, keep], adata.var_names[keep]
         else:
             genes = adata.var_names
-        labels = adata.obs[label].astype(str).to_numpy() if label is not None else np.full(adata.n_obs, "")
-        categories, codes = np.unique(labels, return_inverse=True)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
         dense = to_dense(X)
         totals = dense.sum(1)
         seen = _values(dense, values)
         centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
         scale = float((seen - centre).std()) if centred else 1.0
-        order = np.lexsort((totals, codes))
+        order = np.lexsort((totals, labels.which(labels.codes(adata))))
         steps = ROUNDING if values == "log1p" else ROUNDING[:0]
         return cls(
             space=space,
             values=values,
             genes=tuple(map(str, genes)),
-            label=label,
-            categories=tuple(map(str, categories)) if label is not None else (),
+            labels=labels,
             centre=centre.astype(np.float32),
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
             exceeded=np.array([(seen > step).mean(0) for step in steps], np.float32).reshape(-1, len(genes)),
             thresholds=np.repeat(steps, len(genes), axis=1).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
-            library_sizes=np.bincount(codes),
         )
 
     def encode(self, adata: ad.AnnData) -> np.ndarray:
@@ -157,7 +149,7 @@ class Recipe:
         InputError
             If genes are missing or the cells are in another space than the training cells.
         """
-        check_cells(adata, self.label)
+        check_cells(adata)
         missing = [gene for gene in self.genes if gene not in adata.var_names]
         if missing:
             raise InputError(f"{len(missing)} of the run's {len(self.genes)} genes are missing, {missing[0]!r} first")
@@ -166,26 +158,6 @@ class Recipe:
             raise InputError(f"the run was trained on {self.space}, these cells hold {space}")
         dense = to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
         return (_values(dense, self.values) - self.centre) / np.float32(self.scale)
-
-    def codes(self, labels: Any) -> np.ndarray:
-        """Return the model's indices ``(n,)`` int64 of labels.
-
-        Raises
-        ------
-        InputError
-            If a label is unknown or the run has no labels.
-        """
-        if self.label is None:
-            raise InputError("this run was trained without labels: ask for a number of cells only")
-        codes = pd.Index(self.categories).get_indexer(pd.Index([str(one) for one in labels]))
-        if (codes < 0).any():
-            unknown = next(str(one) for one, code in zip(labels, codes, strict=True) if code < 0)
-            raise InputError(f"unknown label {unknown!r}; the run knows: {', '.join(self.categories)}")
-        return codes.astype(np.int64)
-
-    def composition(self, n: int) -> np.ndarray:
-        """Return the labels ``(n,)`` int64 of `n` cells composed as the training cells were."""
-        return apportion(self.library_sizes, n)
 
     @property
     def needs_calibration(self) -> bool:
@@ -216,7 +188,9 @@ class Recipe:
         thresholds = np.where(above == 0, np.maximum(ROUNDING, ranked[-1]), thresholds)
         return replace(self, thresholds=np.maximum.accumulate(thresholds, axis=0).astype(np.float32))
 
-    def decode(self, x: np.ndarray, codes: np.ndarray, u: np.ndarray) -> ad.AnnData:
+    def decode(
+        self, x: np.ndarray, codes: np.ndarray, u: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0
+    ) -> ad.AnnData:
         """Turn the model's output into cells.
 
         Parameters
@@ -224,19 +198,24 @@ class Recipe:
         x
             ``(n, G)`` fp32 as the model gives it.
         codes
-            Labels ``(n,)`` int64; zeros without labels.
+            Labels ``(n, C)`` int64.
         u
             Uniform numbers ``(n,)`` in (0, 1) that draw the library sizes.
+        toward, mix
+            Labels ``(n, C)`` that the cells lie toward, and how far. A library size lies as far between the two that
+            `u` draws, which takes the one distribution to the other by the straightest path (McCann 1997).
 
         Returns
         -------
         AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` where the training cells held counts, else
-        ``X`` in their own space; ``obs[label]`` categorical.
+        ``X`` in their own space; each label column in ``obs``, categorical, with `toward` also its
+        ``obs[f"{column}_toward"]``, and ``obs["mix"]``.
         """
         seen = x * np.float32(self.scale) + self.centre
         obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(x))])
-        if self.label is not None:
-            obs[self.label] = pd.Categorical(np.array(self.categories)[codes], categories=list(self.categories))
+        obs = obs.assign(**self.labels.obs(codes))
+        if toward is not None:
+            obs = obs.assign(**{f"{name}_toward": labels for name, labels in self.labels.obs(toward).items()}, mix=mix)
         var = pd.DataFrame(index=pd.Index(self.genes))
         if self.space == "scaled":
             return ad.AnnData(seen.astype(np.float32), obs=obs, var=var)
@@ -247,7 +226,10 @@ class Recipe:
             X = sp.csr_matrix(seen.astype(np.float32))
             return ad.AnnData(X, obs=obs, var=var, layers={"lognorm": X.copy()})
         linear = np.expm1(seen.astype(np.float64))
-        linear *= (self.draw_library(codes, u) / np.maximum(linear.sum(1), 1e-12))[:, None]
+        library = self.draw_library(codes, u)
+        if toward is not None:
+            library = (1 - mix) * library + mix * self.draw_library(toward, u)
+        linear *= (library / np.maximum(linear.sum(1), 1e-12))[:, None]
         return self._as_counts(np.rint(linear), obs, var)
 
     def _step(self, seen: np.ndarray) -> np.ndarray:
@@ -264,21 +246,30 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """Return what travels with the cells in ``uns``: genes, labels, and what the values were."""
-        facts: dict[str, Any] = {
+        return {
             "trained_on": self.space,
             "values": self.values,
             "target_sum": TARGET_SUM,
             "genes": np.array(self.genes, dtype=object),
+            **self.labels.facts(),
         }
-        if self.label is not None:
-            facts |= {"label": self.label, "categories": np.array(self.categories, dtype=object)}
-        return facts
 
     def draw_library(self, codes: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Draw library sizes ``(n,)`` from those of each cell's label: its quantiles at `u`, interpolated."""
+        """Draw library sizes ``(n,)`` from those of each cell's labels: their quantiles at `u`, interpolated.
+
+        A combination ``(C,)`` that no training cell had is given the sizes of all training cells with its first
+        column's label.
+        """
         drawn = np.empty(len(codes))
-        for k, sizes in enumerate(np.split(self.library, np.cumsum(self.library_sizes)[:-1])):
-            drawn[codes == k] = np.quantile(sizes, u[codes == k])
+        groups = np.split(self.library, np.cumsum(self.labels.sizes)[:-1])
+        which = self.labels.which(codes)
+        for k, sizes in enumerate(groups):
+            drawn[which == k] = np.quantile(sizes, u[which == k])
+        for label in np.unique(codes[which < 0, :1]):
+            near = self.labels.combinations[:, 0] == label
+            pooled = np.concatenate([sizes for sizes, is_near in zip(groups, near, strict=True) if is_near])
+            cells = (which < 0) & (codes[:, 0] == label)
+            drawn[cells] = np.quantile(pooled, u[cells])
         return drawn
 
 
@@ -308,15 +299,6 @@ def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
     ranked = sc.pp.highly_variable_genes(cells[:, expressed], flavor=flavor, n_top_genes=n, inplace=False)
     chosen[expressed] = ranked["highly_variable"].to_numpy()
     return chosen
-
-
-def apportion(shares: np.ndarray, n: int) -> np.ndarray:
-    """Return `n` indices in the proportions of `shares`, sorted, by largest remainders."""
-    exact = n * shares / shares.sum()
-    whole = np.floor(exact).astype(int)
-    for k in np.argsort(whole - exact, kind="stable")[: n - whole.sum()]:
-        whole[k] += 1
-    return np.repeat(np.arange(len(shares)), whole)
 
 
 def _values(dense: np.ndarray, values: Values) -> np.ndarray:
