@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-LABEL = "label"
+LABEL = "joined label"  # unlike any column's name that the cells may bring
 
 
 class Fitted(ABC):
@@ -85,7 +85,7 @@ def joined(obs: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
 
 
 def with_joined(cells: ad.AnnData, labels: Sequence[str]) -> ad.AnnData:
-    """Return counts and the joined labels in ``obs["label"]``, nothing else."""
+    """Return counts and the joined labels in ``obs["joined label"]``, nothing else."""
     obs = joined(cells.obs, labels).astype("category").to_frame(LABEL)
     return ad.AnnData(sp.csr_matrix(cells.X, dtype=np.float32), obs=obs, var=pd.DataFrame(index=cells.var_names))
 

@@ -87,7 +87,7 @@ class Scvi(Peer):
         model.module.eval()
         kind = _Prior if self.conditional else _Posterior
         fitted = kind(model, cells, tuple(labels))
-        fitted.facts = {"epochs": len(model.history[HELD_OUT]), "best_epoch": best.epoch, HELD_OUT: best.value}
+        fitted.facts = {"epochs": len(model.history.get(HELD_OUT, ())), "best_epoch": best.epoch, HELD_OUT: best.value}
         return fitted
 
 
@@ -130,7 +130,7 @@ class _Prior(_Vae):
     def counts(self, donors: np.ndarray) -> Any:
         """Only the donor's label and library size are used."""
         module = self.model.module
-        registered = self.model.adata_manager.get_from_registry("extra_categorical_covs").to_numpy()
+        registered = self.model.adata_manager.get_from_registry("extra_categorical_covs").to_numpy(np.int64)
         label = torch.as_tensor(registered[donors], device=module.device)
         library = np.log(np.asarray(self.train.X.sum(1)))[donors]
         parts = []
@@ -151,11 +151,11 @@ def _best_epoch() -> Any:
 
     class BestEpoch(Callback):
         def __init__(self) -> None:
-            self.value, self.epoch, self.state = float("inf"), 0, None
+            self.value, self.epoch, self.state = None, None, None  # until an epoch is over
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             value = float(trainer.callback_metrics[HELD_OUT])  # the negative bound, in nats a cell
-            if value < self.value:
+            if self.value is None or value < self.value:
                 self.value, self.epoch = value, trainer.current_epoch
                 self.state = copy.deepcopy(pl_module.module.state_dict())
 
