@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-sanitized lint bench wheel clean
+.PHONY: demo test test-slow test-sanitized lint bench peers wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -36,6 +36,10 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -c bench/pytest.ini bench
 
+# every generator on the same cells, hours: make peers DATA="a.h5ad b.h5ad:cell_type,condition"; see bench/README.md
+peers: $(VENV)/installed-peers
+	$(BIN)/python -m bench.peers $(DATA) $(PEERS)
+
 wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel --outdir dist .
 
@@ -46,6 +50,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e ".[report,test,bench]"
+	@touch $@
+
+$(VENV)/installed-peers: $(VENV)/installed
+	$(PIP) install -c constraints.txt -e ".[peers]"
 	@touch $@
 
 clean:

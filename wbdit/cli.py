@@ -42,7 +42,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
 @click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; may be repeated.")
-@click.option("--preset", default="small", show_default=True, help="small, base or paper.")
+@click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
 @click.option("--minutes", type=float, help="Training time.")
 @click.option("--epochs", type=float, help="Passes over the cells.")
 @click.option("--steps", type=int, help="Optimiser steps.")

@@ -51,7 +51,7 @@ def fit(
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
     preset
-        "small" (two cores, minutes), "base" (one GPU) or "paper" (as published).
+        "small" (two cores, minutes), "base" (one GPU), "paper" (as published) or "dit" (the black-box control).
     minutes, epochs, steps
         Training budget, one of the three; the preset's by default. With steps or epochs, the same seed gives the same
         model.
@@ -130,6 +130,7 @@ def _start(
         "torch": str(torch.__version__),
         "preset": preset,
         "seed": seed,
+        "denoiser": chosen.denoiser,
         "model": arguments,
         "schedule": schedule,
         "training": asdict(training),

@@ -15,12 +15,14 @@ from tqdm import tqdm
 from wbdit import checkpoint, ops, samplers
 from wbdit.checkpoint import CONFIG, FORMAT, METRICS, MODEL
 from wbdit.conditions import Conditions, Counts, guidance_fact, read_request, unguided
+from wbdit.dit import DiT
 from wbdit.errors import InputError
 from wbdit.graphs import Graphed
-from wbdit.model import WBDiT
+from wbdit.model import Denoiser, WBDiT
 from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
 
+DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 CALIBRATION_SEED = 2**62  # of no cells that anyone is likely to ask for
 LIBRARY_DRAW = 2**32 - 1  # the counter of the library sizes' noise, out of reach of any sampler's step
 
@@ -45,7 +47,7 @@ class CellGenerator:
     """
 
     def __init__(
-        self, model: WBDiT, schedule: NoiseSchedule, recipe: Recipe, config: dict[str, Any], history: list[dict]
+        self, model: Denoiser, schedule: NoiseSchedule, recipe: Recipe, config: dict[str, Any], history: list[dict]
     ) -> None:
         self.model = model.eval()
         self.schedule = schedule
@@ -268,11 +270,11 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     return CellGenerator(model.to(find_device(device)), schedule, recipe, config, history)
 
 
-def make_model(config: dict[str, Any]) -> WBDiT:
+def make_model(config: dict[str, Any]) -> Denoiser:
     """Make a run's model with its seed's weights, leaving the user's own random numbers alone."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
-        return WBDiT(**config["model"])
+        return DENOISERS[config.get("denoiser", "wbdit")](**config["model"])  # early runs do not name theirs
 
 
 def find_device(name: str) -> torch.device:

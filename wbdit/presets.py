@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from wbdit.errors import InputError
 from wbdit.schedule import Kind
@@ -96,7 +96,7 @@ class Preset:
     Attributes
     ----------
     model
-        Arguments of :class:`wbdit.WBDiT` but for the numbers of genes and labels.
+        Arguments of the denoiser but for the numbers of genes and labels.
     schedule
         Kind of :class:`wbdit.schedule.NoiseSchedule`.
     lognorm, centred, max_genes
@@ -105,6 +105,8 @@ class Preset:
         Optimiser.
     budget
         How long to train where nothing is said.
+    denoiser
+        "wbdit" for :class:`wbdit.WBDiT`, "dit" for the black-box :class:`wbdit.DiT`.
     """
 
     model: dict[str, Any]
@@ -114,6 +116,7 @@ class Preset:
     lognorm: bool = False
     centred: bool = True
     max_genes: int = 2000
+    denoiser: Literal["wbdit", "dit"] = "wbdit"
 
 
 PRESETS = {
@@ -162,6 +165,8 @@ PRESETS = {
         training=Training(batch_size=256, learning_rate=3e-4, warmup_steps=1000, ema=0.9999),
     ),
 }
+# the control: black-box blocks of the same width and depth, all else the same
+PRESETS["dit"] = replace(PRESETS["small"], denoiser="dit")
 
 
 def find_preset(name: str) -> Preset:

@@ -1,0 +1,102 @@
+"""Every generator in one table.
+
+    python -m bench.peers DATA.h5ad OTHER.h5ad:cell_type,condition --minutes 5 --out bench/out/peers
+
+See bench/README.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+import click
+
+from bench.peers.baselines import IndependentGenes, PcaGaussian
+from bench.peers.cells import Choice, DataSet
+from bench.peers.diffusion import Diffusion
+from bench.peers.peer import Peer
+from bench.peers.runs import Plan, Result, Run
+from bench.peers.table import markdown
+from bench.peers.variational import Scvi
+from bench.results import refuse
+from wbdit.errors import InputError, need_extra
+from wbdit.files import write_atomically
+from wbdit.ops import cpu
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Diffusion("wbdit", "wbdit", "small"),
+        Diffusion("dit", "DiT in its place", "dit"),
+        Diffusion("paper", "WBDiT as published", "paper"),
+        Scvi("posterior"),
+        Scvi("prior"),
+        PcaGaussian(),
+        IndependentGenes(),
+    )
+}
+
+
+@click.command()
+@click.argument("data", nargs=-1, required=True)
+@click.option(
+    "--label", "labels", multiple=True, default=["cell_type"], show_default=True, help="Where DATA names none."
+)
+@click.option("--leave-out", multiple=True, default=["unassigned"], show_default=True, help="Labels to drop.")
+@click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="All by default.")
+@click.option("--minutes", default=5.0, show_default=True, help="Training time of each.")
+@click.option("--seeds", default=3, show_default=True, help="How many splits and trainings.")
+@click.option("--share", default=2 / 3, show_default="2/3", help="Of each label to train on.")
+@click.option("--genes", default=2000, show_default=True, help="Most genes.")
+@click.option("--cells", default=1000, show_default=True, help="Most held-out cells to imitate and to score.")
+@click.option(
+    "--out", type=Path, default=Path("bench/out/peers"), show_default=True, help="What is kept, and table.md."
+)
+@click.option("--again", is_flag=True, help="Train and score anew, whatever is kept.")
+@click.option("--kept", "kept_only", is_flag=True, help="Only the table, of what is kept.")
+def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, out, again, kept_only):
+    """Train, generate and score every peer on DATA (FILE.h5ad or FILE.h5ad:column,column), and write the table."""
+    try:
+        peers = [PEERS[name] for name in names or PEERS]
+        if find_spec("scvi") is None and any(isinstance(peer, Scvi) for peer in peers):
+            raise need_extra("scvi-tools", "peers")
+        plan = Plan(Choice(share, genes, cells, leave_out), minutes, out)
+        sets = [DataSet.parse(text, labels) for text in data]
+        cpu.processor_level()  # compiles the kernels now, on nobody's time
+        # seed by seed, so that a run which is cut short has all peers of fewer seeds
+        runs = [Run(one, peer, seed, plan) for seed, one, peer in product(range(seeds), sets, peers)]
+        failed = compare(runs, out, again, kept_only)
+    except InputError as error:
+        refuse(f"peers: {error}")
+    if failed:
+        refuse(f"peers: {len(failed)} runs failed: {', '.join(failed)}")
+
+
+def compare(runs: Sequence[Run], out: Path, again: bool, kept_only: bool) -> list[str]:
+    """Do the runs, write the table after each and print it at the end; return which runs failed."""
+    results: list[Result] = []
+    failed = []
+    for run in runs:
+        try:
+            result = run.result(lambda line: click.echo(line, err=True), again, kept_only)
+        except InputError:
+            raise
+        except Exception:  # one peer's crash must not cost the night of the others
+            traceback.print_exc()
+            failed.append(f"{run.peer.name} on {run.data.name}, seed {run.seed}")
+            continue
+        if result is not None:
+            results.append(result)
+            write_atomically(out / "table.md", markdown(results))
+    if results:
+        click.echo(markdown(results))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Cells to compare on: a file, its label columns, and one split whose genes are chosen before any peer sees them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+
+from bench.peers.peer import LABEL, joined
+from wbdit.cells import check_cells, check_labels, find_expression, read_h5ad, split_cells
+from wbdit.errors import InputError
+from wbdit.recipe import variable_genes
+
+FEWEST = 3  # cells of a label: fewer leave no two to train on and one to hold out
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How cells are split, and which of them and of the genes are taken.
+
+    Attributes
+    ----------
+    share
+        Of each label's cells to train on, rounded up.
+    genes
+        Most genes; the most variable of the training cells.
+    cells
+        Most held-out cells, at random: as many are generated and scored.
+    leave_out
+        Labels whose cells are dropped.
+    """
+
+    share: float = 2 / 3
+    genes: int = 2000
+    cells: int = 1000
+    leave_out: tuple[str, ...] = ("unassigned",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Raw counts over the chosen genes, the label columns in ``obs``; `notes` say what was left out."""
+
+    train: ad.AnnData
+    test: ad.AnnData
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An ``.h5ad`` and the columns of ``obs`` to condition on, the first of which is scored by type."""
+
+    path: Path
+    labels: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str, default: Sequence[str]) -> DataSet:
+        """Read ``FILE.h5ad`` or ``FILE.h5ad:column,column``."""
+        path, colon, columns = text.rpartition(":")
+        if not colon or columns.endswith(".h5ad"):
+            return cls(Path(text), tuple(default))
+        return cls(Path(path), tuple(column.strip() for column in columns.split(",")))
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def digest(self) -> str:
+        """Return what stands for the file's content in the key of a result."""
+        if not self.path.is_file():
+            raise InputError(f"no such file: {self.path}")
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def split(self, choice: Choice, seed: int) -> Split:
+        """Split the cells in two, each combination of labels for itself.
+
+        Raises
+        ------
+        InputError
+            If they are no raw counts or lack a label.
+        """
+        adata = read_h5ad(self.path)
+        check_cells(adata, self.labels[0])
+        for label in self.labels[1:]:
+            check_labels(adata, label)
+        counts, space, found = find_expression(adata)
+        if space != "counts":
+            raise InputError(f"{self.path}: {found}, and peers are compared on raw counts")
+        cells = ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=adata.obs[list(self.labels)], var=adata.var[[]])
+        cells.obs[LABEL] = joined(cells.obs, self.labels)
+        cells, notes = _without(cells, self.labels, choice.leave_out)
+        train, test = split_cells(cells, LABEL, choice.share, seed)
+        if test.n_obs > choice.cells:
+            notes.append(f"{choice.cells} of {test.n_obs} held-out cells are used")
+            test = test[np.sort(np.random.default_rng(seed).choice(test.n_obs, choice.cells, replace=False))]
+        if train.n_vars > choice.genes:
+            keep = variable_genes(train.X, "counts", choice.genes)
+            train, test = train[:, keep], test[:, keep]
+            notes.append(f"{keep.sum()} variable genes of {cells.n_vars}, chosen on the training cells")
+        train, test = (_with_counts(part, name, notes) for part, name in ((train, "training"), (test, "held-out")))
+        return Split(train, test, tuple(notes))
+
+
+def _without(cells: ad.AnnData, labels: Sequence[str], leave_out: Sequence[str]) -> tuple[ad.AnnData, list[str]]:
+    """Drop cells without a label worth the name, and labels with too few cells to split."""
+    notes = []
+    unnamed = cells.obs[list(labels)].astype(str).isin(leave_out).any(axis=1).to_numpy()
+    rare = cells.obs.loc[~unnamed, LABEL].value_counts().loc[lambda sizes: sizes < FEWEST].index
+    few = cells.obs[LABEL].isin(rare).to_numpy() & ~unnamed
+    if unnamed.any():
+        notes.append(f"{unnamed.sum()} cells labelled {' or '.join(leave_out)} are left out")
+    if few.any():
+        notes.append(f"{few.sum()} cells of labels with fewer than {FEWEST} are left out")
+    if (unnamed | few).all():
+        raise InputError("no cells are left once those without a usable label are left out")
+    return cells[~(unnamed | few)].copy(), notes
+
+
+def _with_counts(cells: ad.AnnData, name: str, notes: list[str]) -> ad.AnnData:
+    """Drop cells without a count over the chosen genes, which scVI cannot take, for all peers alike."""
+    empty = np.asarray(cells.X.sum(1)).ravel() == 0
+    if empty.any():
+        notes.append(f"{empty.sum()} {name} cells without any count over these genes are left out")
+    cells = cells[~empty].copy()
+    del cells.obs[LABEL]
+    return cells

@@ -1,0 +1,61 @@
+"""wbdit by its presets: the default, the same with black-box blocks, and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+
+import wbdit
+from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
+from wbdit.presets import find_preset
+
+
+class Diffusion(Peer):
+    """A preset of :func:`wbdit.fit`, trained by the clock.
+
+    Parameters
+    ----------
+    name, title
+        As in :class:`bench.peers.peer.Peer`.
+    preset
+        One of :data:`wbdit.presets.PRESETS`.
+    """
+
+    def __init__(self, name: str, title: str, preset: str) -> None:
+        self.name = name
+        self.title = title
+        self.preset = preset
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"preset": asdict(find_preset(self.preset)), "wbdit": wbdit.__version__}
+
+    def fit(self, train: ad.AnnData, labels: Sequence[str], minutes: float, seed: int) -> Fitted:
+        generator = wbdit.fit(
+            with_joined(train, labels),
+            label=LABEL,
+            preset=self.preset,
+            minutes=minutes,
+            max_genes=train.n_vars,
+            seed=seed,
+            progress=False,
+        )
+        return _Trained(generator, tuple(labels))
+
+
+class _Trained(Fitted):
+    def __init__(self, generator: wbdit.CellGenerator, labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.generator = generator
+        self.labels = labels
+        self.parameters = sum(p.numel() for p in generator.model.parameters() if p.requires_grad)
+        self.facts = {**generator.config["trained"], "precision": generator.config["training"]["precision"]}
+
+    def generate(self, obs: pd.DataFrame, seed: int) -> ad.AnnData:
+        wanted = ad.AnnData(obs=joined(obs, self.labels).to_frame(LABEL))
+        cells = self.generator.generate(like=wanted, seed=seed)
+        return cells_of(cells.X, obs, cells.var_names)

@@ -1,0 +1,139 @@
+"""One peer on one split: trained, generated and scored once, and kept, so that a run that was cut short goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+
+import wbdit
+from bench.machine import commit, machine
+from bench.peers.cells import Choice, DataSet
+from bench.peers.peer import Peer
+from wbdit.cells import read_h5ad
+from wbdit.evaluation import evaluate
+from wbdit.files import write_atomically, write_h5ad
+from wbdit.scorecard import METRICS
+
+FORMAT = 1
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all peers have in common.
+
+    Attributes
+    ----------
+    choice
+        The split.
+    minutes
+        Of training.
+    out
+        Folder to keep results in.
+    """
+
+    choice: Choice
+    minutes: float
+    out: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One peer on one split of one data set; `seed` splits, trains, generates and draws the cells that are scored."""
+
+    data: DataSet
+    peer: Peer
+    seed: int
+    plan: Plan
+
+    def settings(self) -> Result:
+        """Return what the synthetic cells depend on."""
+        return {
+            "format": FORMAT,
+            "data": self.data.digest(),
+            "labels": self.data.labels,
+            "choice": asdict(self.plan.choice),
+            "minutes": self.plan.minutes,
+            "seed": self.seed,
+            "peer": self.peer.name,
+            "of peer": self.peer.settings,
+        }
+
+    def result(self, say: Callable[[str], object], again: bool = False, kept_only: bool = False) -> Result | None:
+        """Return how the peer did, from what is kept where that is possible.
+
+        Parameters
+        ----------
+        say
+            Told in one line what is being done.
+        again
+            Do it anew, whatever is kept.
+        kept_only
+            Return None in place of doing anything.
+        """
+        settings = self.settings()
+        stem = self.plan.out / self.data.name / f"{self.peer.name}-{self.seed}-{_key(settings)}"
+        scored = stem.with_name(f"{stem.name}.scores-{_key({'metrics': list(METRICS)})}.json")
+        made = stem.with_name(f"{stem.name}.json")
+        if made.exists() and scored.exists() and not again:
+            return json.loads(made.read_text()) | {"scores": json.loads(scored.read_text())}
+        if kept_only:
+            return None
+        where = f"{self.data.name}, seed {self.seed}, {self.peer.name}"
+        split = self.data.split(self.plan.choice, self.seed)
+        cells = stem.with_name(f"{stem.name}.h5ad")
+        if again or not made.exists():
+            say(f"{where}: training, {self.plan.minutes:g} minutes at most")
+            synthetic, facts = self._make(split.train, split.test)
+            write_h5ad(synthetic, cells)
+            about = {"name": self.data.name, "n_train": split.train.n_obs, "n_test": split.test.n_obs}
+            about |= {"n_genes": split.train.n_vars, "notes": split.notes}
+            # last, as its presence says that the cells are there
+            _write(made, {"settings": settings, "title": self.peer.title, "about": about, "facts": facts})
+        say(f"{where}: scoring")
+        evaluation = evaluate(
+            split.test,
+            read_h5ad(cells),
+            train=split.train,
+            label=self.data.labels[0],
+            n_cells=split.test.n_obs,
+            n_genes=split.train.n_vars,
+            seeds=[self.seed],
+            progress=False,
+        )
+        _write(scored, evaluation.to_dict())
+        return json.loads(made.read_text()) | {"scores": json.loads(scored.read_text())}
+
+    def _make(self, train: ad.AnnData, test: ad.AnnData) -> tuple[ad.AnnData, Result]:
+        """Train and generate; of the held-out cells the peer sees the labels alone."""
+        start = time.perf_counter()
+        fitted = self.peer.fit(train, self.data.labels, self.plan.minutes, self.seed)
+        trained = time.perf_counter()
+        synthetic = fitted.generate(test.obs, self.seed)
+        generated = time.perf_counter()
+        facts = {
+            "seconds_to_train": trained - start,
+            "seconds_to_generate": generated - trained,
+            "parameters": fitted.parameters,
+            "training": fitted.facts,
+            "commit": commit(),
+            "machine": machine(),
+            "versions": {"wbdit": wbdit.__version__, "python": platform.python_version()},
+        }
+        return synthetic, facts
+
+
+def _key(settings: Result) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _write(path: Path, content: Result) -> None:
+    write_atomically(path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,174 @@
+"""scVI (Lopez et al. 2018), as scvi-tools has it: a variational autoencoder with a count likelihood.
+
+Two ways to get cells out of it, each with the training that suits it best:
+
+- *posterior predictive*: scVI as it is mostly used, without labels. A training cell of the wanted label is encoded and
+  its counts are drawn anew, at its own library size. Each cell is a redrawn training cell.
+- *prior*: a conditional scVI, the label given to encoder and decoder as a categorical covariate. z ~ N(0, I), the label
+  wanted, the library size of a random training cell of the label. Each cell is a new one, as a diffusion model's are.
+
+Both have the library's own sizes (128 hidden, 10 latent, one layer) and a negative binomial; a tenth of the cells is
+held out, training ends when their evidence lower bound has not risen for 45 epochs (the library's own patience) or the
+time is up, and the weights of the best epoch are kept. The weight of the KL divergence reaches 1 within 20 epochs, not
+the library's 400: the time would end, or the best epoch come, before the prior had counted in full.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, rows_by_label, with_joined
+
+HELD_OUT = "elbo_validation"
+MODEL = {"gene_likelihood": "nb"}
+KL_EPOCHS = 20
+BATCH = 512  # cells drawn at a time
+
+
+class Scvi(Peer):
+    """scVI by its posterior predictive or by its prior.
+
+    Parameters
+    ----------
+    drawn_from
+        "posterior" or "prior", see the module.
+    """
+
+    def __init__(self, drawn_from: Literal["posterior", "prior"]) -> None:
+        self.name = f"scvi-{drawn_from}"
+        self.title = {"posterior": "scVI, posterior predictive", "prior": "scVI, prior"}[drawn_from]
+        self.conditional = drawn_from == "prior"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "kl_epochs": KL_EPOCHS,
+            "conditional": self.conditional,
+            "scvi-tools": version("scvi-tools"),
+        }
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        return MODEL | ({"encode_covariates": True} if self.conditional else {})
+
+    def fit(self, train: ad.AnnData, labels: Sequence[str], minutes: float, seed: int) -> Fitted:
+        cells = with_joined(train, labels)
+        with _quiet() as scvi, tempfile.TemporaryDirectory() as scratch:
+            scvi.settings.seed = seed
+            scvi.model.SCVI.setup_anndata(cells, categorical_covariate_keys=[LABEL] if self.conditional else None)
+            model = scvi.model.SCVI(cells, **self._model)
+            best = _best_epoch()
+            model.train(
+                max_epochs=1_000_000,
+                max_time=timedelta(minutes=minutes),
+                early_stopping=True,
+                early_stopping_monitor=HELD_OUT,
+                plan_kwargs={"n_epochs_kl_warmup": KL_EPOCHS},
+                callbacks=[best],
+                enable_progress_bar=False,
+                default_root_dir=scratch,
+            )
+        if best.state is not None:
+            model.module.load_state_dict(best.state)
+        model.module.eval()
+        kind = _Prior if self.conditional else _Posterior
+        fitted = kind(model, cells, tuple(labels))
+        fitted.facts = {"epochs": len(model.history.get(HELD_OUT, ())), "best_epoch": best.epoch, HELD_OUT: best.value}
+        return fitted
+
+
+class _Vae(Fitted):
+    def __init__(self, model: Any, train: ad.AnnData, labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.train = train
+        self.labels = labels
+        self.rows = rows_by_label(train.obs[LABEL])
+        self.parameters = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+
+    def donors(self, wanted: pd.Series, seed: int) -> np.ndarray:
+        """Return a random training cell of each wanted label, none twice before all were taken once."""
+        rng = np.random.default_rng(seed)
+        chosen = np.empty(len(wanted), int)
+        for label, places in rows_by_label(wanted).items():
+            rounds = -(-len(places) // len(self.rows[label]))
+            chosen[places] = np.concatenate([rng.permutation(self.rows[label]) for _ in range(rounds)])[: len(places)]
+        return chosen
+
+    def generate(self, obs: pd.DataFrame, seed: int) -> ad.AnnData:
+        donors = self.donors(joined(obs, self.labels), seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return cells_of(self.counts(donors), obs, self.train.var_names)
+
+    def counts(self, donors: np.ndarray) -> Any:
+        """Return counts ``(n, G)`` of new cells, each like the training cell in its place of `donors` ``(n,)``."""
+        raise NotImplementedError
+
+
+class _Posterior(_Vae):
+    def counts(self, donors: np.ndarray) -> Any:
+        return self.model.posterior_predictive_sample(indices=donors, batch_size=BATCH).to_scipy_sparse()
+
+
+class _Prior(_Vae):
+    @torch.inference_mode()
+    def counts(self, donors: np.ndarray) -> Any:
+        """Only the donor's label and library size are used."""
+        module = self.model.module
+        registered = self.model.adata_manager.get_from_registry("extra_categorical_covs").to_numpy(np.int64)
+        label = torch.as_tensor(registered[donors], device=module.device)
+        library = np.log(np.asarray(self.train.X.sum(1)))[donors]
+        parts = []
+        for rows in np.array_split(np.arange(len(donors)), -(-len(donors) // BATCH)):
+            drawn = module.generative(
+                z=torch.randn(len(rows), module.n_latent, device=module.device),
+                library=torch.as_tensor(library[rows], dtype=torch.float32, device=module.device),
+                batch_index=torch.zeros(len(rows), 1, dtype=torch.long, device=module.device),
+                cat_covs=label[rows],
+            )
+            parts.append(drawn["px"].sample().cpu().numpy())
+        return np.concatenate(parts)
+
+
+def _best_epoch() -> Any:
+    """Return a callback that remembers the weights with the highest bound on the held-out cells."""
+    from lightning.pytorch.callbacks import Callback
+
+    class BestEpoch(Callback):
+        def __init__(self) -> None:
+            self.value, self.epoch, self.state = None, None, None  # until an epoch is over
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            value = float(trainer.callback_metrics[HELD_OUT])  # the negative bound, in nats a cell
+            if self.value is None or value < self.value:
+                self.value, self.epoch = value, trainer.current_epoch
+                self.state = copy.deepcopy(pl_module.module.state_dict())
+
+    return BestEpoch()
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """Give scvi without its announcements."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import scvi
+
+        for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them too
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield scvi

@@ -1,0 +1,261 @@
+"""The comparison with other generators: one split for all, what each learns, what is kept, the table."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from conftest import make_cells
+
+import wbdit
+from bench.peers import runs
+from bench.peers.__main__ import PEERS, compare
+from bench.peers.baselines import IndependentGenes, PcaGaussian
+from bench.peers.cells import Choice, DataSet
+from bench.peers.diffusion import Diffusion
+from bench.peers.peer import joined
+from bench.peers.runs import Plan, Run
+from bench.peers.table import markdown
+from bench.peers.variational import _Vae
+from wbdit import DiT, InputError, WBDiT
+from wbdit.generator import make_model
+from wbdit.presets import find_preset
+from wbdit.recipe import variable_genes
+
+LABELS = ("type", "condition")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    cells = make_cells(150, 60, ("B", "NK", "T", "unassigned", "B"))
+    cells.obs["condition"] = np.where(np.arange(150) % 2, "stim", "ctrl")
+    cells.obs.loc["cell-0", "type"] = "lonely"
+    path = tmp_path_factory.mktemp("data") / "made.h5ad"
+    cells.write_h5ad(path)
+    return DataSet(path, LABELS)
+
+
+@pytest.fixture(scope="module")
+def split(data):
+    return data.split(Choice(genes=40), 0)
+
+
+def bound_genes(n=600, types=("a", "b")):
+    """Return cells whose genes 0 and 1 rise and fall together within each type, the rest by themselves."""
+    rng = np.random.default_rng(0)
+    code = np.arange(n) % len(types)
+    counts = rng.poisson(20, (n, 8)).astype(np.float32)
+    counts[:, 0] = rng.poisson(rng.gamma(4, 10, n) * (1 + code))
+    counts[:, 1] = counts[:, 0] + rng.poisson(2, n)
+    cells = ad.AnnData(sp.csr_matrix(counts))
+    cells.obs["type"] = np.array(types)[code]
+    return cells
+
+
+# the split
+
+
+def test_the_split_is_shared_and_blind(data, split):
+    names = [set(part.obs_names) for part in (split.train, split.test)]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 150 - 30 - 1
+    whole = ad.read_h5ad(data.path)
+    chosen = variable_genes(whole[split.train.obs_names].X, "counts", 40)
+    assert list(split.train.var_names) == list(split.test.var_names) == list(whole.var_names[chosen])
+    assert list(split.test.obs.columns) == list(LABELS)
+    assert not {"unassigned", "lonely"} & set(split.train.obs["type"])
+    train, test = (joined(part.obs, LABELS).value_counts().sort_index() for part in (split.train, split.test))
+    assert (train == np.ceil((train + test) * 2 / 3)).all()
+    assert len(split.notes) == 3
+
+
+def test_a_seed_is_a_split(data):
+    first, again, other = (data.split(Choice(cells=10), seed) for seed in (0, 0, 1))
+    assert list(first.test.obs_names) == list(again.test.obs_names)
+    assert list(first.test.obs_names) != list(other.test.obs_names)
+    assert first.test.n_obs == 10
+
+
+def test_what_cannot_be_compared_is_refused(data, tmp_path):
+    cells = ad.read_h5ad(data.path)
+    cells.X = cells.X.log1p()
+    cells.write_h5ad(tmp_path / "log.h5ad")
+    with pytest.raises(InputError, match="raw counts"):
+        DataSet(tmp_path / "log.h5ad", LABELS).split(Choice(), 0)
+    with pytest.raises(InputError, match="no such file"):
+        DataSet(tmp_path / "none.h5ad", LABELS).digest()
+    with pytest.raises(InputError, match="no cells are left"):
+        data.split(Choice(leave_out=("ctrl", "stim")), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "labels"),
+    [
+        ("a/b.h5ad", "a/b.h5ad", ("cell_type",)),
+        ("b.h5ad:x, y", "b.h5ad", ("x", "y")),
+        ("C:/b.h5ad", "C:/b.h5ad", ("cell_type",)),
+    ],
+)
+def test_a_file_names_its_columns(text, path, labels):
+    data = DataSet.parse(text, ["cell_type"])
+    assert (data.path.as_posix(), data.labels) == (path, labels)
+
+
+# the peers
+
+
+def correlation(cells):
+    """Return by type how genes 0 and 1 go together."""
+    X = np.log1p(cells.X.toarray())
+    return [np.corrcoef(X[(cells.obs["type"] == name).to_numpy(), :2].T)[0, 1] for name in ("a", "b")]
+
+
+@pytest.mark.parametrize(("peer", "binds"), [(IndependentGenes(), False), (PcaGaussian(), True)])
+def test_baselines_keep_what_they_say(peer, binds):
+    train = bound_genes()
+    wanted = pd.DataFrame({"type": ["b"] * 900 + ["a"] * 1100}, index=[f"cell-{i}" for i in range(2000)])
+    fitted = peer.fit(train, ["type"], 1.0, 0)
+    cells = fitted.generate(wanted, 0)
+    assert cells.obs["type"].tolist() == wanted["type"].tolist()
+    assert list(cells.var_names) == list(train.var_names)
+    assert (cells.X.data == np.rint(cells.X.data)).all()
+    assert cells.X.min() >= 0
+    for name in ("a", "b"):
+        real, made = (np.log1p(x[(x.obs["type"] == name).to_numpy()].X.toarray()) for x in (train, cells))
+        np.testing.assert_allclose(made.mean(0), real.mean(0), atol=0.08)
+        np.testing.assert_allclose(made.std(0), real.std(0), rtol=0.2)
+    assert all(r > 0.9 for r in correlation(train))
+    assert all(r > 0.9 if binds else abs(r) < 0.15 for r in correlation(cells))
+    assert (fitted.generate(wanted, 0).X != cells.X).nnz == 0
+    assert (fitted.generate(wanted, 1).X != cells.X).nnz > 0
+
+
+def test_independent_genes_take_counts_of_their_label():
+    train = bound_genes(40)
+    cells = IndependentGenes().fit(train, ["type"], 1.0, 0).generate(train.obs, 0)
+    for name in ("a", "b"):
+        real, made = (x.X.toarray()[(x.obs["type"] == name).to_numpy()] for x in (train, cells))
+        assert all(set(made[:, gene]) <= set(real[:, gene]) for gene in range(train.n_vars))
+
+
+@pytest.fixture(scope="module")
+def dit(split):
+    return Diffusion("dit", "", "dit").fit(split.train, LABELS, 0.003, 0)
+
+
+def test_diffusion_conditions_on_the_joined_labels(dit, split):
+    assert set(dit.generator.recipe.categories) == set(joined(split.train.obs, LABELS))
+    cells = dit.generate(split.test.obs[:6], 0)
+    assert cells.obs.equals(split.test.obs[:6])
+    assert list(cells.var_names) == list(split.train.var_names)
+    assert dit.facts["steps"] > 0
+    assert dit.parameters > 1e5
+
+
+def test_a_run_knows_its_denoiser(dit, tmp_path):
+    """What is saved with black-box blocks is loaded with them; all else is the preset small."""
+    dit.generator.save(tmp_path / "run")
+    loaded = wbdit.load(tmp_path / "run")
+    assert type(dit.generator.model) is type(loaded.model) is DiT
+    assert (loaded.generate(3, steps=2).X != dit.generator.generate(3, steps=2).X).nnz == 0
+    assert replace(find_preset("dit"), denoiser="wbdit") == find_preset("small")
+    del loaded.config["denoiser"]  # as runs from before there was a choice
+    assert type(make_model(loaded.config)) is WBDiT
+
+
+def test_training_cells_are_redrawn_in_turn():
+    """No training cell is taken twice before all of its label were taken once."""
+    rows = {"a": np.array([3, 5, 8]), "b": np.array([0])}
+    wanted = pd.Series(["a", "b"] * 5)
+    donors = _Vae.donors(SimpleNamespace(rows=rows), wanted, 0)
+    assert sorted(np.bincount(donors[::2], minlength=9)[[3, 5, 8]]) == [1, 2, 2]
+    assert set(donors[1::2]) == {0}
+
+
+@pytest.mark.parametrize("name", ["scvi-posterior", "scvi-prior"])
+def test_scvi(name, split):
+    pytest.importorskip("scvi")
+    fitted = PEERS[name].fit(split.train, LABELS, 0.03, 0)
+    wanted = split.test.obs
+    cells = fitted.generate(wanted, 0)
+    assert cells.obs.equals(wanted)
+    assert (cells.X.data == np.rint(cells.X.data)).all()
+    assert fitted.parameters > 1000
+    assert 0 <= fitted.facts["best_epoch"] <= fitted.facts["epochs"]
+    assert (fitted.generate(wanted, 0).X != cells.X).nnz == 0
+    # library sizes are those of training cells, give or take the draw of the counts
+    totals = [np.asarray(x.X.sum(1)).mean() for x in (cells, split.train)]
+    assert 0.8 < totals[0] / totals[1] < 1.25
+
+
+# what is kept, and the table
+
+
+class Counted(IndependentGenes):
+    fits = 0
+
+    def fit(self, *arguments):
+        self.fits += 1
+        return super().fit(*arguments)
+
+
+@pytest.fixture
+def no_scores(monkeypatch):
+    """Score in no time."""
+    scores = {"metrics": {"w1": {"value": 2.0, "floor": 1.0}}, "n": 20}
+    monkeypatch.setattr(runs, "evaluate", lambda *sets, **options: SimpleNamespace(to_dict=lambda: scores))
+
+
+def test_what_is_kept_is_not_done_again(data, tmp_path, no_scores):
+    peer, plan = Counted(), Plan(Choice(), 1.0, tmp_path)
+    first = Run(data, peer, 0, plan).result(print)
+    assert Run(data, peer, 0, plan).result(print) == first
+    assert peer.fits == 1
+    for run in (Run(data, peer, 1, plan), Run(data, peer, 0, Plan(Choice(), 2.0, tmp_path))):
+        assert run.result(print, kept_only=True) is None
+        run.result(print)
+    assert peer.fits == 3
+    Run(data, peer, 0, plan).result(print, again=True)
+    assert peer.fits == 4
+
+
+def test_kept_cells_are_scored_anew_for_a_new_metric(data, tmp_path, no_scores, monkeypatch):
+    peer, plan = Counted(), Plan(Choice(), 1.0, tmp_path)
+    Run(data, peer, 0, plan).result(print)
+    monkeypatch.setattr(runs, "METRICS", {**runs.METRICS, "new": None})
+    Run(data, peer, 0, plan).result(print)
+    assert peer.fits == 1
+    assert len(list(tmp_path.rglob("*.scores-*.json"))) == 2
+
+
+def test_a_crash_costs_one_run(data, tmp_path, no_scores, monkeypatch):
+    broken = Counted()
+    monkeypatch.setattr(broken, "fit", lambda *arguments: 1 / 0)
+    broken.name = "broken"
+    plan = Plan(Choice(), 1.0, tmp_path)
+    assert compare([Run(data, one, 0, plan) for one in (broken, Counted())], tmp_path, False, False) == [
+        "broken on made, seed 0"
+    ]
+    assert "| independent genes |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_table(data, tmp_path):
+    """Real scores: a floor for each metric, the labels scored by the first column, times beside them."""
+    results = [Run(data, peer, 0, Plan(Choice(genes=30), 1.0, tmp_path)).result(print) for peer in (PcaGaussian(),)]
+    assert set(results[0]["scores"]["per_type"]) <= {"B", "NK", "T"}
+    other = {**results[0], "settings": {**results[0]["settings"], "seed": 1}}
+    other["scores"] = {**other["scores"], "metrics": {"w1": {"value": 9.0, "floor": 5.0}}}
+    lines = markdown([*results, other]).splitlines()
+    assert lines[0] == "### made"
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line
+    }
+    w1 = results[0]["scores"]["metrics"]["w1"]
+    mean, spread = (w1["value"] + 9) / 2, abs(w1["value"] - 9) / 2**0.5
+    assert rows["`w1`"][1] == f"{mean:.2f} ± {spread:.2f}"
+    assert rows["`w2`"] == ["", ""]  # not there for every seed
+    assert rows["measure"] == ["floor", "PCA, Gaussian"]
+    assert {"training, s", "generating, s", "parameters"} <= rows.keys()
