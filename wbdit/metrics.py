@@ -189,7 +189,7 @@ def kernel_mmd(kernel: Array, real_weights: Array, generated_weights: Array) -> 
     ``(...)``: ``w' K w`` with ``w = (real weights, -generated weights)``.
     """
     weights = np.concatenate([real_weights, -generated_weights], axis=-1)
-    return ((weights @ kernel) * weights).sum(axis=-1)
+    return np.maximum(((weights @ kernel) * weights).sum(axis=-1), 0.0)  # rounding can leave -1e-17
 
 
 def mmd_cfgen(real: Array, generated: Array, sigmas: Sequence[float] = CFGEN_SIGMAS) -> float:

@@ -200,9 +200,11 @@ def score_labels(
 
 
 def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
-    """Score nearness to the training cells; the floor has half of the held-out cells in place of the synthetic ones.
+    """Score nearness to the training cells, with the held-out cells in two halves.
 
-    The other half is what the training cells are compared with, for both. ``copies`` looks among all training cells.
+    One half is compared with the training cells, and neither those nor the synthetic cells have a part in the
+    principal components: these are fitted on the other half, which takes the place of the synthetic cells in the floor
+    of ``mia_auc`` and ``dcr_ratio``. ``copies`` looks among all training cells; its floor is the first half.
     """
     names = ("mia_auc", "dcr_ratio", "copies")
     if "train" not in aligned.sets:
@@ -216,18 +218,16 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
     rng = np.random.default_rng([seed, MEMORY])
     rows = [rng.choice(len(pool), m, replace=False) for pool in pools]
     dense = [pool.values[chosen].toarray() for pool, chosen in zip(pools, rows, strict=True)]
-    basis = Basis(*memorisation.fair_basis(dense[0], dense[1]))
+    basis = Basis.fit(Cells(dense[3], None))
     if basis.axes.shape[1] == 0:
         return Comparison(m, {}, {}, dict.fromkeys(names, "undefined for these cells"))
-    near_train, near_heldout, *others = (basis.project(cells) for cells in dense)
+    ours, held, ones, twos = (basis.project(cells) for cells in dense)
     everyone = np.asarray(train.values @ basis.axes - basis.mean @ basis.axes)
     limit = memorisation.copy_distance(everyone, rows[0])
     found = []
-    for cells in others:
-        estimates = families.nearness(
-            near_train, near_heldout, cells, plan.resamples, np.random.default_rng([seed, HALVES])
-        )
-        found.append(estimates | {"copies": proportion(memorisation.copied(cells, everyone, limit))})
+    for cells, candidates in ((ones, ones), (twos, held)):
+        estimates = families.nearness(ours, held, cells, plan.resamples, np.random.default_rng([seed, HALVES]))
+        found.append(estimates | {"copies": proportion(memorisation.copied(candidates, everyone, limit))})
     (scores, reasons), (floor, floor_reasons) = (_defined(estimates, {}) for estimates in found)
     return Comparison(m, scores, floor, reasons | floor_reasons)
 
