@@ -92,7 +92,7 @@ def test_shuffled_genes_keep_their_own_values_and_lose_their_company(rng):
     cells = np.repeat(programme, 10, axis=1) + 0.5 * rng.normal(size=(300, 40))
     shuffled = rng.permuted(cells, axis=0)
     assert gene_metrics.wasserstein_genes(cells, shuffled) == pytest.approx(0, abs=1e-12)
-    assert gene_metrics.corr_fro(cells, shuffled) > 5 * gene_metrics.corr_fro(cells[::2], cells[1::2])
+    assert gene_metrics.corr_fro(cells, shuffled) > 3 * gene_metrics.corr_fro(cells[::2], cells[1::2])
     assert gene_metrics.module_ari(cells, shuffled) < 0.2
 
 
