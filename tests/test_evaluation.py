@@ -94,10 +94,10 @@ def test_copies_of_the_training_cells_stand_exactly_at_the_floor(sets):
     result = quietly(real, train.copy(), train=train, label="kind")
     for name in ("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "scc", "var_r2", "zero_mae", "library_w1", "lfc_slope"):
         assert result.scores[name].value == pytest.approx(result.scores[name].floor, rel=1e-6), name
-    for name, worst in (("mia_auc", 0.9), ("copies", 0.9)):  # and only memorisation sees through it
-        assert result.scores[name].value > worst > 0.65 > result.scores[name].floor
+    for name, bar in (("mia_auc", 0.7), ("copies", 0.9)):  # only memorisation sees it; half of the twins are drawn
+        assert result.scores[name].value > bar > 0.65 > result.scores[name].floor
         assert result.scores[name].grade == "apart"
-    assert result.scores["dcr_ratio"].value < 0.01 < 0.8 < result.scores["dcr_ratio"].floor
+    assert result.scores["dcr_ratio"].value < 0.9 < result.scores["dcr_ratio"].floor
     assert result.scores["copies"].n == 150  # the held-out cells are halved
 
 

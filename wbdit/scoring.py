@@ -205,6 +205,7 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
     One half is compared with the training cells, and neither those nor the synthetic cells have a part in the
     principal components: these are fitted on the other half, which takes the place of the synthetic cells in the floor
     of ``mia_auc`` and ``dcr_ratio``. ``copies`` looks among all training cells; its floor is the first half.
+    The other two see fewer copies where the cells drawn are a small part: a copy counts if its original is drawn too.
     """
     names = ("mia_auc", "dcr_ratio", "copies")
     if "train" not in aligned.sets:
