@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import entropy, pearsonr, spearmanr, wasserstein_distance
 
 from wbdit import gene_metrics
@@ -103,6 +104,8 @@ def test_modules_are_the_programmes(rng):
     cells = rng.normal(size=(200, 10))[:, genes] + 0.3 * rng.normal(size=(200, 60))
     modules = gene_metrics.co_expression_modules(gene_metrics.gene_correlations(cells))
     assert adjusted_rand_score(genes, modules) == 1
+    theirs = fcluster(linkage(np.corrcoef(cells.T), "ward"), 10, criterion="maxclust")
+    assert adjusted_rand_score(theirs, modules) == 1
     assert gene_metrics.module_ari(cells[::2], cells[1::2]) == 1
 
 

@@ -23,7 +23,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 Z = 1.959964  # of 95 %
-AT_MOST = 50  # resamples of a statistic that must go through the cells again; the spread is then known to a tenth
+AT_MOST = 40  # resamples of a statistic that must go through the cells again; the spread is then known to a ninth
 
 
 class Estimate(NamedTuple):
