@@ -99,21 +99,14 @@ def test_generate(folder, wbdit, tmp_path, how, n, labels):
 def test_evaluate(folder, wbdit, tmp_path):
     assert wbdit("generate", folder / "run", "--n", 60, "--steps", 5, "--out", tmp_path / "cells.h5ad")[0] == 0
     code, out, _ = wbdit(
-        *("evaluate", folder / "data.h5ad", tmp_path / "cells.h5ad", "--label", "type", "--out", tmp_path / "report")
+        *("evaluate", folder / "data.h5ad", tmp_path / "cells.h5ad", "--label", "type", "--out", tmp_path / "report"),
+        *("--ignore", "B", "--bootstrap", 4),
     )
     assert code == 0
     names = [
-        "w1",
-        "w2",
-        "mmd_cfgen",
-        "mmd_scdiffusion",
-        "rf_auc",
-        "rf_auc_genes",
-        "scc",
-        "var_r2",
-        "zero_mae",
-        "lfc_slope",
-        "tstr",
+        *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "mmd_raw", "ilisi", "rf_auc", "rf_auc_genes"),
+        *("scc", "pcc", "var_r2", "wasserstein_genes", "kl_hist", "corr_fro", "module_ari"),
+        *("zero_mae", "library_w1", "detected_w1", "lfc_slope"),
     ]
     scores = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]
     for name in names:

@@ -17,17 +17,30 @@ from wbdit.errors import InputError
 
 @dataclass(frozen=True)
 class CellSet:
-    """Cells ready to compare: ``values`` ``(cells, genes)`` CSR float64, ``labels`` ``(cells,)`` of str or None."""
+    """Cells ready to compare.
+
+    Attributes
+    ----------
+    values
+        ``(cells, genes)`` CSR float64.
+    labels
+        ``(cells,)`` of str, or None.
+    depth
+        ``(cells, 2)``: each cell's total counts and detected genes over all shared genes, or None where some set
+        holds no counts.
+    """
 
     values: sp.csr_matrix
     labels: np.ndarray | None
+    depth: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
     def take(self, rows: np.ndarray) -> CellSet:
         """Return the cells at ``rows``."""
-        return CellSet(self.values[rows], None if self.labels is None else self.labels[rows])
+        labels = None if self.labels is None else self.labels[rows]
+        return CellSet(self.values[rows], labels, None if self.depth is None else self.depth[rows])
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
         sentences.setdefault(found, []).append(name)
     notes += [f"{', '.join(names)} cells: {found}" for found, names in sentences.items()]
     space = common_space(spaces, notes)
+    depths = {name: count_depth(matrix) if space == "counts" else None for name, matrix in matrices.items()}
     if space == "counts" or len(set(spaces.values())) > 1:
         matrices = {name: normalise(matrix, spaces[name]) for name, matrix in matrices.items()}
     n_shared = len(genes)
@@ -81,7 +95,9 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
         genes = genes[keep]
         matrices = {name: matrix[:, keep] for name, matrix in matrices.items()}
         notes.append(f"the {len(genes)} most variable of {n_shared} shared genes are used, chosen on the real cells")
-    cells = {name: CellSet(matrices[name], _labels(adata, label)) for name, adata in sets.items()}
+    if space == "counts":
+        notes.append(f"total counts and detected genes are those of the {n_shared} shared genes")
+    cells = {name: CellSet(matrices[name], _labels(adata, label), depths[name]) for name, adata in sets.items()}
     return Aligned(cells, genes, n_shared, space, notes)
 
 
@@ -137,6 +153,11 @@ def normalise(matrix: sp.csr_matrix, space: Space) -> sp.csr_matrix:
     totals = np.asarray(linear.sum(axis=1)).ravel()
     factors = np.divide(recipe.TARGET_SUM, totals, out=np.zeros_like(totals), where=totals > 0)
     return sp.csr_matrix(sp.diags(factors) @ linear).log1p()
+
+
+def count_depth(counts: sp.csr_matrix) -> np.ndarray:
+    """Return each cell's total and its number of genes above zero, ``(cells, 2)``."""
+    return np.column_stack([np.asarray(counts.sum(axis=1)).ravel(), np.asarray((counts > 0).sum(axis=1)).ravel()])
 
 
 def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndarray:

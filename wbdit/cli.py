@@ -111,8 +111,12 @@ def generate(
 @click.argument("synthetic", type=FILE)
 @click.option("--train", type=FILE, help="The cells trained on: they make the floor. Without, REAL is halved.")
 @click.option("--label", help="Column of obs with the labels.")
+@click.option(
+    "--ignore", multiple=True, metavar="LABEL", help="A label that is no type, such as unassigned; repeatable."
+)
+@click.option("--bootstrap", type=int, default=200, show_default=True, help="Resamples for the intervals; 0 for none.")
 @click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
-def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path) -> None:
+def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path, **options: Any) -> None:
     """Compare SYNTHETIC.h5ad with held-out REAL.h5ad, every figure beside its real-against-real floor."""
     from wbdit import evaluation
     from wbdit.cells import read_h5ad
@@ -122,7 +126,7 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     check_writable(out / "report.html")
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
-    result = evaluation.evaluate(*cells, train=trained_on, label=label)
+    result = evaluation.evaluate(*cells, train=trained_on, label=label, **options)
     facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
     _say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)

@@ -15,12 +15,14 @@ from tqdm import tqdm
 from wbdit.alignment import Aligned, align
 from wbdit.cells import Space
 from wbdit.errors import InputError, need_extra
+from wbdit.families import Estimates
 from wbdit.figure_data import FigureData
-from wbdit.scorecard import METRICS, Score, Verdict, format_table, judge
-from wbdit.scoring import MIN_PER_TYPE, STAGES_PER_SEED, SeedRun, run_seed
+from wbdit.intervals import Estimate
+from wbdit.metric_table import METRICS
+from wbdit.scorecard import Score, Verdict, format_table, judge
+from wbdit.scoring import MIN_CELLS, MIN_PER_TYPE, STAGES_PER_SEED, Comparison, Plan, SeedRun, run_seed
 from wbdit.version import installed_version
 
-MIN_CELLS = 20  # fewer leave a forest with nothing to hold out
 TRAIN_FLOOR = "real training cells against real held-out cells"
 HALVES_FLOOR = "one random half of the real cells against the other half"
 PACKAGES = ("wbdit", "numpy", "scipy", "scikit-learn", "anndata", "scanpy", "POT", "umap-learn")
@@ -35,7 +37,8 @@ class Evaluation:
     scores
         Overall, by metric.
     per_type
-        ``w1``, ``w2`` and ``mmd_cfgen`` by label, each with its own floor and n.
+        By label, what few cells can tell: ``w1``, ``w2``, ``mmd_cfgen``, ``scc``, ``zero_mae`` and ``library_w1``, each
+        with its own floor and n.
     omitted
         Why a metric is not there.
     notes
@@ -67,7 +70,8 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return what goes into ``metrics.json``: plain values, no arrays."""
         described = {
-            name: {"title": score.metric.title, "family": score.metric.family, **score.to_dict()}
+            name: {"title": score.metric.title, "group": score.metric.group, "family": score.metric.family}
+            | score.to_dict()
             | {"sentence": score.metric.sentence}
             for name, score in self.scores.items()
         }
@@ -113,6 +117,8 @@ def evaluate(
     n_cells: int = 1000,
     n_genes: int = 2000,
     seeds: Sequence[int] = (0, 1, 2),
+    bootstrap: int = 200,
+    ignore: Sequence[str] = (),
     progress: bool = True,
 ) -> Evaluation:
     """Compare synthetic cells with held-out real ones, every metric beside its floor.
@@ -128,7 +134,7 @@ def evaluate(
     synthetic
         Generated cells.
     train
-        The cells that the generator was trained on.
+        The cells that the generator was trained on; without them nothing is said of memorisation.
     label
         Column of ``obs`` with the labels, in every set.
     n_cells
@@ -137,6 +143,11 @@ def evaluate(
         Most variable genes to use.
     seeds
         Each draws (and splits) anew.
+    bootstrap
+        Resamples for the 95 % intervals, 0 for none: halves without replacement, see :mod:`wbdit.intervals`.
+    ignore
+        Labels that are no type, such as ``"unassigned"``: their cells stay out of the metrics by label and of
+        ``lfc_slope`` and ``tstr``, not out of the others.
     progress
         Show a bar on stderr.
 
@@ -148,19 +159,24 @@ def evaluate(
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds or min(seeds) < 0 or n_cells < MIN_CELLS or n_genes < 2:
         raise InputError(f"needed: one seed or more (0 or above), n_cells of {MIN_CELLS} or more, n_genes of 2 or more")
+    if bootstrap < 0 or bootstrap == 1:
+        raise InputError(f"bootstrap is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
     aligned = align(sets, label=label, n_genes=n_genes)
     n = _equal_size(aligned, n_cells)
-    notes = [*aligned.notes, *_cautions(aligned, n, label)]
+    plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore))
+    notes = [*aligned.notes, *_cautions(aligned, plan, label)]
     # threads gain little on matrices this small, and lose a lot where other programs share the cores
     with _one_blas_thread(), _progress_bar(len(seeds) * STAGES_PER_SEED, progress) as announce:
-        runs = [run_seed(aligned, n, n_cells, seed, announce) for seed in seeds]
-    omitted = {name: reason for run in runs for name, reason in run.omitted.items()}
-    per_type = _type_scores(runs, seeds)
-    if few := sorted(_label_names(aligned)["real"] - set(per_type)):
+        runs = [run_seed(aligned, plan, seed, announce) for seed in seeds]
+    parts = {"overall": [run.overall for run in runs], "memory": [run.memory for run in runs]}
+    omitted = {name: reason for rows in parts.values() for row in rows for name, reason in row.omitted.items()}
+    found = {name: score for rows in parts.values() for name, score in _scores(rows, seeds, bootstrap > 0).items()}
+    per_type = _type_scores(runs, seeds, bootstrap > 0)
+    if few := sorted(_label_names(aligned)["real"] - set(per_type) - set(plan.ignored)):
         notes.append(f"not scored by type, with fewer than {MIN_PER_TYPE} cells in a set: {', '.join(few)}")
     return Evaluation(
-        scores=_overall_scores(runs, n, seeds, omitted),
+        scores={name: found[name] for name in METRICS if name in found},
         per_type=per_type,
         omitted=omitted,
         notes=notes,
@@ -186,17 +202,32 @@ def _equal_size(aligned: Aligned, n_cells: int) -> int:
     return min(n_cells, shares[smallest])
 
 
-def _cautions(aligned: Aligned, n: int, label: str | None) -> list[str]:
+def _ignored(aligned: Aligned, label: str | None, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels to ignore; refuse those that no cell has."""
+    ignored = tuple(dict.fromkeys(map(str, ignore)))
+    if ignored and label is None:
+        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: name it")
+    known = set().union(*_label_names(aligned).values())
+    if unknown := [name for name in ignored if name not in known]:
+        raise InputError(
+            f"no cell is labelled {unknown[0]!r}, to be ignored; the labels are: {', '.join(sorted(known))}"
+        )
+    return ignored
+
+
+def _cautions(aligned: Aligned, plan: Plan, label: str | None) -> list[str]:
     """Return what a reader of the figures should keep in mind; refuse sets without a label in common."""
     notes = []
-    whole = [name for name, cells in aligned.sets.items() if len(cells) == n]
+    whole = [name for name, cells in aligned.sets.items() if len(cells) == plan.n]
     if whole:
         notes.append(
             f"every seed draws all of the {' and '.join(whole)} cells, so the spread over the seeds understates chance"
         )
     if label is None:
         return notes
-    found = _label_names(aligned)
+    if plan.ignored:
+        notes.append(f"left out of everything taken by label: cells labelled {', '.join(plan.ignored)}")
+    found = {name: names - set(plan.ignored) for name, names in _label_names(aligned).items()}
     for name, names in found.items():
         if not names & found["real"]:
             raise InputError(f"real and {name} cells have no label of {label!r} in common")
@@ -212,37 +243,30 @@ def _label_names(aligned: Aligned) -> dict[str, set[str]]:
     return {name: set(() if cells.labels is None else map(str, cells.labels)) for name, cells in aligned.sets.items()}
 
 
-def _overall_scores(runs: list[SeedRun], n: int, seeds: tuple[int, ...], omitted: dict[str, str]) -> dict[str, Score]:
+def _scores(runs: Sequence[Comparison], seeds: tuple[int, ...], with_intervals: bool) -> dict[str, Score]:
+    """Return a score for each metric that every seed could take, of the synthetic cells and of the floor."""
+
+    def seen(estimates: Estimates, name: str) -> Estimate:
+        return estimates[name] if with_intervals else Estimate(estimates[name].value)
+
+    taken = [name for name in runs[0].synthetic if all(name in run.synthetic and name in run.floor for run in runs)]
     return {
-        name: Score(
-            metric,
-            tuple(run.synthetic[name] for run in runs),
-            tuple(run.floor[name] for run in runs),
-            n,
+        name: Score.of(
+            METRICS[name],
+            [seen(run.synthetic, name) for run in runs],
+            [seen(run.floor, name) for run in runs],
+            min(run.n for run in runs),
             seeds,
         )
-        for name, metric in METRICS.items()
-        if name not in omitted
+        for name in taken
+        if not any(name in run.omitted for run in runs)
     }
 
 
-def _type_scores(runs: list[SeedRun], seeds: tuple[int, ...]) -> dict[str, dict[str, Score]]:
+def _type_scores(runs: list[SeedRun], seeds: tuple[int, ...], with_intervals: bool) -> dict[str, dict[str, Score]]:
     """Return scores by type, for types that every seed could score."""
     scored = [name for name in runs[0].per_type if all(name in run.per_type for run in runs)]
-    rows = {name: [run.per_type[name] for run in runs] for name in scored}
-    return {
-        name: {
-            metric: Score(
-                METRICS[metric],
-                tuple(row.synthetic[metric] for row in row_of_seeds),
-                tuple(row.floor[metric] for row in row_of_seeds),
-                min(row.n for row in row_of_seeds),
-                seeds,
-            )
-            for metric in row_of_seeds[0].synthetic
-        }
-        for name, row_of_seeds in rows.items()
-    }
+    return {name: _scores([run.per_type[name] for run in runs], seeds, with_intervals) for name in scored}
 
 
 @contextmanager

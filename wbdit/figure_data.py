@@ -17,10 +17,11 @@ NEIGHBOURS = 15
 
 
 class Cells(NamedTuple):
-    """A draw of cells: ``values`` ``(n, genes)`` dense float64, ``labels`` ``(n,)`` or None."""
+    """A draw of cells: ``values`` ``(n, genes)`` dense float64, ``labels`` ``(n,)``, ``depth`` ``(n, 2)``, or None."""
 
     values: np.ndarray
     labels: np.ndarray | None
+    depth: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

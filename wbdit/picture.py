@@ -16,6 +16,11 @@ from wbdit.scorecard import Score, format_pair
 
 REAL, SYNTHETIC, OTHER, INK, SOFT, LINE = "#1c62b0", "#d9650a", "#a3a7ad", "#1d1e22", "#5b5f69", "#dfdcd4"
 GRADE_COLOURS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}
+# the scorecard has room for about a dozen lines
+SHOWN = (
+    *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "scc", "var_r2", "zero_mae"),
+    *("lfc_slope", "tstr", "mia_auc"),
+)
 TYPE_COLOURS = (
     *("#332288", "#cc6677", "#117733", "#d9a800", "#44aadd", "#882255"),
     *("#44aa99", "#999933", "#aa4499", "#661100", "#6699cc", "#777777"),
@@ -41,7 +46,8 @@ def write_picture(evaluation: Evaluation, path: str | Path) -> Path:
     figure = Figure(figsize=(13, 8.4), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     _draw_maps(evaluation, figure.add_axes((0.03, 0.535, 0.29, 0.395)), figure.add_axes((0.345, 0.535, 0.29, 0.395)))
-    _draw_scores(list(evaluation.scores.values()), figure.add_axes((0.785, 0.555, 0.2, 0.375)))
+    chosen = [score for name, score in evaluation.scores.items() if name in SHOWN]
+    _draw_scores(chosen, figure.add_axes((0.785, 0.555, 0.2, 0.375)))
     _draw_genes(evaluation, [figure.add_axes((0.055 + 0.327 * i, 0.07, 0.275, 0.3)) for i in range(3)])
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -13,8 +13,9 @@ from wbdit.errors import need_extra
 from wbdit.evaluation import Evaluation
 from wbdit.figure_data import FigureData
 from wbdit.files import write_atomically
+from wbdit.metric_table import METRICS, Metric
 from wbdit.picture import write_picture
-from wbdit.scorecard import Score, format_against, format_best, format_pair, format_value
+from wbdit.scorecard import Score, by_group, format_against, format_best, format_intervals, format_pair, format_value
 
 __all__ = ["write_picture", "write_report"]
 
@@ -71,8 +72,11 @@ def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:
         evaluation=evaluation,
         verdict=evaluation.verdict,
         seeds=", ".join(map(str, evaluation.seeds)),
-        rows=[_row(score) for score in evaluation.scores.values()],
-        type_rows=[(name, [_row(score) for score in row.values()]) for name, row in evaluation.per_type.items()],
+        groups={title: [_row(score) for score in rows] for title, rows in by_group(evaluation.scores).items()},
+        type_metrics=_type_metrics(evaluation),
+        type_rows=[
+            (name, {metric: _row(score) for metric, score in row.items()}) for name, row in evaluation.per_type.items()
+        ],
         maps=_maps(data),
         panels=_panels(evaluation, data),
         marks=GRADE_MARKS,
@@ -82,10 +86,13 @@ def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:
 def _row(score: Score) -> dict[str, Any]:
     """Return what the tables show of a score."""
     value, floor = format_pair(score)
+    interval, floor_interval = format_intervals(score)
     return {
         "metric": score.metric,
         "value": value,
         "floor": floor,
+        "interval": interval,
+        "floor_interval": floor_interval,
         "short_value": value.split(" ")[0],
         "short_floor": floor.split(" ")[0],
         "against": format_against(score).replace("-", "\N{MINUS SIGN}"),
@@ -96,6 +103,12 @@ def _row(score: Score) -> dict[str, Any]:
         "position": f"{100 * _gauge_position(score):.1f}",
         "n": score.n,
     }
+
+
+def _type_metrics(evaluation: Evaluation) -> list[Metric]:
+    """Return the metrics that some type has, in the order of the table."""
+    taken = {name for row in evaluation.per_type.values() for name in row}
+    return [metric for name, metric in METRICS.items() if name in taken]
 
 
 def _gauge_position(score: Score) -> float:

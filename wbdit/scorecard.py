@@ -1,108 +1,26 @@
-"""What each metric means, what is best, and what its distance from the real-against-real floor says."""
+"""Scores beside their floors, and what they say: grades, a verdict in words, a table."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from wbdit.intervals import Estimate
+from wbdit.metric_table import GROUPS, Metric
 
 Grade = Literal["at the floor", "close", "apart"]
 GRADES: tuple[Grade, ...] = ("at the floor", "close", "apart")
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A metric and how to read it.
-
-    ``near`` and ``far`` are reading aids, not tests: how much worse than the floor a value may be and still
-    count as ``"at the floor"`` or ``"close"``. They are ratios to the floor where ``compare`` is ``"ratio"``,
-    differences otherwise. Few cells make some metrics jump by chance: ``near`` is then ``chance / sqrt(n)``,
-    about two standard errors, where that is more.
-    """
-
-    name: str
-    title: str
-    family: str
-    best: float
-    direction: Literal["lower", "higher", "nearest"]
-    compare: Literal["ratio", "difference"]
-    near: float
-    far: float
-    sentence: str
-    trust: str
-    caution: str
-    chance: float = 0.0
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "w1", "Wasserstein-1", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
-            "How far, on average, cells must be moved to turn one set into the other (30 principal components).",
-            "cells lie where real cells lie", "cells lie away from where real cells lie",
-        ),
-        Metric(
-            "w2", "Wasserstein-2", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
-            "The same with squared distances, so that outlying cells weigh more.",
-            "no cells stray further than real ones do", "some cells stray far from the real ones",
-        ),
-        Metric(
-            "mmd_cfgen", "MMD, fixed widths", "CFGen", 0.0, "lower", "ratio", 1.3, 2.5,
-            "How differently dense the two sets are, on five fixed length scales (30 principal components).",
-            "cells are as dense as real ones everywhere", "cells crowd and thin out in other places than real ones",
-        ),
-        Metric(
-            "mmd_scdiffusion", "MMD, data widths", "scDiffusion", 0.0, "lower", "ratio", 1.5, 3.0,
-            "The same on length scales taken from the cells (50 joint components): sensitive to a common shift.",
-            "the cloud as a whole is in place", "the cloud as a whole is shifted or misshapen",
-        ),
-        Metric(
-            "rf_auc", "Forest on components", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
-            "How well a random forest tells synthetic from real by 50 components: 0.5 is a coin toss, 1 is always.",
-            "a forest cannot tell them by their principal components", "a forest tells them by their components", 1.6,
-        ),
-        Metric(
-            "rf_auc_genes", "Forest on genes", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
-            "The same on the genes themselves: the hardest test here, it sees zeros and whole numbers.",
-            "a forest cannot tell them even by single genes", "a forest tells them by single genes", 1.6,
-        ),
-        Metric(
-            "scc", "Gene means, rank", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
-            "Whether the genes' mean expression comes in the real order (Spearman correlation).",
-            "genes have their real mean expression", "some genes are expressed too much or too little",
-        ),
-        Metric(
-            "var_r2", "Gene variances", "", 1.0, "higher", "difference", 0.025, 0.12,
-            "How much of the genes' variance is reproduced (coefficient of determination, 1 is all of it).",
-            "genes vary as much as they should", "genes vary too little or too much",
-        ),
-        Metric(
-            "zero_mae", "Zero fractions", "", 0.0, "lower", "ratio", 1.25, 2.5,
-            "How far the share of cells without a gene is off, averaged over genes.",
-            "genes are absent as often as they should be", "genes are absent too often or too rarely",
-        ),
-        Metric(
-            "lfc_slope", "Fold changes", "", 1.0, "nearest", "difference", 0.06, 0.15,
-            "Generated against real log fold changes between types: under 1, the types differ too little.",
-            "types differ as strongly as they should", "the differences between types have the wrong strength", 1.2,
-        ),
-        Metric(
-            "tstr", "Train synthetic, test real", "", 1.0, "higher", "difference", 0.04, 0.12,
-            "Accuracy on real cells of a label classifier that saw synthetic cells only; the floor saw real ones.",
-            "labels learned from them hold for real cells", "labels learned from them fail on real cells", 1.0,
-        ),
-    )
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Score:
     """One metric of the synthetic cells beside its floor, a value for each seed.
 
-    ``n`` is the number of cells in each set; ``values`` and ``floor_values`` follow ``seeds``.
+    ``n`` is the number of cells in each set; ``values``, ``floor_values`` and the intervals follow ``seeds``.
     """
 
     metric: Metric
@@ -110,12 +28,42 @@ class Score:
     floor_values: tuple[float, ...]
     n: int
     seeds: tuple[int, ...]
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+    floor_intervals: tuple[tuple[float, float] | None, ...] = ()
     value: float = field(init=False)
     floor: float = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", float(np.mean(self.values)))
         object.__setattr__(self, "floor", float(np.mean(self.floor_values)))
+
+    @classmethod
+    def of(
+        cls, metric: Metric, synthetic: Sequence[Estimate], floor: Sequence[Estimate], n: int, seeds: tuple[int, ...]
+    ) -> Score:
+        """Gather the estimates of all seeds."""
+        return cls(
+            metric,
+            tuple(each.value for each in synthetic),
+            tuple(each.value for each in floor),
+            n,
+            seeds,
+            tuple(each.interval for each in synthetic),
+            tuple(each.interval for each in floor),
+        )
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the value, None where there is none.
+
+        The mean of the seeds' intervals: seeds share most of their cells, so more of them do not narrow it.
+        """
+        return self._mean_interval(self.intervals)
+
+    @property
+    def floor_interval(self) -> tuple[float, float] | None:
+        """95 % interval of the floor, as :attr:`interval`."""
+        return self._mean_interval(self.floor_intervals)
 
     @property
     def spread(self) -> float | None:
@@ -167,13 +115,22 @@ class Score:
         away = {"lower": value - self.metric.best, "higher": self.metric.best - value}
         return max(away[self.metric.direction], 0.0) if self.metric.direction in away else abs(value - self.metric.best)
 
+    def _mean_interval(self, intervals: tuple[tuple[float, float] | None, ...]) -> tuple[float, float] | None:
+        known = [interval for interval in intervals if interval is not None]
+        if not known or len(known) < len(intervals):
+            return None
+        low, high = np.clip(np.mean(known, axis=0), self.metric.low, self.metric.high)
+        return float(low), float(high)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
             "value": self.value,
+            "interval": self.interval,
             "spread": self.spread,
             "values": list(self.values),
             "floor": self.floor,
+            "floor_interval": self.floor_interval,
             "floor_spread": self.floor_spread,
             "floor_values": list(self.floor_values),
             "ratio": self.ratio,
@@ -246,6 +203,16 @@ def format_pair(score: Score) -> tuple[str, str]:
     return words(score.value, score.spread), words(score.floor, score.floor_spread)
 
 
+def format_intervals(score: Score) -> tuple[str, str]:
+    """Return the 95 % intervals of the value and of the floor, as :func:`format_pair` rounds; "" for none."""
+    like = min(abs(score.value), abs(score.floor))
+
+    def words(interval: tuple[float, float] | None) -> str:
+        return "" if interval is None else " to ".join(format_value(end, like) for end in interval)
+
+    return words(score.interval), words(score.floor_interval)
+
+
 def format_against(score: Score) -> str:
     """Return how the value stands to its floor: a ratio or a signed difference."""
     return f"{score.ratio:.2f}×" if score.ratio is not None else f"{score.difference:+.3f}"
@@ -257,24 +224,32 @@ def format_best(metric: Metric) -> str:
     return f"{metric.best:g} ({way})"
 
 
+def by_group(scores: dict[str, Score]) -> dict[str, list[Score]]:
+    """Return the scores under the titles of their groups, empty groups left out."""
+    grouped = {title: [s for s in scores.values() if s.metric.group == group] for group, title in GROUPS.items()}
+    return {title: members for title, members in grouped.items() if members}
+
+
 def format_table(scores: dict[str, Score]) -> str:
-    """Return aligned plain text, a row a metric."""
-    head = ("metric", "synthetic", "floor", "against floor", "best", "n", "reading")
-    rows = [
-        (
-            name,
-            *format_pair(score),
-            format_against(score),
-            format_best(score.metric),
-            str(score.n),
-            score.grade,
-        )
-        for name, score in scores.items()
-    ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    """Return aligned plain text, a row a metric, group by group."""
+    head = ("metric", "synthetic", "95 %", "floor", "95 %", "against floor", "best", "n", "reading")
+    grouped = {title: [_table_row(score) for score in members] for title, members in by_group(scores).items()}
+    rows = [head, *(row for members in grouped.values() for row in members)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+    lines = [line(head), line(["-" * width for width in widths])]
+    for title, members in grouped.items():
+        lines += ["", f"[{title}]", *map(line, members)]
+    return "\n".join(lines)
+
+
+def _table_row(score: Score) -> tuple[str, ...]:
+    (value, floor), (interval, floor_interval) = format_pair(score), format_intervals(score)
+    against, best = format_against(score), format_best(score.metric)
+    return (score.metric.name, value, interval, floor, floor_interval, against, best, str(score.n), score.grade)
 
 
 def _odds(scores: dict[str, Score]) -> str:

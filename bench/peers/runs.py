@@ -20,7 +20,7 @@ from bench.peers.peer import Peer
 from wbdit.cells import read_h5ad
 from wbdit.evaluation import evaluate
 from wbdit.files import write_atomically, write_h5ad
-from wbdit.scorecard import METRICS
+from wbdit.metric_table import METRICS
 
 FORMAT = 1
 Result = dict[str, Any]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from wbdit.scorecard import METRICS, format_value
+from wbdit.metric_table import METRICS
+from wbdit.scorecard import format_value
 
 Result = dict[str, Any]
 
