@@ -38,6 +38,9 @@ def launches(
     samples, alpha = torch.zeros(batch, dtype=torch.int64), wide(batch)
     parts, matrices = [wide(batch, d) for _ in range(8)], [low(d, d)]
     blocks = (x, parts, matrices, matrices, [bias], matrices, heads, 0.1, 0.1, 1e-6)
+    genes, levels = wide(batch, 2000), wide(2000, 27)
+    level_tables = (alpha, alpha, levels, levels, levels, wide(27), torch.ones(2000, dtype=torch.int32))
+    target = torch.zeros(batch, 2000, dtype=torch.uint8)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
     return {
         "adaln": lambda: fused.adaln(x, shift, scale, 1e-6, dtype),
@@ -56,6 +59,9 @@ def launches(
         "noising": lambda: fused.noising(cells, cells, alpha, alpha),
         "sampler_step": lambda: fused.sampler_step(cells, cells, cells, None, None, samples, *scalars),
         "normal": lambda: fused.normal(7, samples, 3, 2000),
+        "count_mean": lambda: fused.count_mean(genes, genes, genes, *level_tables),
+        "count_nll": lambda: fused.count_nll(genes, genes, genes, *level_tables, target),
+        "count_nll_backward": lambda: fused.count_nll_backward(genes, genes, genes, genes, *level_tables, target),
     }
 
 

@@ -41,6 +41,32 @@ class Draw:
     def dictionary(self) -> Tensor:
         return self.normal(self.d, self.d) / self.d**0.5
 
+    def counts(self) -> Values:
+        """Two to 27 levels a gene, some ten on average, and cells noised from levels that they may be of."""
+        cells, genes, levels = self.config.batch, self.config.model["input_size"], 27
+        drawn = {
+            name: torch.rand(shape, generator=self.generator, dtype=torch.float64)
+            for name, shape in (
+                ("sizes", (genes,)),
+                ("weight", (cells, genes)),
+                ("target", (cells, genes)),
+                ("sigma", (cells,)),
+            )
+        }
+        counts = torch.arange(levels, dtype=torch.float64)
+        sizes = (2 - 8 * drawn["sizes"].log()).int().clamp(max=levels)
+        values = torch.log1p(counts) * (0.5 + self.normal(genes, 1).sigmoid())
+        target = (drawn["target"] * sizes).byte()
+        sigma = 0.05 + 0.95 * drawn["sigma"]
+        alpha = (1 - sigma**2).sqrt()
+        clean = torch.take_along_dim(values, target.long().T, 1).T
+        return {
+            "x": alpha[:, None] * clean + sigma[:, None] * self.normal(cells, genes),
+            **{"eta": 0.3 * self.normal(cells, genes), "weight": drawn["weight"], "alpha": alpha, "sigma": sigma},
+            **{name: self.normal(genes, levels) - 0.1 * counts for name in ("base0", "base1")},
+            **{"values": values, "counts": counts, "sizes": sizes, "target": target},
+        }
+
     def sparse_coding(self) -> Values:
         """Tokens that stay clear of the threshold: at it, the last bit decides between two gradients."""
         folded = ops.fold(self.dictionary())
@@ -59,6 +85,7 @@ class Operation:
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     precisions: tuple[str, ...] = ("fp32", "bf16")
     gradient: bool = True
+    fixed: tuple[str, ...] = ()  # inputs that take no gradient
     count: Callable[[flops.Sizes], int] | None = None
     gradient_count: Callable[[flops.Sizes], int] | None = None
 
@@ -67,8 +94,14 @@ class Operation:
         return out if isinstance(out, tuple) else (out,)
 
     def differentiate(self, values: Values) -> tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor, ...]]]:
-        """Return the outputs, and a step that computes the gradients of all floating inputs from the kept forward."""
-        leaves = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in values.items()}
+        """Return the outputs, and a step that computes the gradients of all floating inputs from the kept forward.
+
+        Inputs that are `fixed` have none.
+        """
+        leaves = {
+            k: v.clone().requires_grad_() if v.is_floating_point() and k not in self.fixed else v
+            for k, v in values.items()
+        }
         outs = self.run(leaves)
         generator = torch.Generator().manual_seed(2)
         upstream = [torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in outs]
@@ -176,6 +209,20 @@ OPERATIONS = _by_name(
             drawing_step,
             precisions=("fp32",),
             gradient=False,
+        ),
+        Operation(
+            "count_mean",
+            lambda n: {k: v for k, v in n.counts().items() if k != "target"},
+            lambda **v: ops.count_mean(**v),
+            precisions=("fp32",),
+            gradient=False,
+        ),
+        Operation(
+            "count_nll",
+            lambda n: n.counts(),
+            lambda **v: ops.count_nll(**v),
+            precisions=("fp32",),
+            fixed=("x", "alpha", "sigma", "values", "counts"),
         ),
         Operation(
             "normal",

@@ -27,17 +27,6 @@ static void philox(uint32_t first, const Address& at, uint32_t sample_low, uint3
   }
 }
 
-// ln(u) of a positive normal number: ln 2 times its exponent, and 2 artanh(s) for the rest, m = (1 + s) / (1 - s) within
-// sqrt(1/2) and sqrt(2), by its series; the first term left out is 4e-9.
-static inline float natural_log(float u) {
-  const uint32_t bits = std::bit_cast<uint32_t>(u);
-  const int32_t exponent = static_cast<int32_t>(bits - 0x3F3504F3u) >> 23;  // of sqrt(1/2)
-  const float m = std::bit_cast<float>(bits - (static_cast<uint32_t>(exponent) << 23));
-  const float s = (m - 1) / (m + 1), q = s * s;
-  const float series = 2 * s * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q * (1 / 9.f)))));
-  return static_cast<float>(exponent) * 0.693147180559945f + series;
-}
-
 // Box and Muller: a pair of normal numbers from two words, 24 bits of each.
 static inline void box_muller(uint32_t radius, uint32_t angle, float& first, float& second) {
   const float u = static_cast<float>(static_cast<int32_t>(radius >> 8) + 1) * 0x1p-24f;

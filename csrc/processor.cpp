@@ -78,6 +78,16 @@ STABLE_TORCH_LIBRARY(wbdit_csrc, m) {
       "sampler_step(Tensor x, Tensor out, Tensor? previous, Tensor? earlier, Tensor? noise, Tensor? samples, "
       "Tensor(a!) new, float a, float b, float c, float d, float e, float clamp_min, int seed, int step) -> ()");
   m.def("normal(Tensor samples, Tensor(a!) out, int seed, int step) -> ()");
+  m.def(
+      "count_mean(Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0, Tensor base1, "
+      "Tensor values, Tensor counts, Tensor sizes, Tensor(a!) mean) -> ()");
+  m.def(
+      "count_nll(Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0, Tensor base1, "
+      "Tensor values, Tensor counts, Tensor sizes, Tensor target, Tensor(a!) nll) -> ()");
+  m.def(
+      "count_nll_backward(Tensor dnll, Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0, "
+      "Tensor base1, Tensor values, Tensor counts, Tensor sizes, Tensor target, Tensor(a!) deta, Tensor(b!) dweight, "
+      "Tensor(c!) dbase0, Tensor(d!) dbase1) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CompositeExplicitAutograd, m) { m.impl("processor_level", TORCH_BOX(&level)); }

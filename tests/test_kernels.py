@@ -37,8 +37,11 @@ def rand(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, generator=generator).to(dtype)
 
 
-def check(function, inputs, tolerance, seed=100):
-    """Compare outputs and gradients of `function` with those of its reference in fp64 at the same inputs."""
+def check(function, inputs, tolerance, seed=100, least=1e-3):
+    """Compare outputs and gradients of `function` with those of its reference in fp64 at the same inputs.
+
+    The errors allowed are `tolerance` times a tensor's norm, or `least` where it has less.
+    """
     low = [t.detach().requires_grad_() for t in inputs]
     wide = [t.detach().double().requires_grad_() for t in inputs]
     out, expected = _tuple(function(*low)), _tuple(function(*wide))
@@ -48,7 +51,7 @@ def check(function, inputs, tolerance, seed=100):
     for value, right in zip((*out, *grads), (*expected, *wanted), strict=True):
         value, right = value.detach().double(), right.detach()
         assert value.isfinite().all()
-        assert (value - right).norm() <= tolerance * max(right.norm(), 1e-3)
+        assert (value - right).norm() <= tolerance * max(right.norm(), least)
 
 
 def _tuple(value):
@@ -287,7 +290,91 @@ def test_sampler_step_draws_its_noise():
     assert torch.equal(alone, drawn[2:3])
 
 
+# counts of a few levels a gene
+
+
+def count_inputs(cells, genes, levels, sigma=None, seed=0):
+    """Return a gene's tables, NaN at the levels that it does not have, and cells noised from levels that it has."""
+    draws = torch.Generator().manual_seed(seed)
+    rows = torch.arange(levels)
+    counts = torch.where(rows < 9, rows, 8 * 1.4 ** (rows - 8)).round()
+    sizes = (1 + torch.rand(genes, generator=draws) * levels).int().clamp(max=levels)
+    absent = rows >= sizes[:, None]
+    values = torch.log1p(counts) * (0.5 + torch.rand(genes, 1, generator=draws))
+    base = [torch.randn(genes, levels, generator=draws) - 0.1 * counts for _ in range(2)]
+    base0, base1, values = (t.masked_fill(absent, torch.nan) for t in (*base, values))
+    target = (torch.rand(cells, genes, generator=draws) * sizes).to(torch.uint8)
+    sigma = 0.05 + 0.95 * torch.rand(cells, generator=draws) if sigma is None else torch.full((cells,), sigma)
+    alpha = (1 - sigma**2).sqrt()
+    clean = torch.take_along_dim(values, target.long().T, 1).T
+    x = alpha[:, None] * clean + sigma[:, None] * torch.randn(cells, genes, generator=draws)
+    eta, weight = 0.3 * torch.randn(cells, genes, generator=draws), torch.rand(cells, genes, generator=draws)
+    return x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes, target
+
+
+def check_counts(inputs, tolerance):
+    x, eta, weight, alpha, sigma, base0, base1, *rest, sizes, target = inputs
+
+    def both(eta, weight, base0, base1):
+        given = *(t.to(eta.dtype) for t in (alpha, sigma)), base0, base1, *(t.to(eta.dtype) for t in rest), sizes
+        given = x.to(eta.dtype), eta, weight, *given
+        with torch.no_grad():
+            mean = ops.count_mean(*given)
+        return torch.stack((ops.count_nll(*given, target), mean))
+
+    check(both, [eta, weight, base0, base1], tolerance, least=0.1)  # a level alone has the likelihood 1
+
+
+# cells: one, less and more than two vectors, more than a strip; genes and levels too
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 130, 27), (3, 5, 2), (17, 5, 64), (64, MANY, 27), (0, 5, 3), (130, 17, 9)], ids=str
+)
+def test_counts(shape):
+    check_counts(count_inputs(*shape), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize(("sigma", "tolerance"), [(1e-3, 2e-3), (1.0, 1e-5)], ids=str)
+def test_counts_at_the_ends_of_the_schedule(sigma, tolerance):
+    """At 1e-3 fp32's own rounding of x is 1e-3 standard deviations; at 1 alpha is 0 and x says nothing."""
+    inputs = count_inputs(9, 21, 12, sigma=sigma)
+    if sigma < 1:
+        inputs[-1].random_(1, generator=torch.Generator())  # levels that the cells are not of: likelihoods of thousands
+    check_counts(inputs, tolerance)
+
+
+@pytest.mark.parametrize("rate", [1e4, -1e4, 1e20])
+def test_counts_of_any_rate(rate):
+    """Logits of a million and more: the largest level, or the smallest, has all the weight."""
+    x, eta, *rest, sizes, _ = count_inputs(5, 7, 12)
+    mean = ops.count_mean(x, torch.full_like(eta, rate), *rest, sizes)
+    level = (sizes - 1).long() if rate > 0 else torch.zeros(7, dtype=torch.long)
+    torch.testing.assert_close(mean, torch.take_along_dim(rest[-2], level[:, None], 1).T.expand(5, -1))
+    nll = ops.count_nll(x, torch.full_like(eta, rate), *rest, sizes, level.to(torch.uint8).expand(5, -1))
+    assert nll.abs().max() < 1e-6
+
+
+def test_counts_of_a_cell_do_not_depend_on_the_batch():
+    """Nor on how the tensors lie: rows apart, one row for all, and what autocast would lower."""
+    x, eta, weight, alpha, sigma, *tables, target = count_inputs(70, 19, 9)
+    weight = weight[:1].expand(70, -1)
+    given = x, eta, weight, alpha, sigma, *tables
+    nll, mean = ops.count_nll(*given, target), ops.count_mean(*given)
+    wide = torch.cat((x, eta), 1)
+    parts = wide[66:69, :19], wide[66:69, 19:], weight[66:69], alpha[66:69], sigma[66:69]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.count_nll(*parts, *tables, target[66:69]), nll[66:69])
+        assert torch.equal(ops.count_mean(*parts, *tables), mean[66:69])
+
+
 def test_a_nan_is_not_hidden():
+    counts = count_inputs(1, 4, 3)
+    for spoilt in (0, 1, 2, 5, 6, 7):
+        given = [t.clone() for t in counts]
+        given[spoilt][0, 0] = torch.nan
+        assert ops.count_nll(*given)[0, 0].isnan(), spoilt
+        assert ops.count_mean(*given[:-1])[0, 0].isnan(), spoilt
+        grads = torch.ops.wbdit.count_nll_backward(torch.ones(1, 4), *given)
+        assert all(grad[0, 0].isnan() for grad in grads), spoilt
     x = torch.full((1, 4), torch.nan)
     assert ops.sampler_step(x, x, a=1.0, b=1.0, clamp_min=0.0).isnan().all()
     assert ops.adaln(x[None], x, x).isnan().all()
@@ -303,6 +390,7 @@ def test_sums_do_not_depend_on_the_threads():
         out, lse = torch.ops.wbdit.mssa(w, 4)
         dw = torch.ops.wbdit.mssa_backward(dout, w, out, lse, 4)
         grads = torch.autograd.grad(ops.adaln(x, m, m).square().sum(), (x, m))
+        grads += torch.ops.wbdit.count_nll_backward(torch.ones(70, 130), *count_inputs(70, 130, 20))
         results.append((out, dw, *grads))
     torch.set_num_threads(many)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

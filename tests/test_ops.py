@@ -94,6 +94,39 @@ def test_sampler_step():
     torch.testing.assert_close(clamped, (1.5 * x - 0.5 * out).clamp(min=0))
 
 
+def counts(dtype=torch.float64, grad=False):
+    """Return five cells of three genes with 1, 2 and 4 of four levels, and where they stand."""
+    draws = torch.Generator().manual_seed(3)
+    eta, base0, base1 = (torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((5, 3), (3, 4), (3, 4)))
+    values, x = (torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((3, 4), (5, 3)))
+    weight, alpha = torch.rand(5, 3, dtype=dtype, generator=draws), torch.rand(5, dtype=dtype, generator=draws)
+    for leaf in (eta, weight, base0, base1):
+        leaf.requires_grad_(grad)
+    sizes, target = torch.tensor([1, 2, 4], dtype=torch.int32), torch.tensor([[0, i % 2, i % 4] for i in range(5)])
+    levels = torch.tensor([0, 1, 2, 5], dtype=dtype)
+    tables = base0, base1, values, levels, sizes
+    return x, eta, weight, alpha, (1 - alpha**2).sqrt(), *tables, target.to(torch.uint8)
+
+
+def test_counts_are_bayes_rule():
+    """The prior times the density of the noised value, gene by gene, over their sum."""
+    x, eta, w, alpha, sigma, base0, base1, values, levels, sizes, target = given = counts()
+    nll, mean = ops.count_nll(*given), ops.count_mean(*given[:-1])
+    for b in range(5):
+        for g in range(3):
+            n = int(sizes[g])
+            prior = (base0[g, :n] * (1 - w[b, g]) + base1[g, :n] * w[b, g] + eta[b, g] * levels[:n]).exp()
+            density = torch.distributions.Normal(alpha[b] * values[g, :n], sigma[b]).log_prob(x[b, g]).exp()
+            posterior = prior * density / (prior * density).sum()
+            torch.testing.assert_close(nll[b, g], -posterior[target[b, g].long()].log())
+            torch.testing.assert_close(mean[b, g], (posterior * values[g, :n]).sum())
+
+
+def test_the_mean_of_counts_takes_no_gradient():
+    with pytest.raises(RuntimeError, match="count_mean"):
+        ops.count_mean(*counts(grad=True)[:-1]).sum().backward()
+
+
 # gradients, in fp64 by finite differences
 
 GRADIENTS = {
@@ -110,6 +143,7 @@ GRADIENTS = {
         lambda x, n: ops.noising(x, n, rand(2), rand(3)[:2]),
         lambda: (rand(2, 1, 4, grad=True), rand(2, 1, 5)[..., :4].detach().requires_grad_()),
     ),
+    "count_nll": (ops.count_nll, lambda: counts(grad=True)),
     "sampler_step": (
         lambda x, o, n: ops.sampler_step(x, o, noise=n, a=1.5, b=-0.5, e=0.3, clamp_min=0.0),
         lambda: tuple(rand(2, 1, 4 + i)[..., :4].detach().requires_grad_() for i in range(3)),
@@ -146,6 +180,8 @@ REGISTERED = {
         *(1.5, -0.5, 0.0, 0.0, 0.3, 0.0, 0, 0),
     ),
     "normal": lambda: (7, torch.arange(3), 2, 10),
+    "count_mean": lambda: counts(torch.float32)[:-1],
+    "count_nll": lambda: counts(torch.float32, grad=True),
 }
 
 

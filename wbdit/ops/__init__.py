@@ -18,6 +18,8 @@ __all__ = [
     "active_backend",
     "adaln",
     "backend",
+    "count_mean",
+    "count_nll",
     "fold",
     "gated_adaln",
     "gated_adaln_",
@@ -320,3 +322,78 @@ def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
     ``(B, length)`` fp32 on the device of `samples`.
     """
     return definitions.normal(seed & (2**63 - 1), samples, step, length)
+
+
+def count_mean(
+    x: Tensor,
+    eta: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    base0: Tensor,
+    base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+) -> Tensor:
+    """Return the posterior mean of each gene's value, given its noised value and a prior over its few levels.
+
+    A gene's count is one of a few levels l, at which the count is ``c_l`` and the value ``v_l``. With a softmax p of ::
+
+        logit_l = (1 - weight) base0_l + weight base1_l + eta c_l - ((x - alpha v_l) / sigma)^2 / 2
+
+    the mean is ``sum_l p_l v_l``: the score of categorical data by interpolation (Dieleman et al. 2022, Continuous
+    diffusion for categorical data, arXiv 2211.15089). The last term is the exact evidence of ``x = alpha v + sigma
+    noise`` (Bayes' rule), the rest is a prior: an exponential family with `eta` as its natural parameter.
+
+    Parameters
+    ----------
+    x
+        Noised values ``(B, G)``.
+    eta
+        Natural parameters ``(B, G)``, logarithms of rates.
+    weight
+        Share of the second base measure ``(B, G)``, 0 to 1.
+    alpha, sigma
+        ``(B,)``, sigma above 0.
+    base0, base1
+        Logarithms of two base measures ``(G, L)``, finite.
+    values, counts
+        The levels' values ``(G, L)`` and counts ``(L,)``.
+    sizes
+        How many levels a gene has ``(G,)``, int32, 1 to L. Whatever the tables hold beyond is not read.
+
+    Returns
+    -------
+    ``(B, G)`` fp32, or fp64 where `eta` is. Without gradients.
+    """
+    return definitions.count_mean(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+
+
+def count_nll(
+    x: Tensor,
+    eta: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    base0: Tensor,
+    base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+    target: Tensor,
+) -> Tensor:
+    """Return the negative log-likelihood of each gene's level, given its noised value: ``-ln p_target``.
+
+    Parameters
+    ----------
+    x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes
+        As in :func:`count_mean`. Gradients reach `eta`, `weight`, `base0` and `base1` alone.
+    target
+        Levels ``(B, G)``, uint8, less than the gene's size.
+
+    Returns
+    -------
+    ``(B, G)`` fp32 in nats, or fp64 where `eta` is.
+    """
+    return definitions.count_nll(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes, target)

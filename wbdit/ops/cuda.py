@@ -23,9 +23,15 @@ ROOMS = {
     "noising": "noise",
     "sampler_step": "noise",
     "normal": "noise",
+    "count_mean": "counts",
+    "count_nll": "counts",
+    "count_nll_backward": "counts",
     "trunk": "trunk",
 }
-NO_ROWS = ("noising", "sampler_step", "normal", "fold", "fold_backward")  # ops that keep no row in registers
+NO_ROWS = (  # ops that keep no row in registers
+    *("noising", "sampler_step", "normal", "fold", "fold_backward"),
+    *("count_mean", "count_nll", "count_nll_backward"),
+)
 
 
 class Triton:

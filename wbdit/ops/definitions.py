@@ -80,6 +80,17 @@ sampler_step = define_op(
     reference.sampler_step,
 )
 normal = define_op("normal", "(int seed, Tensor samples, int step, int length) -> Tensor", reference.normal)
+COUNTS = (
+    "Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0, Tensor base1, Tensor values, "
+    "Tensor counts, Tensor sizes"
+)
+count_mean = define_op("count_mean", f"({COUNTS}) -> Tensor", reference.count_mean)
+count_nll = define_op("count_nll", f"({COUNTS}, Tensor target) -> Tensor", reference.count_nll)
+count_nll_backward = define_op(
+    "count_nll_backward",
+    f"(Tensor dnll, {COUNTS}, Tensor target) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference.count_nll_backward,
+)
 
 
 # shapes and types, for torch.compile and export
@@ -126,6 +137,13 @@ noising.register_fake(lambda x0, noise, alpha, sigma: torch.empty_like(x0))
 sampler_step.register_fake(lambda x, *rest: torch.empty_like(x))
 normal.register_fake(
     lambda seed, samples, step, length: samples.new_empty((samples.shape[0], length), dtype=torch.float32)
+)
+for _op in (count_mean, count_nll):
+    _op.register_fake(lambda x, eta, *rest: eta.new_empty(eta.shape, dtype=reference.accumulation_dtype(eta.dtype)))
+count_nll_backward.register_fake(
+    lambda dnll, x, eta, weight, alpha, sigma, base0, base1, *rest: tuple(
+        t.new_empty(t.shape) for t in (eta, weight, base0, base1)
+    )
 )
 
 
@@ -220,6 +238,15 @@ def _sampler_step_gradient(ctx: Any, dnew: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *(None,) * 9
 
 
+def _keep_count_nll(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _count_nll_gradient(ctx: Any, dnll: Tensor) -> tuple[Tensor | None, ...]:
+    deta, dweight, dbase0, dbase1 = count_nll_backward(dnll, *ctx.saved_tensors)
+    return None, deta, dweight, None, None, dbase0, dbase1, *(None,) * 4
+
+
 adaln.register_autograd(_adaln_gradient, setup_context=_keep_adaln)
 gated_adaln.register_autograd(_gated_adaln_gradient, setup_context=_keep_gated_adaln)
 ista_adaln.register_autograd(_ista_adaln_gradient, setup_context=_keep_ista_adaln)
@@ -228,3 +255,4 @@ fold.register_autograd(_fold_gradient, setup_context=_keep_fold)
 ista.register_autograd(_ista_gradient, setup_context=_keep_ista)
 noising.register_autograd(_noising_gradient, setup_context=_keep_noising)
 sampler_step.register_autograd(_sampler_step_gradient, setup_context=_keep_sampler_step)
+count_nll.register_autograd(_count_nll_gradient, setup_context=_keep_count_nll)

@@ -21,6 +21,7 @@ OPS = (
     *("adaln", "adaln_backward", "gated_adaln", "gated_adaln_", "gated_adaln_backward"),
     *("mssa", "mssa_backward", "fold", "fold_backward", "ista", "ista_backward"),
     *("ista_adaln", "ista_adaln_", "ista_adaln_backward", "trunk", "noising", "sampler_step", "normal"),
+    *("count_mean", "count_nll", "count_nll_backward"),
 )
 
 
@@ -311,6 +312,36 @@ class Fused:
         out = torch.empty(samples.shape[0], length, device=samples.device)
         self.engine.normal(samples.to(torch.int64).contiguous(), out, seed, step)
         return out
+
+    # counts of a few levels a gene: always in fp32
+
+    def count_mean(self, x: Tensor, eta: Tensor, weight: Tensor, *given: Tensor) -> Tensor:
+        mean = torch.empty(eta.shape, device=eta.device)
+        self.engine.count_mean(*_counts(x, eta, weight, *given), mean)
+        return mean
+
+    def count_nll(self, x: Tensor, eta: Tensor, weight: Tensor, *given: Tensor) -> Tensor:
+        *tables, target = given
+        nll = torch.empty(eta.shape, device=eta.device)
+        self.engine.count_nll(*_counts(x, eta, weight, *tables), target.contiguous(), nll)
+        return nll
+
+    def count_nll_backward(
+        self, dnll: Tensor, x: Tensor, eta: Tensor, weight: Tensor, *given: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        *tables, target = given
+        takers = eta, weight, *tables[2:4]
+        deta, dweight, dbase0, dbase1 = grads = [torch.empty(t.shape, device=t.device) for t in takers]
+        counts = _counts(x, eta, weight, *tables)
+        self.engine.count_nll_backward(_rows(dnll.float()), *counts, target.contiguous(), *grads)
+        return deta.to(eta.dtype), dweight.to(weight.dtype), dbase0.to(tables[2].dtype), dbase1.to(tables[3].dtype)
+
+
+def _counts(x: Tensor, eta: Tensor, weight: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """Return the arguments of the counts' ops in fp32, (B, G) by rows and all else dense, the sizes as int32."""
+    *floats, sizes = tables
+    dense = (t.float().contiguous() for t in floats)
+    return *(_rows(t.float()) for t in (x, eta, weight)), *dense, sizes.to(torch.int32).contiguous()
 
 
 def _rows(modulation: Tensor) -> Tensor:

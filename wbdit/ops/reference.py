@@ -240,6 +240,90 @@ def sampler_step(
     return new if clamp_min is None else new.clamp(min=clamp_min)
 
 
+# counts of a few levels a gene, known up to a rate and the gene's own noised value
+
+
+def count_mean(
+    x: Tensor,
+    eta: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    base0: Tensor,
+    base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+) -> Tensor:
+    logits, absent = _count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    return (logits.softmax(-1) * values.masked_fill(absent, 0)).sum(-1)  # [B, G]
+
+
+def count_nll(
+    x: Tensor,
+    eta: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    base0: Tensor,
+    base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+    target: Tensor,
+) -> Tensor:
+    logits, _ = _count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    return -logits.log_softmax(-1).gather(-1, target.long()[..., None])[..., 0]
+
+
+def count_nll_backward(
+    dnll: Tensor,
+    x: Tensor,
+    eta: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    base0: Tensor,
+    base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+    target: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits, absent = _count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    p = logits.softmax(-1)
+    at_target = target[..., None] == torch.arange(len(counts), device=target.device)
+    dlogits = dnll.to(p.dtype)[..., None] * (p - at_target.to(p.dtype))  # [B, G, L]
+    w = weight.to(p.dtype)[..., None]
+    dweight = (dlogits * (base1 - base0).masked_fill(absent, 0)).sum(-1)
+    dbase0, dbase1 = (dlogits * (1 - w)).sum(0), (dlogits * w).sum(0)
+    deta = (dlogits * counts).sum(-1)
+    return deta.to(eta.dtype), dweight.to(weight.dtype), dbase0.to(base0.dtype), dbase1.to(base1.dtype)
+
+
+def _count_logits(
+    x: Tensor,
+    eta: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    base0: Tensor,
+    base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (B, G, L), -inf at levels that a gene does not have, and where these are (G, L)."""
+    wide = accumulation_dtype(eta.dtype)
+    x, eta, weight = (t.to(wide)[..., None] for t in (x, eta, weight))
+    alpha, sigma = (t.to(wide)[:, None, None] for t in (alpha, sigma))
+    base0, base1, values, counts = (t.to(wide) for t in (base0, base1, values, counts))
+    evidence = ((x - alpha * values) / sigma).square() / 2
+    logits = (1 - weight) * base0 + weight * base1 + eta * counts - evidence
+    absent = torch.arange(len(counts), device=sizes.device) >= sizes[:, None]
+    return logits.masked_fill(absent, -torch.inf), absent
+
+
 # counter-based Gaussian noise: Philox4x32-10, Salmon et al. 2011, then Box and Muller
 
 

@@ -1,0 +1,240 @@
+// The softmax over a gene's levels, vectors across cells. Included once for each instruction set.
+
+#include "simd.h"
+
+constexpr int abreast = 2;  // vectors of cells taken through the levels together
+constexpr int64_t unit = abreast * VL;
+constexpr float log2e = 1.44269504088896341f;
+
+static inline V load_some(const float* from, int64_t n) {
+  if (n >= VL) return load(from);
+  float some[VL] = {};
+  std::copy_n(from, n, some);
+  return load(some);
+}
+
+// Target levels as whole numbers, in the bits of floats so that they can be turned over.
+static inline V load_some(const uint8_t* from, int64_t n) {
+  uint8_t some[VL] = {};
+  std::copy_n(from, std::min<int64_t>(n, VL), some);
+  typedef uint8_t B __attribute__((vector_size(VL)));
+  B b;
+  std::memcpy(&b, some, sizeof b);
+  return std::bit_cast<V>(__builtin_convertvector(b, I));
+}
+
+// A strip of cells by up to VL genes. What is (cells, genes) in memory is turned over here: row i of `strip` numbers
+// has gene i's cells side by side, zeros after the last.
+struct Strip {
+  int64_t cell, cells, gene, genes;
+  int64_t whole() const { return (cells + unit - 1) / unit * unit; }
+
+  // `row(cell)` is where a cell's genes begin
+  template <class Row>
+  void read(Row&& row, float* to) const {
+    for (int64_t first = 0; first < whole(); first += VL) {
+      V tile[VL];
+      for (int i = 0; i < VL; ++i)
+        tile[i] = first + i < cells ? load_some(row(cell + first + i) + gene, genes) : V{};
+      transpose(tile);
+      for (int i = 0; i < VL; ++i) store(to + i * strip + first, tile[i]);
+    }
+  }
+
+  void read(const Rows& from, float* to) const {
+    read([&](int64_t row) { return static_cast<const float*>(from[row]); }, to);
+  }
+
+  void write(const float* from, const Rows& to) const {
+    for (int64_t first = 0; first < cells; first += VL) {
+      V tile[VL];
+      for (int i = 0; i < VL; ++i) tile[i] = load(from + i * strip + first);
+      transpose(tile);
+      for (int64_t i = 0; i < std::min<int64_t>(VL, cells - first); ++i) {
+        float* row = static_cast<float*>(to[cell + first + i]) + gene;
+        if (genes >= VL)
+          store(row, tile[i]);
+        else
+          std::memcpy(row, &tile[i], genes * sizeof(float));
+      }
+    }
+  }
+};
+
+// One gene's tables, and its cells in rows.
+struct Gene {
+  const float *base, *values, *counts, *slope;
+  const float *x, *eta, *weight, *alpha, *inverse;
+  int64_t size;
+  float flaw;  // 0, or NaN where a table has one
+};
+
+// `abreast` vectors of a gene's cells, and what is found out about them.
+struct Cells {
+  V x[abreast], eta[abreast], weight[abreast], top[abreast], sum[abreast];
+
+  // Write the logits to `logits` (size, unit) and their largest to `top`; call also(level, j, logit) on each.
+  template <class Also>
+  inline INLINE void weigh(const Gene& g, int64_t cell, float* logits, Also&& also) {
+    V alpha[abreast], inverse[abreast];
+    for (int j = 0; j < abreast; ++j) {
+      x[j] = load(g.x + cell + j * VL);
+      eta[j] = load(g.eta + cell + j * VL);
+      weight[j] = load(g.weight + cell + j * VL);
+      alpha[j] = load(g.alpha + cell + j * VL);
+      inverse[j] = load(g.inverse + cell + j * VL);
+      top[j] = set1(-std::numeric_limits<float>::infinity());
+    }
+    for (int64_t l = 0; l < g.size; ++l)
+      for (int j = 0; j < abreast; ++j) {
+        const V off = (x[j] - alpha[j] * g.values[l]) * inverse[j];
+        const V logit = g.base[l] + weight[j] * g.slope[l] + eta[j] * g.counts[l] - off * off;
+        store(logits + l * unit + j * VL, logit);
+        top[j] = max(top[j], logit);
+        also(l, j, logit);
+      }
+  }
+
+  // Turn the logits into exponentials and add them up; call also(level, j, exponential) on each.
+  template <class Also>
+  inline INLINE void exponentiate(const Gene& g, float* logits, Also&& also) {
+    for (int j = 0; j < abreast; ++j) sum[j] = V{};
+    for (int64_t l = 0; l < g.size; ++l)
+      for (int j = 0; j < abreast; ++j) {
+        // a floor far below the last bit: what is multiplied further must not become denormal, which takes 100 cycles
+        const V e = exp2(max((load(logits + l * unit + j * VL) - top[j]) * log2e, set1(-80.f)));
+        store(logits + l * unit + j * VL, e);
+        sum[j] += e;
+        also(l, j, e);
+      }
+  }
+
+  // 0, or NaN where an input is none of a finite number: the comparisons in max and exp2 would hide it.
+  V flaw(const Gene& g, int j) const { return 0 * (x[j] + eta[j] + weight[j]) + g.flaw; }
+};
+
+static inline I is(const float* targets, int64_t l) { return std::bit_cast<I>(load(targets)) == static_cast<int32_t>(l); }
+
+// Call run(gene, strip, its row there) for each gene of a block, strip by strip, and after(strip) at a strip's end.
+// Scratch rows 0 to 4 are x, eta, weight, dnll and target turned over, 8 and 9 are free.
+template <class Run, class After>
+static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, Run&& run, After&& after) {
+  float *x = scratch.row(0), *eta = scratch.row(1), *weight = scratch.row(2), *dnll = scratch.row(3),
+        *target = scratch.row(4), *alpha = scratch.row(5), *inverse = scratch.row(6), *slope = scratch.row(7);
+  for (int64_t first = block; first < std::min(c.genes, block + widest); first += VL)
+    for (int64_t cell = 0; cell < c.cells; cell += strip) {
+      const Strip s{cell, std::min(strip, c.cells - cell), first, std::min<int64_t>(VL, c.genes - first)};
+      s.read(c.x, x);
+      s.read(c.eta, eta);
+      s.read(c.weight, weight);
+      if (c.dnll) s.read(c.dnll, dnll);
+      if (c.target) s.read([&](int64_t row) { return c.target + row * c.genes; }, target);
+      for (int64_t i = 0; i < s.whole(); ++i) {
+        alpha[i] = i < s.cells ? c.alpha[cell + i] : 0;
+        inverse[i] = i < s.cells ? 0.70710678118654752f / c.sigma[cell + i] : 0;  // the half under the square
+      }
+      for (int64_t i = 0; i < s.genes; ++i) {
+        const int64_t at = (first + i) * c.levels, size = std::min<int64_t>(c.sizes[first + i], c.levels);
+        const float *base0 = c.base0 + at, *base1 = c.base1 + at, *values = c.values + at;
+        float flaw = 0;
+        for (int64_t l = 0; l < size; ++l) {
+          slope[l] = base1[l] - base0[l];
+          flaw += 0 * (slope[l] + values[l]);
+        }
+        const int64_t row = i * strip;
+        run(Gene{base0, values, c.counts, slope, x + row, eta + row, weight + row, alpha, inverse, size, flaw}, s, i);
+      }
+      after(s);
+    }
+}
+
+static void count_mean(const Counts& c, int64_t block, Scratch& scratch) {
+  float *logits = scratch.row(8), *out = scratch.row(0);  // what is written takes the place of what has been read
+  each_gene(
+      c, block, scratch,
+      [&](const Gene& g, const Strip& s, int64_t i) {
+        for (int64_t cell = 0; cell < s.whole(); cell += unit) {
+          Cells cells;
+          V mean[abreast] = {};
+          cells.weigh(g, cell, logits, [](int64_t, int, V) INLINE {});
+          cells.exponentiate(g, logits, [&](int64_t l, int j, V e) INLINE { mean[j] += e * g.values[l]; });
+          for (int j = 0; j < abreast; ++j)
+            store(out + i * strip + cell + j * VL, mean[j] / cells.sum[j] + cells.flaw(g, j));
+        }
+      },
+      [&](const Strip& s) { s.write(out, c.out); });
+}
+
+static void count_nll(const Counts& c, int64_t block, Scratch& scratch) {
+  float *logits = scratch.row(8), *out = scratch.row(0);
+  const float* targets = scratch.row(4);
+  each_gene(
+      c, block, scratch,
+      [&](const Gene& g, const Strip& s, int64_t i) {
+        for (int64_t cell = 0; cell < s.whole(); cell += unit) {
+          const float* target = targets + i * strip + cell;
+          float* to = out + i * strip + cell;
+          Cells cells;
+          V chosen[abreast];
+          for (V& v : chosen) v = set1(-std::numeric_limits<float>::infinity());
+          cells.weigh(g, cell, logits, [&](int64_t l, int j, V logit) INLINE {
+            chosen[j] = is(target + j * VL, l) ? logit : chosen[j];
+          });
+          cells.exponentiate(g, logits, [](int64_t, int, V) INLINE {});
+          for (int j = 0; j < abreast; ++j) {
+            float sums[VL];
+            store(sums, cells.sum[j]);
+#pragma omp simd
+            for (int lane = 0; lane < VL; ++lane) sums[lane] = natural_log(sums[lane]);
+            store(to + j * VL, load(sums) - (chosen[j] - cells.top[j]) + cells.flaw(g, j));
+          }
+        }
+      },
+      [&](const Strip& s) { s.write(out, c.out); });
+}
+
+static void count_nll_backward(const Counts& c, int64_t block, Scratch& scratch) {
+  float *logits = scratch.row(8), *sums = scratch.row(9), *deta = scratch.row(1), *dweight = scratch.row(2);
+  each_gene(
+      c, block, scratch,
+      [&](const Gene& g, const Strip& s, int64_t i) {
+        std::fill_n(sums, g.size * 2 * VL, 0.f);
+        for (int64_t cell = 0; cell < s.whole(); cell += unit) {
+          const float *target = scratch.row(4) + i * strip + cell, *dnll = scratch.row(3) + i * strip + cell;
+          Cells cells;
+          cells.weigh(g, cell, logits, [](int64_t, int, V) INLINE {});
+          cells.exponentiate(g, logits, [](int64_t, int, V) INLINE {});
+          V upstream[abreast], share[abreast], along_count[abreast] = {}, along_slope[abreast] = {};
+          for (int j = 0; j < abreast; ++j) {
+            upstream[j] = load(dnll + j * VL);
+            share[j] = upstream[j] / cells.sum[j] + cells.flaw(g, j);
+          }
+          for (int64_t l = 0; l < g.size; ++l) {
+            V low = load(sums + 2 * l * VL), high = load(sums + (2 * l + 1) * VL);
+            for (int j = 0; j < abreast; ++j) {
+              V slope = load(logits + l * unit + j * VL) * share[j];
+              slope = is(target + j * VL, l) ? slope - upstream[j] : slope;
+              along_count[j] += slope * g.counts[l];
+              along_slope[j] += slope * g.slope[l];
+              const V part = slope * cells.weight[j];
+              low += slope - part;
+              high += part;
+            }
+            store(sums + 2 * l * VL, low);
+            store(sums + (2 * l + 1) * VL, high);
+          }
+          for (int j = 0; j < abreast; ++j) {
+            store(deta + i * strip + cell + j * VL, along_count[j]);
+            store(dweight + i * strip + cell + j * VL, along_slope[j]);
+          }
+        }
+        for (int64_t l = 0; l < g.size; ++l) {
+          c.dbase0[(s.gene + i) * c.levels + l] += sum(load(sums + 2 * l * VL));
+          c.dbase1[(s.gene + i) * c.levels + l] += sum(load(sums + (2 * l + 1) * VL));
+        }
+      },
+      [&](const Strip& s) {
+        s.write(deta, c.out);
+        s.write(dweight, c.dweight);
+      });
+}
