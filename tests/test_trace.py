@@ -8,6 +8,7 @@ import torch
 
 from wbdit import WBDiT, samplers, trace
 from wbdit.batches import Batches
+from wbdit.objectives import SquaredError
 from wbdit.presets import Budget, Training
 from wbdit.schedule import NoiseSchedule
 from wbdit.trainer import Trainer
@@ -42,9 +43,8 @@ def test_the_parts_of_a_forward(ranges):
 
 
 def test_the_parts_of_a_training_step(ranges):
-    trainer = Trainer(
-        model(), NoiseSchedule(), Batches(torch.randn(8, 12), None, 4), Training(precision="fp32"), Budget(steps=1)
-    )
+    objective, batches = SquaredError(model(), NoiseSchedule()), Batches(torch.randn(8, 12), None, 4)
+    trainer = Trainer(objective, batches, Training(precision="fp32"), Budget(steps=1))
     trainer.train(bar=False)
     parts = [name for name in ranges if name in ("train step", "batch", "forward", "backward", "optimiser")]
     assert parts == ["train step", "batch", "forward", "backward", "optimiser"]

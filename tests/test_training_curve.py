@@ -6,6 +6,7 @@ import torch
 
 from wbdit import NoiseSchedule, WBDiT, backend
 from wbdit.batches import Batches
+from wbdit.objectives import SquaredError
 from wbdit.ops import build
 from wbdit.presets import Budget, Training
 from wbdit.trainer import Trainer
@@ -22,7 +23,8 @@ def curve(precision, kernels="auto"):
         torch.manual_seed(0)
         model = WBDiT(60, 10, hidden_size=32, depth=2, num_heads=2, num_classes=3, prediction="v")
     training = Training(batch_size=64, learning_rate=3e-3, warmup_steps=10, precision=precision)
-    trainer = Trainer(model, NoiseSchedule(kind="cosine"), Batches(x, y, 64), training, Budget(steps=STEPS))
+    objective = SquaredError(model, NoiseSchedule(kind="cosine"))
+    trainer = Trainer(objective, Batches(x, y, 64), training, Budget(steps=STEPS))
     records = []
     with backend(kernels):
         assert trainer.train(records.append, bar=False)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Cells ``(B, 1, G)``, their labels ``(B,)`` or ``(B, C)``, and the logarithms of their library sizes ``(B,)``."""
+
+    x: Tensor
+    y: Tensor | None
+    depth: Tensor | None
 
 
 class Batches:
@@ -12,16 +22,19 @@ class Batches:
     Parameters
     ----------
     x
-        Cells ``(n, G)`` fp32, on the device that the model is on.
+        Cells ``(n, G)``, values in fp32 or levels of counts in uint8, on the device that the model is on.
     y
         Labels ``(n,)`` or ``(n, C)`` int64, or None.
     batch_size
         Cells a batch; fewer where there are fewer cells. The remainder of an epoch is left out of it.
+    depth
+        Natural logarithms of library sizes ``(n,)`` fp32, or None.
     """
 
-    def __init__(self, x: Tensor, y: Tensor | None, batch_size: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor | None, batch_size: int, depth: Tensor | None = None) -> None:
         self.x = x
         self.y = y
+        self.depth = depth
         self.batch_size = min(batch_size, len(x))
         self.epoch = 0
         self.position = len(x)  # an epoch is over: the first draw shuffles
@@ -32,12 +45,13 @@ class Batches:
         """Number of batches in an epoch."""
         return len(self.x) // self.batch_size
 
-    def draw(self) -> tuple[Tensor, Tensor | None]:
-        """Return the next batch: cells ``(B, 1, G)`` and their labels."""
+    def draw(self) -> Batch:
+        """Return the next batch."""
         if self.position + self.batch_size > len(self.x):
             self.order = torch.randperm(len(self.x))
             self.position = 0
             self.epoch += 1
         rows = self.order[self.position : self.position + self.batch_size].to(self.x.device)
         self.position += self.batch_size
-        return self.x[rows][:, None], None if self.y is None else self.y[rows]
+        taken = (None if of is None else of[rows] for of in (self.y, self.depth))
+        return Batch(self.x[rows][:, None], *taken)

@@ -13,7 +13,6 @@ import torch
 
 from wbdit import samplers
 from wbdit.errors import InputError
-from wbdit.graphs import Graphed
 from wbdit.labels import Labels
 
 Counts = Mapping[str | tuple[str, ...], int]
@@ -40,11 +39,10 @@ class Conditions:
     toward: np.ndarray | None = None
     mix: float = 0.0
 
-    def model(self, denoiser: Graphed, rows: np.ndarray) -> samplers.Model:
-        """Return the denoiser under the conditions of the cells with the indices `rows`."""
+    def model(self, denoiser: samplers.Model, rows: np.ndarray, device: torch.device) -> samplers.Model:
+        """Return a denoiser on a device under the conditions of the cells with the indices `rows`."""
         if not self.weights:
             return denoiser
-        device = next(denoiser.model.parameters()).device
         y = torch.from_numpy(self.codes[rows]).to(device)
         toward = None if self.toward is None else torch.from_numpy(self.toward[rows]).to(device)
         return samplers.Guided(denoiser, y, self.weights, toward=toward, mix=self.mix)
@@ -53,11 +51,6 @@ class Conditions:
         """Name the combinations of labels, of both ends, that no training cell had."""
         ends = [self.codes] if self.toward is None else [self.codes, self.toward]
         return labels.unseen(np.concatenate(ends))
-
-
-def unguided(codes: np.ndarray) -> Conditions:
-    """Return the conditions of cells with the labels ``(cells, C)`` and nothing more."""
-    return Conditions(codes, [1.0] * codes.shape[1])
 
 
 def read_request(

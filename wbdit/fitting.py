@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import torch
 
 from wbdit import checkpoint
 from wbdit.batches import Batches
 from wbdit.checkpoint import CONFIG, FORMAT, RESUME
+from wbdit.counts import CountDenoiser, Levels
 from wbdit.errors import InputError
 from wbdit.files import check_writable
 from wbdit.generator import CellGenerator, find_device, load, make_model
+from wbdit.objectives import CountNLL, Objective, SquaredError
 from wbdit.presets import Budget, Training, check_precision, find_preset
 from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
 from wbdit.trainer import Trainer, choose_precision
 from wbdit.version import __version__
-
-CALIBRATION_CELLS = 1000
 
 
 def fit(
@@ -136,7 +137,14 @@ def _start(
         "training": asdict(training),
         "budget": asdict(budget or chosen.budget),
     }
-    generator = CellGenerator(make_model(config).to(device), NoiseSchedule(**schedule), recipe, config, [])
+    counts = recipe.matrix(adata) if recipe.values == "log1p" else None
+    if counts is not None:
+        levels = len(Levels.up_to(float(counts.max())).lowest)
+        config["likelihood"] = {"levels": levels, **asdict(chosen.likelihood)}
+    model = make_model(config)
+    if counts is not None and isinstance(model, CountDenoiser):
+        model.begin(counts, recipe.labels.codes(adata), recipe.centre, recipe.scale)
+    generator = CellGenerator(model.to(device), NoiseSchedule(**schedule), recipe, config, [])
     trainer = _trainer(generator, adata, device)
     labels = recipe.labels.summary()
     say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} on {device}, {precision}")
@@ -162,12 +170,20 @@ def _resume(
 
 
 def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) -> Trainer:
-    recipe, config = generator.recipe, generator.config
-    x = torch.from_numpy(recipe.encode(adata)).to(device)
-    y = torch.from_numpy(recipe.labels.codes(adata)).to(device) if recipe.labels.columns else None
+    recipe, config, model = generator.recipe, generator.config, generator.model
     training = Training(**{**config["training"], "betas": tuple(config["training"]["betas"])})
-    batches = Batches(x, y, training.batch_size)
-    return Trainer(generator.model, generator.schedule, batches, training, Budget(**config["budget"]), config["seed"])
+    y = torch.from_numpy(recipe.labels.codes(adata)).to(device) if recipe.labels.columns else None
+    objective: Objective
+    if isinstance(model, CountDenoiser):
+        counts = recipe.matrix(adata)
+        x = torch.from_numpy(model.likelihood.level_of(counts)).to(device)
+        depth = torch.from_numpy(np.log(np.maximum(counts.sum(1), 1))).to(device)
+        batches = Batches(x, y, training.batch_size, depth)
+        objective = CountNLL(model, generator.schedule, generator.stop)
+    else:
+        batches = Batches(torch.from_numpy(recipe.encode(adata)).to(device), y, training.batch_size)
+        objective = SquaredError(model, generator.schedule)
+    return Trainer(objective, batches, training, Budget(**config["budget"]), config["seed"])
 
 
 def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progress: bool) -> bool:
@@ -184,9 +200,6 @@ def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progres
     finished = trainer.train(generator.history.append, save, progress)
     averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
-    generator.calibrate(min(CALIBRATION_CELLS, len(trainer.batches.x)), progress=progress)
-    if run is not None:
-        checkpoint.write_recipe(run, generator.recipe)
     return finished
 
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
 from wbdit.checkpoint import CONFIG, FORMAT, METRICS, MODEL
-from wbdit.conditions import Conditions, Counts, guidance_fact, read_request, unguided
+from wbdit.conditions import Conditions, Counts, guidance_fact, read_request
+from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood
 from wbdit.dit import DiT
 from wbdit.errors import InputError
 from wbdit.graphs import Graphed
@@ -23,8 +24,8 @@ from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
-CALIBRATION_SEED = 2**62  # of no cells that anyone is likely to ask for
-LIBRARY_DRAW = 2**32 - 1  # the counter of the library sizes' noise, out of reach of any sampler's step
+# counters of the noise that draws library sizes and counts, out of reach of any sampler's step
+LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
 
 
 class CellGenerator:
@@ -47,7 +48,12 @@ class CellGenerator:
     """
 
     def __init__(
-        self, model: Denoiser, schedule: NoiseSchedule, recipe: Recipe, config: dict[str, Any], history: list[dict]
+        self,
+        model: Denoiser | CountDenoiser,
+        schedule: NoiseSchedule,
+        recipe: Recipe,
+        config: dict[str, Any],
+        history: list[dict],
     ) -> None:
         self.model = model.eval()
         self.schedule = schedule
@@ -136,14 +142,14 @@ class CellGenerator:
         steps = steps if steps is not None else default.steps or longest
         if not 1 <= steps <= longest:
             raise InputError(f"steps must be between 1 and {longest}, not {steps}")
-        path = samplers.timesteps(self.schedule, steps, grid)
+        path = samplers.timesteps(self.schedule, steps, grid, stop=self.stop)
         unseen = asked.unseen(self.recipe.labels)
         if unseen:
             say(f"no training cell was {', '.join(unseen)}: these cells are put together from what labels do elsewhere")
-        x = self._sample(asked, sampler, path, seed, batch_size, "generating" if progress else None)
-        draws = ops.normal(seed, torch.arange(len(x)), LIBRARY_DRAW, 1)[:, 0]
-        u = torch.special.ndtr(draws.double()).numpy()
-        cells = self.recipe.decode(x, asked.codes, u, asked.toward, asked.mix)
+        library = self._library(asked, seed)
+        x = self._sample(asked, library, sampler, path, seed, batch_size, "generating" if progress else None)
+        cells = self.recipe.decode(x, library)
+        cells.obs = self.recipe.obs(asked.codes, asked.toward, asked.mix)
         cells.uns["wbdit"] = {
             "wbdit": self.config["wbdit"],
             "torch": str(torch.__version__),
@@ -158,22 +164,6 @@ class CellGenerator:
             **self.recipe.facts(),
         }
         return cells
-
-    def calibrate(self, n: int = 1000, *, progress: bool = False) -> None:
-        """Set the recipe's count thresholds by cells generated for the purpose; :func:`fit` does it.
-
-        Parameters
-        ----------
-        n
-            Cells to generate, composed of labels as the training cells were.
-        progress
-            Show a progress bar on stderr.
-        """
-        if self.recipe.needs_calibration:
-            asked = unguided(self.recipe.labels.composition(n))
-            path = samplers.timesteps(self.schedule, 50)
-            x = self._sample(asked, "ddim", path, CALIBRATION_SEED, 256, "calibrating" if progress else None)
-            self.recipe = self.recipe.calibrated(x)
 
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``recipe.*``, ``metrics.jsonl``.
@@ -190,16 +180,28 @@ class CellGenerator:
         checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
         checkpoint.write_json(run / CONFIG, {**self.config, "format": FORMAT})  # also of a run in an older one
 
+    @property
+    def stop(self) -> int:
+        """Timestep at which sampling ends: 0, or where counts are drawn from their likelihood."""
+        return self.config["likelihood"]["stop"] if isinstance(self.model, CountDenoiser) else 0
+
+    def _library(self, asked: Conditions, seed: int) -> np.ndarray:
+        """Draw the library size of each cell."""
+        draws = ops.normal(seed, torch.arange(len(asked.codes)), LIBRARY_DRAW, 1)[:, 0]
+        u = torch.special.ndtr(draws.double()).numpy()
+        return self.recipe.draw_library(asked.codes, u, asked.toward, asked.mix)
+
     def _sample(
         self,
         asked: Conditions,
+        library: np.ndarray,
         sampler: samplers.Name,
         path: list[float],
         seed: int,
         batch_size: int,
         shown: str | None,
     ) -> np.ndarray:
-        """Sample cells as the model gives them, ``(cells, G)``, batch by batch under a progress bar named `shown`."""
+        """Sample what :meth:`wbdit.recipe.Recipe.decode` takes, ``(cells, G)``, under a progress bar named `shown`."""
         n, denoiser = len(asked.codes), Graphed(self.model)
         starts = range(0, n, batch_size)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
@@ -209,6 +211,7 @@ class CellGenerator:
                     denoiser,
                     np.arange(start, min(start + batch_size, n)),
                     asked,
+                    library,
                     sampler,
                     path,
                     seed,
@@ -218,11 +221,13 @@ class CellGenerator:
             ]
         return np.concatenate(parts)
 
+    @torch.no_grad()
     def _sample_batch(
         self,
         denoiser: Graphed,
         rows: np.ndarray,
         asked: Conditions,
+        library: np.ndarray,
         sampler: samplers.Name,
         path: list[float],
         seed: int,
@@ -230,13 +235,20 @@ class CellGenerator:
     ) -> np.ndarray:
         """Sample the cells with the indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
-        noise = samplers.PhiloxNoise(seed, torch.from_numpy(rows).to(device), (1, len(self.recipe.genes)))
-        model = asked.model(denoiser, rows)
+        places = torch.from_numpy(rows).to(device)
+        noise = samplers.PhiloxNoise(seed, places, (1, len(self.recipe.genes)))
+        counting = isinstance(self.model, CountDenoiser)
+        depth = torch.from_numpy(np.log(library[rows])).to(device, torch.float32)
+        model: Any = asked.model(AtDepth(denoiser, depth) if counting else denoiser, rows, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             x = samplers.BY_NAME[sampler].sample(
-                model, noise(-1), self.schedule, path, clamp_min=None, noise=noise, callback=update
+                model, noise(-1), self.schedule, path, stop=self.stop, clamp_min=None, noise=noise, callback=update
             )
-        return x[:, 0].cpu().numpy()
+            if not isinstance(self.model, CountDenoiser):
+                return x[:, 0].cpu().numpy()
+            u = torch.special.ndtr(ops.normal(seed, places, COUNT_DRAW, x.shape[-1]))
+            at_stop = torch.full_like(places, self.stop)
+            return self.model.draw(x, at_stop, model.conditions, u.float(), depth.exp()).cpu().numpy()
 
 
 def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
@@ -258,6 +270,8 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     config = checkpoint.read_config(run)
     recipe = checkpoint.read_recipe(run)
     state = checkpoint.read_tensors(run / MODEL)
+    if recipe.values == "log1p" and "likelihood" not in config:
+        raise InputError(f"{run} is of an older wbdit, whose counts came from thresholds: train it again")
     try:
         model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
         model.load_state_dict(state, strict=True)
@@ -270,11 +284,16 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     return CellGenerator(model.to(find_device(device)), schedule, recipe, config, history)
 
 
-def make_model(config: dict[str, Any]) -> Denoiser:
+def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
     """Make a run's model with its seed's weights, leaving the user's own random numbers alone."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
-        return DENOISERS[config.get("denoiser", "wbdit")](**config["model"])  # early runs do not name theirs
+        denoiser = DENOISERS[config.get("denoiser", "wbdit")](**config["model"])  # early runs do not name theirs
+        if "likelihood" not in config:
+            return denoiser
+        schedule, facts = NoiseSchedule(**config["schedule"]), config["likelihood"]
+        likelihood = CountLikelihood(denoiser.input_size, facts["levels"], schedule.noise_steps)
+        return CountDenoiser(denoiser, likelihood, schedule, facts["input_dropout"])
 
 
 def find_device(name: str) -> torch.device:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbdit.model import Denoiser
 from wbdit.schedule import Prediction
 
 WARM = 3  # calls before recording: compiling, choosing block sizes, libraries' own memory
@@ -36,14 +35,15 @@ class Graphed:
     Parameters
     ----------
     model
-        A denoiser. Its weights may change in place between calls; after moving it, make a new one of these.
+        A denoiser, or a :class:`wbdit.counts.CountDenoiser`. Its weights may change in place between calls; after
+        moving it, make a new one of these.
     """
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.prediction: Prediction = model.prediction
         self.num_classes = model.num_classes
-        self.embed_labels = model.embed_labels
+        self.embed_labels: Callable[..., Tensor] = model.embed_labels
         self._recorded: dict[Hashable, _Recorded] = {}
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -73,15 +73,24 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, y: Tensor | None, batch: int) -> Tensor:
         """Embed labels ``(B, C)``, or ``(B,)`` of one column, int64 in [0, K_c], as ``(B, d)``; None is null alone."""
-        tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
         if y is None:
-            return reduce(torch.add, [table[-1:] for table in tables]).expand(batch, -1)
-        columns = y.reshape(batch, len(tables)).unbind(1)
-        if self.training and self.dropout > 0:
-            drops = torch.rand(batch, len(tables) + (len(tables) > 1), device=y.device) < self.dropout
-            dropped = (drops[:, : len(tables)] | drops[:, -1:]).unbind(1)
-            columns = tuple(map(torch.where, dropped, self.num_classes, columns))
-        return reduce(torch.add, map(F.embedding, columns, tables))
+            y = torch.tensor(self.num_classes, device=self.embedding_table.weight.device).expand(batch, -1)
+        return self.embed(self.drop(y) if self.training else y)
+
+    def drop(self, y: Tensor) -> Tensor:
+        """Replace labels by null as often as training does."""
+        if self.dropout == 0:
+            return y
+        columns = len(self.num_classes)
+        drops = torch.rand(len(y), columns + (columns > 1), device=y.device) < self.dropout
+        dropped = drops[:, :columns] | drops[:, -1:]
+        nulls = torch.tensor(self.num_classes, device=y.device)
+        return torch.where(dropped, nulls, y.reshape(len(y), columns)).view_as(y)
+
+    def embed(self, y: Tensor) -> Tensor:
+        """Embed labels as they are."""
+        tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
+        return reduce(torch.add, map(F.embedding, y.reshape(len(y), -1).unbind(1), tables))
 
 
 class LocalLinear(nn.Module):
@@ -145,6 +154,50 @@ class PatchEmbed(nn.Module):
         if isinstance(self.proj, LocalLinear):
             return self.proj(patches)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class CellToken(nn.Module):
+    """A token for the whole cell: a projection of all genes at once, and a linear map back to all of them.
+
+    Patches meet in the blocks alone; what all genes say together of a cell is one product away here.
+
+    Parameters
+    ----------
+    inputs
+        Values a cell.
+    hidden_size
+        Width d of a token.
+    outputs
+        Answers a cell; zero at the start.
+    """
+
+    def __init__(self, inputs: int, hidden_size: int, outputs: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, hidden_size)
+        self.linear = nn.Linear(hidden_size, outputs)
+        nn.init.normal_(self.proj.weight, std=inputs**-0.5)
+        for zeros in (self.proj.bias, self.linear.weight, self.linear.bias):
+            nn.init.zeros_(zeros)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Turn ``(B, C, G)`` into the token ``(B, 1, d)``."""
+        return self.proj(x.flatten(1))[:, None]
+
+    def read(self, z: Tensor) -> Tensor:
+        """Turn the token ``(B, d)`` into answers ``(B, outputs)``."""
+        return self.linear(z)
+
+    @torch.no_grad()
+    def look_along(self, x: Tensor, components: int = 64) -> None:
+        """Let the first rows of the projection be principal components of cells ``(n, G)``, in their deviations.
+
+        A component of less than unit variance keeps its own scale, so that noise is not enlarged.
+        """
+        centred = x.double() - x.double().mean(0)
+        variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))
+        k = min(components, len(variances), len(self.proj.weight))
+        deviations = variances.flip(0)[:k].clamp(min=1).sqrt()
+        self.proj.weight[:k] = (axes.flip(1)[:, :k] / deviations).T.to(self.proj.weight)
 
 
 class Modulation(nn.Sequential):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from wbdit import ops
 from wbdit.layers import (
+    CellToken,
     FinalLayer,
     LabelEmbedder,
     ModulatedBlock,
@@ -148,6 +149,8 @@ class Denoiser(RemembersWeights, ABC):
         What the output means: the noise ("epsilon"), the velocity ("v", Salimans and Ho 2022) or the clean cell ("x0").
     shared_patches
         Embed all patches by one projection and read them out by one, as published, or give each patch its own.
+    cell_token
+        One more token, after the patches': embedded from all genes at once and read out to all of them.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class Denoiser(RemembersWeights, ABC):
         learn_sigma: bool = False,
         prediction: Prediction = "epsilon",
         shared_patches: bool = True,
+        cell_token: bool = False,
     ) -> None:
         super().__init__()
         _check_sizes(input_size, patch_size, in_channels, hidden_size, depth, num_heads, prediction)
@@ -182,6 +186,9 @@ class Denoiser(RemembersWeights, ABC):
         if self.label_sizes:
             self.y_embedder = LabelEmbedder(self.label_sizes, hidden_size, class_dropout_prob)
         positions = sincos_positions(self.x_embedder.num_patches, hidden_size)
+        if cell_token:
+            self.cell_token = CellToken(in_channels * input_size, hidden_size, self.out_channels * input_size)
+            positions = torch.cat([positions, torch.zeros(1, 1, hidden_size)], dim=1)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(self.make_block(mlp_ratio) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
@@ -236,11 +243,11 @@ class Denoiser(RemembersWeights, ABC):
 
     def _check_labels(self, y: Tensor, batch: int) -> None:
         columns = len(self.label_sizes)
-        if columns == 0:
-            raise ValueError("this model was made without labels (num_classes=0)")
         if y.is_floating_point():
             if y.shape != (batch, self.hidden_size):
                 raise ValueError(f"y is {tuple(y.shape)}, one vector a sample is ({batch}, {self.hidden_size})")
+        elif columns == 0:
+            raise ValueError("this model was made without labels (num_classes=0)")
         elif y.shape != (batch, columns) and (columns > 1 or y.shape != (batch,)):
             expected = f"({batch},)" if columns == 1 else f"({batch}, {columns})"
             raise ValueError(f"y is {tuple(y.shape)}, one label a sample is {expected}")
@@ -250,12 +257,21 @@ class Denoiser(RemembersWeights, ABC):
             modulations = self.modulations(t, y)
         with span("embedding"):
             tokens = self.x_embedder(x)
+            if self.has_cell_token:
+                tokens = torch.cat([tokens, self.cell_token.embed(x).to(tokens.dtype)], dim=1)
             # the residual stream is summed in fp32, whatever the products' type
             wide = torch.promote_types(tokens.dtype, torch.float32)
             tokens = tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
         z = self.trunk(tokens, modulations)
         with span("read-out"):
-            return self.final_layer(z)
+            if not self.has_cell_token:
+                return self.final_layer(z)
+            return self.final_layer(z[:, :-1]) + self.cell_token.read(z[:, -1]).view(len(x), self.out_channels, -1)
+
+    @property
+    def has_cell_token(self) -> bool:
+        """Whether one token stands for the whole cell."""
+        return hasattr(self, "cell_token")
 
     def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
         """Turn embedded tokens ``(B, N, d)`` into what the final layer reads, by all blocks.
@@ -284,9 +300,10 @@ class Denoiser(RemembersWeights, ABC):
         Returns
         -------
         For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and labels is computed
-        once and remembered: while sampling, all cells of a type share theirs.
+        once and remembered: while sampling, all cells of a type share theirs. Vectors in place of labels are not.
         """
-        remember = not self.training and len(t) > 0 and may_cache(t, *self._conditioning_weights())
+        vectors = y is not None and y.is_floating_point()  # these may be as many as samples, at each timestep
+        remember = not self.training and not vectors and len(t) > 0 and may_cache(t, *self._conditioning_weights())
         if remember:
             tables = self._remembered(t, y)
         elif not torch.is_grad_enabled() and len(t) > 1 and t.stride(0) == 0:
@@ -300,9 +317,10 @@ class Denoiser(RemembersWeights, ABC):
         # few rows and many weights: casting these to a lower type would take longer than the products
         with torch.autocast(t.device.type, enabled=False):
             c = self.t_embedder(t)
-            if self.label_sizes:
-                given = y is not None and y.is_floating_point()
-                c = c + (y if given else self.y_embedder(y, t.shape[0]))
+            if y is not None and y.is_floating_point():
+                c = c + y
+            elif self.label_sizes:
+                c = c + self.y_embedder(y, t.shape[0])
             return [modulation(c) for modulation in self._modulated()]
 
     def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
@@ -323,7 +341,8 @@ class Denoiser(RemembersWeights, ABC):
 
     def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
         """Look up what :meth:`_condition` gives, computing only the pairs of timestep and labels not met before."""
-        pairs = list(zip(t.tolist(), _row_bytes(y, len(t)), strict=True))
+        labels = [()] * len(t) if y is None else map(tuple, y.reshape(len(t), -1).tolist())
+        pairs = list(zip(t.tolist(), labels, strict=True))
         rows = self._cache.values(self._conditioning_weights())
         fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # where each is first
         if fresh:
@@ -344,15 +363,6 @@ class Denoiser(RemembersWeights, ABC):
         for module in (self.t_embedder, getattr(self, "y_embedder", None), *self._modulated()):
             if module is not None:
                 yield from module.parameters()
-
-
-def _row_bytes(y: Tensor | None, batch: int) -> list[bytes]:
-    """Return what tells one sample's labels, or conditioning vector, from another's."""
-    if y is None:
-        return [b""] * batch
-    # a copy: one column may have any stride and count as contiguous, and views as bytes ask for a stride of 1
-    rows = y.detach().reshape(batch, -1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
-    return [row.tobytes() for row in rows.numpy()]
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

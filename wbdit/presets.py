@@ -68,6 +68,9 @@ class Training:
     precision
         "fp32", "bf16" (bf16 products under autocast; weights, residual stream and optimiser stay fp32), or "auto": bf16
         where the device multiplies it fast.
+    most_epochs
+        Passes over the cells after which training by the clock ends early: a few thousand cells are soon learned by
+        heart. Not asked where epochs or steps are given.
 
     Raises
     ------
@@ -84,9 +87,26 @@ class Training:
     ema: float = 0.999
     clip_norm: float = 1.0
     precision: str = "auto"
+    most_epochs: float | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How counts come from a denoiser, see :mod:`wbdit.counts`.
+
+    Attributes
+    ----------
+    stop
+        Timestep at which sampling ends and counts are drawn.
+    input_dropout
+        Share of the genes that the denoiser does not see in training.
+    """
+
+    stop: int = 500
+    input_dropout: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,8 @@ class Preset:
         Optimiser.
     budget
         How long to train where nothing is said.
+    likelihood
+        How counts come from the denoiser; not used where it sees values of another kind.
     denoiser
         "wbdit" for :class:`wbdit.WBDiT`, "dit" for the black-box :class:`wbdit.DiT`.
     """
@@ -116,6 +138,7 @@ class Preset:
     lognorm: bool = False
     centred: bool = True
     max_genes: int = 2000
+    likelihood: Likelihood = field(default_factory=Likelihood)
     denoiser: Literal["wbdit", "dit"] = "wbdit"
 
 
@@ -146,9 +169,11 @@ PRESETS = {
             "num_heads": 4,
             "prediction": "v",
             "shared_patches": False,
+            "cell_token": True,
         },
         schedule="cosine",
         budget=Budget(minutes=3),
+        training=Training(weight_decay=0.1, most_epochs=30),
     ),
     # one GPU
     "base": Preset(
@@ -159,10 +184,11 @@ PRESETS = {
             "num_heads": 12,
             "prediction": "v",
             "shared_patches": False,
+            "cell_token": True,
         },
         schedule="cosine",
-        budget=Budget(steps=100_000),
-        training=Training(batch_size=256, learning_rate=3e-4, warmup_steps=1000, ema=0.9999),
+        budget=Budget(epochs=30),
+        training=Training(batch_size=256, learning_rate=3e-4, warmup_steps=1000, ema=0.9999, weight_decay=0.1),
     ),
 }
 # the control: black-box blocks of the same width and depth, all else the same

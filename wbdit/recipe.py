@@ -5,10 +5,9 @@ The model sees ``(value - centre) / scale``, gene by gene. What the values are f
 ==========  ===========================================  =====================================================
 cells       values                                       back to cells
 ==========  ===========================================  =====================================================
-counts      ``"log1p"``: ln(1 + count)                   per-gene thresholds for 1 to 4, ``round(expm1)`` above: a
-                                                         step of the log is a step of a count at any depth
-counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times a library size drawn from the
-            (the paper's kind)                           labels', rounded
+counts      ``"log1p"``: ln(1 + count)                   drawn from a likelihood (:mod:`wbdit.counts`)
+counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times its library size, rounded
+            (the paper's kind)
 lognorm     ``"as is"``                                  values under half the gene's smallest are zero
 scaled      ``"as is"``                                  as they are
 ==========  ===========================================  =====================================================
@@ -17,7 +16,7 @@ scaled      ``"as is"``                                  as they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import anndata as ad
@@ -31,8 +30,6 @@ from wbdit.labels import Labels
 
 Values = Literal["log1p", "lognorm", "as is"]
 TARGET_SUM = 1e4
-LEVELS = np.arange(1, 5)[:, None]  # the counts that have thresholds of their own
-ROUNDING = np.log1p(LEVELS - 0.5)  # where plain rounding would put them
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,6 @@ class Recipe:
         The centred values are divided by it.
     smallest
         ``(G,)`` fp32, each gene's smallest non-zero training value.
-    exceeded
-        Share of training cells with a count of 1, 2, 3, 4 or more, ``(4, G)`` fp32; ``(0, G)`` for other values than
-        "log1p".
-    thresholds
-        Value above which a generated one is such a count, of the same shape; see :meth:`calibrated`.
     library
         Total counts of the training cells over `genes`, fp32, sorted within each of ``labels.combinations``, of which
         there are ``labels.sizes``; empty where the cells had no counts.
@@ -72,8 +64,6 @@ class Recipe:
     centre: np.ndarray
     scale: float
     smallest: np.ndarray
-    exceeded: np.ndarray
-    thresholds: np.ndarray
     library: np.ndarray
 
     @classmethod
@@ -127,7 +117,6 @@ class Recipe:
         centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
         scale = float((seen - centre).std()) if centred else 1.0
         order = np.lexsort((totals, labels.which(labels.codes(adata))))
-        steps = ROUNDING if values == "log1p" else ROUNDING[:0]
         return cls(
             space=space,
             values=values,
@@ -136,8 +125,6 @@ class Recipe:
             centre=centre.astype(np.float32),
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
-            exceeded=np.array([(seen > step).mean(0) for step in steps], np.float32).reshape(-1, len(genes)),
-            thresholds=np.repeat(steps, len(genes), axis=1).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
         )
 
@@ -149,6 +136,10 @@ class Recipe:
         InputError
             If genes are missing or the cells are in another space than the training cells.
         """
+        return (_values(self.matrix(adata), self.values) - self.centre) / np.float32(self.scale)
+
+    def matrix(self, adata: ad.AnnData) -> np.ndarray:
+        """Return cells in the training cells' space over the run's genes, ``(cells, G)`` fp32; raises as `encode`."""
         check_cells(adata)
         missing = [gene for gene in self.genes if gene not in adata.var_names]
         if missing:
@@ -156,93 +147,53 @@ class Recipe:
         X, space, _ = find_expression(adata)
         if space != self.space:
             raise InputError(f"the run was trained on {self.space}, these cells hold {space}")
-        dense = to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
-        return (_values(dense, self.values) - self.centre) / np.float32(self.scale)
+        return to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether thresholds decide the counts."""
-        return self.values == "log1p"
-
-    def calibrated(self, x: np.ndarray) -> Recipe:
-        """Return the recipe with thresholds that give generated cells the training cells' counts, gene by gene.
-
-        A model in training blurs the steps between small counts, and rounding then makes rare genes rarer. Quantile
-        mapping (Panofsky and Brier 1968) mends each gene's marginal: a threshold is the value that generated cells
-        exceed as often as training cells reach its count.
+    def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
+        """Turn what a model has made into cells, without labels.
 
         Parameters
         ----------
         x
-            Generated cells ``(n, G)`` as the model gives them, composed of labels as the training cells were.
-        """
-        seen = x * np.float32(self.scale) + self.centre
-        columns = np.arange(seen.shape[1])
-        ranked = np.sort(seen, axis=0)
-        above = np.rint(self.exceeded * len(seen)).astype(int)  # how many generated values should exceed it
-        # between the highest value that stays below and the lowest that exceeds
-        below = ranked[np.maximum(len(seen) - above - 1, 0), columns]
-        beyond = ranked[np.minimum(len(seen) - above, len(seen) - 1), columns]
-        thresholds = (below + beyond) / 2
-        thresholds = np.where(above == len(seen), -np.inf, thresholds)
-        thresholds = np.where(above == 0, np.maximum(ROUNDING, ranked[-1]), thresholds)
-        return replace(self, thresholds=np.maximum.accumulate(thresholds, axis=0).astype(np.float32))
-
-    def decode(
-        self, x: np.ndarray, codes: np.ndarray, u: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0
-    ) -> ad.AnnData:
-        """Turn the model's output into cells.
-
-        Parameters
-        ----------
-        x
-            ``(n, G)`` fp32 as the model gives it.
-        codes
-            Labels ``(n, C)`` int64.
-        u
-            Uniform numbers ``(n,)`` in (0, 1) that draw the library sizes.
-        toward, mix
-            Labels ``(n, C)`` that the cells lie toward, and how far. A library size lies as far between the two that
-            `u` draws, which takes the one distribution to the other by the straightest path (McCann 1997).
+            ``(n, G)``: counts where :attr:`values` is "log1p", else values as the model gives them.
+        library
+            Library sizes ``(n,)``; taken where :attr:`values` is "lognorm" and the training cells held counts.
 
         Returns
         -------
         AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` where the training cells held counts, else
-        ``X`` in their own space; each label column in ``obs``, categorical, with `toward` also its
-        ``obs[f"{column}_toward"]``, and ``obs["mix"]``.
+        ``X`` in their own space.
         """
-        seen = x * np.float32(self.scale) + self.centre
-        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(x))])
-        obs = obs.assign(**self.labels.obs(codes))
-        if toward is not None:
-            obs = obs.assign(**{f"{name}_toward": labels for name, labels in self.labels.obs(toward).items()}, mix=mix)
-        var = pd.DataFrame(index=pd.Index(self.genes))
-        if self.space == "scaled":
-            return ad.AnnData(seen.astype(np.float32), obs=obs, var=var)
         if self.values == "log1p":
-            return self._as_counts(self._step(seen), obs, var)
+            return self._as_counts(x)
+        seen = x * np.float32(self.scale) + self.centre
+        if self.space == "scaled":
+            return self._cells(seen.astype(np.float32))
         seen = np.where(seen < self.smallest / 2, 0, seen)
         if self.space == "lognorm":
             X = sp.csr_matrix(seen.astype(np.float32))
-            return ad.AnnData(X, obs=obs, var=var, layers={"lognorm": X.copy()})
+            return self._cells(X, lognorm=X.copy())
         linear = np.expm1(seen.astype(np.float64))
-        library = self.draw_library(codes, u)
-        if toward is not None:
-            library = (1 - mix) * library + mix * self.draw_library(toward, u)
         linear *= (library / np.maximum(linear.sum(1), 1e-12))[:, None]
-        return self._as_counts(np.rint(linear), obs, var)
+        return self._as_counts(np.rint(linear))
 
-    def _step(self, seen: np.ndarray) -> np.ndarray:
-        """Turn values ``(n, G)`` into counts by the thresholds, and by rounding above the last."""
-        low = sum((seen > threshold).astype(np.float64) for threshold in self.thresholds)
-        high = np.maximum(np.rint(np.expm1(seen.astype(np.float64))), len(LEVELS))
-        return np.where(low == len(LEVELS), high, low)
+    def obs(self, codes: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0) -> pd.DataFrame:
+        """Return ``obs`` of cells with labels ``(n, C)``.
 
-    @staticmethod
-    def _as_counts(counts: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
+        Each label column, categorical; with `toward` also ``f"{column}_toward"`` and ``"mix"``.
+        """
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self.labels.obs(codes))
+        if toward is None:
+            return obs
+        return obs.assign(**{f"{name}_toward": labels for name, labels in self.labels.obs(toward).items()}, mix=mix)
+
+    def _as_counts(self, counts: np.ndarray) -> ad.AnnData:
         counts = counts.astype(np.float32)
-        lognorm = sp.csr_matrix(_values(counts, "lognorm"))
-        return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var, layers={"lognorm": lognorm})
+        return self._cells(sp.csr_matrix(counts), lognorm=sp.csr_matrix(_values(counts, "lognorm")))
+
+    def _cells(self, X: Any, **layers: Any) -> ad.AnnData:
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(X.shape[0])])
+        return ad.AnnData(X, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)), layers=layers)
 
     def facts(self) -> dict[str, Any]:
         """Return what travels with the cells in ``uns``: genes, labels, and what the values were."""
@@ -254,12 +205,30 @@ class Recipe:
             **self.labels.facts(),
         }
 
-    def draw_library(self, codes: np.ndarray, u: np.ndarray) -> np.ndarray:
+    def draw_library(
+        self, codes: np.ndarray, u: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0
+    ) -> np.ndarray:
         """Draw library sizes ``(n,)`` from those of each cell's labels: their quantiles at `u`, interpolated.
 
-        A combination ``(C,)`` that no training cell had is given the sizes of all training cells with its first
-        column's label.
+        Parameters
+        ----------
+        codes
+            Labels ``(n, C)`` int64. A combination that no training cell had is given the sizes of all training cells
+            with its first column's label.
+        u
+            Uniform numbers ``(n,)`` in (0, 1).
+        toward, mix
+            Labels ``(n, C)`` that the cells lie toward, and how far. A size lies as far between the two that `u` draws,
+            which takes the one distribution to the other by the straightest path (McCann 1997).
+
+        Returns
+        -------
+        Ones where the training cells held no counts.
         """
+        if self.space != "counts":
+            return np.ones(len(codes))
+        if toward is not None:
+            return (1 - mix) * self.draw_library(codes, u) + mix * self.draw_library(toward, u)
         drawn = np.empty(len(codes))
         groups = np.split(self.library, np.cumsum(self.labels.sizes)[:-1])
         which = self.labels.which(codes)

@@ -206,6 +206,12 @@ class Guided:
             own, other = (model.embed_labels(given(labels)).detach() for labels in (y, toward))  # type: ignore[attr-defined]
             self._y = torch.lerp(own, other, mix)
 
+    @property
+    def conditions(self) -> Tensor:
+        """What the model is conditioned on where it is given every label, as vectors: ``(B, ...)``."""
+        fullest = self._y[: len(self._y) // len(self._factors)]
+        return fullest if fullest.is_floating_point() else self.model.embed_labels(fullest)  # type: ignore[attr-defined]
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Answer for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""
         n = len(self._factors)

@@ -84,6 +84,15 @@ class NoiseSchedule:
         log_alpha_hat = below + (t - whole) * (above - below)
         return math.exp(log_alpha_hat / 2), math.sqrt(-math.expm1(log_alpha_hat))
 
+    def level_tensors(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(alpha, sigma)``, both ``(B,)`` fp32, at timesteps ``(B,)``, whole or not."""
+        if t.is_floating_point():
+            pairs = [self.levels(one) for one in t.tolist()]
+            alpha, sigma = torch.tensor(pairs, device=t.device).reshape(-1, 2).unbind(1)
+            return alpha, sigma
+        alpha_hat = self.alpha_hat.to(t.device)[t]
+        return alpha_hat.sqrt().float(), (1 - alpha_hat).sqrt().float()
+
     def log_snr(self, t: float) -> float:
         """Return ``ln(alpha / sigma)`` at a timestep; infinite where there is no signal, or no noise."""
         alpha, sigma = self.levels(t)

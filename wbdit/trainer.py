@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from wbdit.batches import Batches
 from wbdit.errors import InputError
-from wbdit.model import Denoiser
+from wbdit.objectives import Objective
 from wbdit.ops import cpu
 from wbdit.presets import Budget, Training
-from wbdit.schedule import NoiseSchedule
 from wbdit.trace import span
 
 LOG_SECONDS = 2.0
@@ -29,14 +27,13 @@ SAVE_SECONDS = 300.0
 
 
 class Trainer:
-    """Train a denoiser on cells, to the end of a budget or until it is interrupted.
+    """Train a model on cells, to the end of a budget or until it is interrupted.
 
     Parameters
     ----------
-    model
-        The denoiser, on the device to train on; its weights are trained in place.
-    schedule
-        Noise schedule; timesteps are drawn from 1 on, spread evenly over each batch.
+    objective
+        The model, on the device to train on, and its loss. Weights are trained in place; timesteps are drawn from
+        ``objective.lowest`` on, spread evenly over each batch.
     batches
         The cells.
     training, budget
@@ -56,15 +53,15 @@ class Trainer:
 
     def __init__(
         self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
+        objective: Objective,
         batches: Batches,
         training: Training,
         budget: Budget,
         seed: int = 0,
     ) -> None:
-        self.model = model
-        self.schedule = schedule
+        self.objective = objective
+        self.model = model = objective.model
+        self.schedule = objective.schedule
         self.batches = batches
         self.training = training
         self.budget = budget
@@ -72,11 +69,7 @@ class Trainer:
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() if training.ema else p.detach() for n, p in self.weights.items()}
         self.optimiser = torch.optim.AdamW(
-            self.weights.values(),
-            lr=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            fused=True,
+            objective.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
         self.step = 0
@@ -89,7 +82,9 @@ class Trainer:
     def progress(self) -> float:
         """Share of the budget that is used."""
         epochs = self.step / self.batches.per_epoch
-        return self.budget.progress(self.seconds, epochs, self.step)
+        used = self.budget.progress(self.seconds, epochs, self.step)
+        most = self.training.most_epochs
+        return used if most is None or self.budget.minutes is None else max(used, epochs / most)
 
     def train(
         self,
@@ -188,17 +183,13 @@ class Trainer:
         with span("train step"):
             rate = self._learning_rate()
             for group in self.optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)
             with span("batch"):
-                x0, y = self.batches.draw()
-                t = self._timesteps(len(x0))
-                noise = torch.randn_like(x0)
-                x_t = self.schedule.noising(x0, t, noise)
-                target = self.schedule.target(self.model.prediction, x0, t, noise)
-            with span("forward"):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-                    out = self.model(x_t, t) if y is None else self.model(x_t, t, y)
-                loss = F.mse_loss(out.float(), target)
+                batch = self.batches.draw()
+                t = self._timesteps(len(batch.x))
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
+            with span("forward"), autocast:
+                loss = self.objective(batch, t)
             with span("backward"):
                 self.optimiser.zero_grad()
                 loss.backward()
@@ -219,9 +210,10 @@ class Trainer:
                 torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
 
     def _timesteps(self, n: int) -> Tensor:
-        """Draw `n` timesteps in 1 ... T - 1, one from each of `n` equal parts, in random order of parts."""
+        """Draw `n` timesteps from the lowest to T - 1, one from each of `n` equal parts."""
         u = (torch.arange(n) + torch.rand(n)) / n
-        return (1 + u * (self.schedule.noise_steps - 1)).long().clamp(max=self.schedule.noise_steps - 1).to(self.device)
+        lowest, beyond = self.objective.lowest, self.schedule.noise_steps
+        return (lowest + u * (beyond - lowest)).long().clamp(max=beyond - 1).to(self.device)
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / max(self.training.warmup_steps, 1))

@@ -255,7 +255,7 @@ def count_mean(
     counts: Tensor,
     sizes: Tensor,
 ) -> Tensor:
-    logits, absent = _count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    logits, absent = count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
     return (logits.softmax(-1) * values.masked_fill(absent, 0)).sum(-1)  # [B, G]
 
 
@@ -272,7 +272,7 @@ def count_nll(
     sizes: Tensor,
     target: Tensor,
 ) -> Tensor:
-    logits, _ = _count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    logits, _ = count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
     return -logits.log_softmax(-1).gather(-1, target.long()[..., None])[..., 0]
 
 
@@ -290,7 +290,7 @@ def count_nll_backward(
     sizes: Tensor,
     target: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits, absent = _count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    logits, absent = count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
     p = logits.softmax(-1)
     at_target = target[..., None] == torch.arange(len(counts), device=target.device)
     dlogits = dnll.to(p.dtype)[..., None] * (p - at_target.to(p.dtype))  # [B, G, L]
@@ -301,7 +301,7 @@ def count_nll_backward(
     return deta.to(eta.dtype), dweight.to(weight.dtype), dbase0.to(base0.dtype), dbase1.to(base1.dtype)
 
 
-def _count_logits(
+def count_logits(
     x: Tensor,
     eta: Tensor,
     weight: Tensor,

@@ -1,0 +1,243 @@
+"""The likelihood of counts: Bayes' rule by hand, levels, label rates, draws, and what training makes of it."""
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+import wbdit
+from wbdit import NoiseSchedule, WBDiT
+from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood, Levels, label_rates
+
+GENES, NOISE_STEPS = 12, 1000
+
+
+@pytest.fixture
+def cells():
+    """Two types of cells whose genes differ, with library sizes of their own."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    rates = np.stack([rng.gamma(1, 3, GENES), rng.gamma(1, 3, GENES)])[y]
+    return rng.poisson(rates * rng.gamma(8, 1 / 8, (200, 1))).astype(np.float32), y[:, None]
+
+
+def model_of(counts, codes, classes=2, **options):
+    centre = np.log1p(counts).mean(0)
+    torch.manual_seed(0)
+    denoiser = WBDiT(counts.shape[1], 4, hidden_size=16, num_heads=2, num_classes=classes, **options)
+    levels = len(Levels.up_to(counts.max()).lowest)
+    model = CountDenoiser(denoiser, CountLikelihood(counts.shape[1], levels, NOISE_STEPS), NoiseSchedule(kind="cosine"))
+    model.begin(counts, codes, centre, 0.5)
+    return model.eval()
+
+
+def test_levels_hold_every_count_once():
+    levels = Levels.up_to(300)
+    every = np.arange(levels.highest[-1] + 1)
+    found = levels.of(every)
+    assert levels.highest[-1] >= 1.3 * 300
+    assert (levels.lowest[found] <= every).all()
+    assert (every <= levels.highest[found]).all()
+    np.testing.assert_array_equal(levels.lowest[1:], levels.highest[:-1] + 1)
+    np.testing.assert_array_equal(levels.of(np.arange(10)), np.arange(10))
+
+
+def test_the_prior_begins_as_negative_binomials(cells):
+    """Before training: at no signal each gene has its own negative binomial, at no noise a nearly Poisson one."""
+    counts, codes = cells
+    model = model_of(counts, codes)
+    known = model.likelihood
+    dense = known.lowest == known.highest
+    for end, size in ((0, 20.0), (1, None)):
+        for gene in range(GENES):
+            mean = counts[:, gene].mean() + 1e-4
+            r = size or float(known.log_size[1, gene].exp())
+            eta = np.log(mean / (mean + r))
+            got = known.prior[end, gene, dense].detach().numpy() + eta * known.lowest[dense].numpy()
+            want = stats.nbinom.logpmf(known.lowest[dense].numpy(), r, r / (r + mean))
+            np.testing.assert_allclose(got - got[0], want - want[0], atol=2e-3)
+
+
+def test_the_posterior_is_bayes_rule(cells):
+    """The denoiser's mean and likelihood against prior times density, written out with scipy."""
+    counts, codes = cells
+    model = model_of(counts, codes).double()
+    known = model.likelihood
+    t = torch.tensor([400, 700])
+    x = torch.randn(2, 1, GENES, dtype=torch.float64)
+    given = model.embed_labels(torch.tensor([0, 1]), torch.tensor([3.0, 4.0], dtype=torch.float64))
+    levels = torch.from_numpy(
+        known_levels := Levels.of(Levels(known.lowest.numpy(), known.highest.numpy()), counts[:2])
+    )
+    mean, nll = model(x, t, given), model.nll(x, t, given, levels).detach()
+    eta, weight = (term.detach() for term in known.terms(given[:, 16:], t))  # at the start the denoiser answers zero
+    for cell in range(2):
+        alpha, sigma = model.schedule.levels(int(t[cell]))
+        for gene in range(GENES):
+            size = int(known.sizes[gene])
+            w = float(weight[cell, gene])
+            shape = (1 - w) * known.prior[0, gene, :size] + w * known.prior[1, gene, :size]
+            middle = (known.lowest + known.highest)[:size].numpy() / 2
+            values = known.values[gene, :size].numpy()
+            log_p = shape.detach().numpy() + float(eta[cell, gene]) * middle
+            log_p = log_p + stats.norm.logpdf(float(x[cell, 0, gene]), alpha * values, sigma)
+            p = np.exp(log_p - log_p.max())
+            p /= p.sum()
+            assert float(mean[cell, 0, gene]) == pytest.approx(p @ values, rel=1e-4, abs=1e-5)
+            assert float(nll[cell, gene]) == pytest.approx(-np.log(p[known_levels[cell, gene]]), rel=1e-4, abs=1e-5)
+
+
+def test_counts_are_drawn_from_the_posterior(cells):
+    counts, codes = cells
+    model = model_of(counts, codes)
+    n = 20_000
+    x = torch.zeros(n, 1, GENES)
+    t = torch.full((n,), 700)
+    given = model.embed_labels(torch.zeros(1, dtype=torch.long), torch.tensor([3.5])).expand(n, -1)
+    u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
+    middle = (model.likelihood.lowest + model.likelihood.highest) / 2
+    p = model._probabilities(x[:1], t[:1], model._log_rate(x[:1], t[:1], given[:1]))[0].detach()
+    own = (p @ middle).sum().expand(n)  # the library size that they expect as they are: nothing is moved
+    drawn, p = model.draw(x, t, given, u, own).numpy(), p.numpy()
+    lowest, highest = model.likelihood.lowest.numpy(), model.likelihood.highest.numpy()
+    for gene in range(GENES):
+        seen = np.bincount(Levels(lowest, highest).of(drawn[:, gene]), minlength=len(lowest)) / n
+        np.testing.assert_allclose(seen, p[gene], atol=0.015)
+    assert (np.diff(drawn[np.argsort(u[:, 0].numpy()), 0]) >= 0).all()  # more u, more counts
+
+
+def test_bins_are_drawn_evenly():
+    """Where a level is a bin of counts, each of them comes as often."""
+    counts = np.tile(np.array([[0.0, 200.0]], np.float32), (50, 1))
+    model = model_of(counts, np.zeros((50, 0), np.int64), classes=0)
+    n = 6000
+    u = torch.linspace(1e-4, 1 - 1e-4, n)[:, None].expand(n, 2)
+    x = ((torch.log1p(torch.tensor(200.0)) - float(np.log1p(200))) / 0.5).expand(n, 1, 2).clone()
+    given = model.embed_labels(None, torch.full((n,), 5.3))
+    drawn = model.draw(x, torch.full((n,), 100), given, u, torch.full((n,), 200.0))[:, 1].numpy()
+    levels = Levels(model.likelihood.lowest.numpy(), model.likelihood.highest.numpy())
+    at = levels.of(np.array([200]))[0]
+    inside = drawn[(drawn >= levels.lowest[at]) & (drawn <= levels.highest[at])]
+    share = np.bincount(inside - levels.lowest[at]) / len(inside)
+    assert len(share) == levels.highest[at] - levels.lowest[at] + 1
+    np.testing.assert_allclose(share, 1 / len(share), rtol=0.1)
+
+
+def test_drawn_counts_add_up_to_the_library_size(cells):
+    counts, codes = cells
+    model = model_of(counts, codes)
+    n = 2000
+    x, t = torch.randn(n, 1, GENES), torch.full((n,), 700)
+    library = torch.linspace(20, 60, n)
+    given = model.embed_labels(torch.zeros(n, dtype=torch.long), torch.full((n,), 3.6))
+    u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
+    totals = model.draw(x, t, given, u, library).sum(1).numpy()
+    assert np.polyfit(library.numpy(), totals, 1)[0] == pytest.approx(1, abs=0.05)
+    assert totals.mean() == pytest.approx(40, rel=0.03)
+
+
+def test_label_rates_are_ratios_of_counts(cells):
+    counts, codes = cells
+    rates = label_rates(counts, codes, [2], strength=1e-9)
+    share = counts.sum(0) / counts.sum()
+    for label in range(2):
+        inside = counts[codes[:, 0] == label]
+        np.testing.assert_allclose(np.exp(rates[label]), inside.sum(0) / inside.sum() / share, rtol=1e-4, atol=1e-6)
+    assert (rates[2] == 0).all()
+    shrunk = label_rates(counts, codes, [2], strength=1e6)
+    assert abs(shrunk).max() < 1e-3
+
+
+def test_label_rates_of_two_columns_multiply():
+    """Counts made as type rate times condition rate give both back."""
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, [3, 2], (4000, 2))
+    effects = [rng.normal(0, 0.5, (3, 8)), rng.normal(0, 0.5, (2, 8))]
+    counts = rng.poisson(20 * np.exp(effects[0][codes[:, 0]] + effects[1][codes[:, 1]])).astype(np.float32)
+    rates = label_rates(counts, codes, [3, 2], strength=1e-9)
+    first, second = rates[:3], rates[4:6]
+
+    # an effect is known up to what all labels share, gene by gene and in the library size
+    def contrast(table):
+        differences = table[1:] - table[:1]
+        return differences - differences.mean(1, keepdims=True)
+
+    for found, true in ((first, effects[0]), (second, effects[1])):
+        np.testing.assert_allclose(contrast(found), contrast(true), atol=0.05)
+
+
+def test_conditions_without_labels_are_of_the_depth_alone(cells):
+    counts, codes = cells
+    model = model_of(counts, codes)
+    depth = torch.tensor([3.0, 5.0])
+    free, null = model.embed_labels(None, depth), model.embed_labels(torch.full((2,), 2), depth)
+    torch.testing.assert_close(free[:, 16:], null[:, 16:])
+    torch.testing.assert_close(free[1, 16:] - free[0, 16:], torch.full((GENES,), 2.0))
+
+
+def test_guidance_at_a_depth(cells):
+    """A guided model repeats each cell's depth for each term."""
+    counts, codes = cells
+    model = model_of(counts, codes)
+    torch.nn.init.normal_(model.denoiser.final_layer.linear.weight)
+    at = AtDepth(model, torch.tensor([3.0, 4.0]))
+    y, x, t = torch.tensor([0, 1]), torch.randn(2, 1, GENES), torch.full((2,), 600)
+    guided = wbdit.samplers.Guided(at, y, 2.0)
+    joint, null = at(x, t, y), at(x, t, torch.tensor([2, 2]))
+    torch.testing.assert_close(guided(x, t), null + 2 * (joint - null))
+    torch.testing.assert_close(guided.conditions, at.embed_labels(y))
+
+
+def adata_of(counts, codes):
+    obs = pd.DataFrame({"type": np.array(["a", "b"])[codes[:, 0]]}, index=map(str, range(len(counts))))
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(counts.shape[1])]))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    programme = rng.gamma(4, 1 / 4, (400, 1)) * rng.choice([0.2, 1.0, 3.0], (1, 40))  # what genes share within a type
+    rates = rng.gamma(1, 3, (2, 40))[y] * (1 + programme) / 2
+    counts = rng.poisson(rates * rng.gamma(8, 1 / 8, (400, 1))).astype(np.float32)
+    adata = adata_of(counts, y[:, None])
+    return adata, wbdit.fit(adata, label="type", steps=150, progress=False)
+
+
+def test_generated_counts_have_the_genes_means_and_zeros(trained):
+    adata, generator = trained
+    cells = generator.generate(like=adata, seed=1)
+    real, made = adata.X, cells.X.toarray()
+    assert (made == np.rint(made)).all()
+    for label in "ab":
+        inside, of = (adata.obs["type"] == label).to_numpy(), (cells.obs["type"] == label).to_numpy()
+        assert np.corrcoef(real[inside].mean(0), made[of].mean(0))[0, 1] > 0.97
+    assert abs((real == 0).mean(0) - (made == 0).mean(0)).mean() < 0.04
+    # library sizes are asked for, and come out
+    assert stats.wasserstein_distance(real.sum(1), made.sum(1)) < 0.1 * real.sum(1).mean()
+
+
+def test_the_same_cells_in_any_batches_and_after_saving(trained, tmp_path):
+    _, generator = trained
+    whole = generator.generate(30, seed=3).X
+    assert (whole != generator.generate(30, seed=3, batch_size=7).X).nnz == 0
+    generator.save(tmp_path / "run")
+    assert (whole != wbdit.load(tmp_path / "run").generate(30, seed=3).X).nnz == 0
+    assert (whole != generator.generate(30, seed=4).X).nnz > 0
+
+
+def test_a_run_of_counts_by_thresholds_is_refused(trained, tmp_path):
+    """Runs in which counts came from thresholds have no likelihood to draw from."""
+    _, generator = trained
+    generator.save(tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    facts = json.loads(config.read_text())
+    facts["format"] = 2
+    del facts["likelihood"]
+    config.write_text(json.dumps(facts))
+    with pytest.raises(wbdit.InputError, match="train it again"):
+        wbdit.load(tmp_path / "run")
