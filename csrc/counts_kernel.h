@@ -113,7 +113,9 @@ struct Cells {
   V flaw(const Gene& g, int j) const { return 0 * (x[j] + eta[j] + weight[j]) + g.flaw; }
 };
 
-static inline I is(const float* targets, int64_t l) { return std::bit_cast<I>(load(targets)) == static_cast<int32_t>(l); }
+static inline I is(const float* targets, int64_t l) {
+  return std::bit_cast<I>(load(targets)) == static_cast<int32_t>(l);
+}
 
 // Call run(gene, strip, its row there) for each gene of a block, strip by strip, and after(strip) at a strip's end.
 // Scratch rows 0 to 4 are x, eta, weight, dnll and target turned over, 8 and 9 are free.
