@@ -28,6 +28,9 @@ DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
 
 
+CALLS = 15  # of the model where counts are drawn on the way: more gain nothing (docs/study.md)
+
+
 class CellGenerator:
     """A trained denoiser with all that turns its output into cells.
 
@@ -97,7 +100,8 @@ class CellGenerator:
             "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
             see :mod:`wbdit.samplers`.
         steps
-            Calls of the model; by default those of :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
+            Calls of the model. By default 15 where counts are drawn from a likelihood, else those of
+            :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
         grid
             Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`); from that table too.
         guidance
@@ -139,7 +143,8 @@ class CellGenerator:
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
         longest = self.schedule.noise_steps - 1
-        steps = steps if steps is not None else default.steps or longest
+        if steps is None:
+            steps = min(default.steps or longest, CALLS if self.stop else longest)
         if not 1 <= steps <= longest:
             raise InputError(f"steps must be between 1 and {longest}, not {steps}")
         path = samplers.timesteps(self.schedule, steps, grid, stop=self.stop)

@@ -1,0 +1,139 @@
+"""What makes it learn: variants of a preset, each trained on the same cells and scored alike.
+
+    python -m bench.study DATA.h5ad --label cell_type --out DIR [--variant NAME ...] [--seeds 3]
+
+Each variant changes one thing of the preset ``small``. Results are kept as JSON in the folder, so that an interrupted
+study goes on; ``table.md`` there is written anew after each. The figures in ``docs/study.md`` come from it.
+"""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import click
+
+import wbdit
+from bench.peers.cells import Choice, DataSet
+from wbdit.evaluation import evaluate
+from wbdit.presets import PRESETS, Likelihood, Preset
+from wbdit.scorecard import format_value
+
+SMALL = PRESETS["small"]
+SHOWN = ("w2", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "zero_mae", "library_w1", "lfc_slope", "tstr", "mia_auc")
+
+
+def architecture(**changes: object) -> Preset:
+    return replace(SMALL, model={**SMALL.model, **changes})
+
+
+def training(**changes: object) -> Preset:
+    return replace(SMALL, training=replace(SMALL.training, **changes))
+
+
+VARIANTS: dict[str, Preset] = {
+    "small": SMALL,
+    "dit": PRESETS["dit"],
+    "without the cell token": architecture(cell_token=False),
+    "patches of 16 genes": architecture(patch_size=16),
+    "patches of 250 genes": architecture(patch_size=250),
+    "one projection for all patches": architecture(shared_patches=True),
+    "width 128": architecture(hidden_size=128),
+    "width 512": architecture(hidden_size=512, num_heads=8),
+    "1 block": architecture(depth=1),
+    "6 blocks": architecture(depth=6),
+    "no dropped labels": architecture(class_dropout_prob=0.0),
+    "labels dropped twice as often": architecture(class_dropout_prob=0.2),
+    "15 epochs": training(most_epochs=15),
+    "60 epochs": training(most_epochs=60),
+    "learning rate 3e-4": training(learning_rate=3e-4),
+    "learning rate 3e-3": training(learning_rate=3e-3),
+    "weight decay 0.01": training(weight_decay=0.01),
+    "no average": training(ema=0.0),
+    "no input dropout": replace(SMALL, likelihood=Likelihood(input_dropout=0.0)),
+    "input dropout 0.5": replace(SMALL, likelihood=Likelihood(input_dropout=0.5)),
+    "stop at 350": replace(SMALL, likelihood=Likelihood(stop=350)),
+    "stop at 650": replace(SMALL, likelihood=Likelihood(stop=650)),
+}
+
+
+def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
+    """Train a variant on one split and score it."""
+    split, label = data.split(Choice(), seed), data.labels[0]
+    PRESETS["variant"] = VARIANTS[variant]
+    started = time.monotonic()
+    generator = wbdit.fit(
+        split.train, label=data.labels, preset="variant", minutes=minutes, seed=seed, progress=False, max_genes=2000
+    )
+    trained = time.monotonic()
+    cells = generator.generate(like=split.test, seed=seed)
+    generated = time.monotonic()
+    scored = evaluate(
+        split.test, cells, train=split.train, label=label, n_cells=800, seeds=(seed,), bootstrap=0, progress=False
+    )
+    return {
+        "data": data.name,
+        "variant": variant,
+        "seed": seed,
+        "trained": generator.config["trained"],
+        "seconds": {"fit": round(trained - started, 1), "generate": round(generated - trained, 1)},
+        "scores": {name: [score.value, score.floor] for name, score in scored.scores.items()},
+    }
+
+
+def table(results: list[dict]) -> str:
+    """Return Markdown: a row for each data set and variant, means over the seeds; the floor first."""
+    lines = [
+        "| data | variant | seeds | steps | fit, s | " + " | ".join(f"`{name}`" for name in SHOWN) + " |",
+        "|" + "---|" * (5 + len(SHOWN)),
+    ]
+
+    def row(data: str, name: str, kept: list[dict], column: int) -> str:
+        means = [mean(r["scores"][metric][column] for r in kept) for metric in SHOWN]
+        facts = (
+            (len(kept), "", "")
+            if column
+            else (
+                len(kept),
+                round(mean(r["trained"]["steps"] for r in kept)),
+                round(mean(r["seconds"]["fit"] for r in kept)),
+            )
+        )
+        return (
+            f"| {data} | {name} | " + " | ".join(map(str, facts)) + " | " + " | ".join(map(format_value, means)) + " |"
+        )
+
+    for data in dict.fromkeys(r["data"] for r in results):
+        own = [r for r in results if r["data"] == data]
+        lines.append(row(data, "real cells (floor)", own, 1))
+        for variant in VARIANTS:
+            kept = [r for r in own if r["variant"] == variant]
+            lines += [row(data, variant, kept, 0)] if kept else []
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("data", nargs=-1, required=True)
+@click.option("--label", default="cell_type", show_default=True, help="Of files that do not name theirs: FILE:COLUMN.")
+@click.option("--variant", "variants", multiple=True, type=click.Choice(list(VARIANTS)), help="All by default.")
+@click.option("--seeds", default=1, show_default=True)
+@click.option("--minutes", default=10.0, show_default=True, help="Most to train.")
+@click.option("--out", type=Path, required=True)
+def main(data, label, variants, seeds, minutes, out):
+    out.mkdir(parents=True, exist_ok=True)
+    for name in data:
+        cells = DataSet.parse(name, [label])
+        for seed in range(seeds):
+            for variant in variants or VARIANTS:
+                kept = out / f"{cells.name}-{variant.replace(' ', '-')}-{seed}.json"
+                if not kept.exists():
+                    kept.write_text(json.dumps(run(cells, variant, seed, minutes), indent=1))
+                    (out / "table.md").write_text(
+                        table([json.loads(p.read_text()) for p in sorted(out.glob("*.json"))])
+                    )
+                    click.echo(f"{kept.stem} done")
+
+
+if __name__ == "__main__":
+    main()
