@@ -170,10 +170,11 @@ PRESETS = {
             "prediction": "v",
             "shared_patches": False,
             "cell_token": True,
+            "class_dropout_prob": 0.02,
         },
         schedule="cosine",
         budget=Budget(minutes=3),
-        training=Training(weight_decay=0.1, most_epochs=30),
+        training=Training(weight_decay=0.1, most_epochs=60),
     ),
     # one GPU
     "base": Preset(
@@ -185,9 +186,10 @@ PRESETS = {
             "prediction": "v",
             "shared_patches": False,
             "cell_token": True,
+            "class_dropout_prob": 0.02,
         },
         schedule="cosine",
-        budget=Budget(epochs=30),
+        budget=Budget(epochs=60),
         training=Training(batch_size=256, learning_rate=3e-4, warmup_steps=1000, ema=0.9999, weight_decay=0.1),
     ),
 }
