@@ -221,7 +221,7 @@ class CountDenoiser(nn.Module):
             y = embedder.drop(y) if self.training else y
             vector = vector + embedder.embed(y)
             tables = self.label_rates.split([labels + 1 for labels in self.denoiser.label_sizes])
-            for table, column in zip(tables, y.reshape(len(y), -1).unbind(1), strict=True):
+            for table, column in zip(tables, y.reshape(len(y), len(tables)).unbind(1), strict=True):
                 rates = rates + table[column]
         return torch.cat([vector, rates.expand(-1, self.denoiser.input_size)], dim=1)
 

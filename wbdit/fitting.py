@@ -96,6 +96,8 @@ def fit(
     if not finished:
         kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
         say(f"stopped at step {trainer.step}{kept}")
+    elif trainer.has_seen_enough:
+        say(f"ended after {trainer.training.most_epochs:g} passes over the cells, which is enough of them")
     return generator
 
 

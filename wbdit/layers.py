@@ -90,7 +90,7 @@ class LabelEmbedder(nn.Module):
     def embed(self, y: Tensor) -> Tensor:
         """Embed labels as they are."""
         tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
-        return reduce(torch.add, map(F.embedding, y.reshape(len(y), -1).unbind(1), tables))
+        return reduce(torch.add, map(F.embedding, y.reshape(len(y), len(tables)).unbind(1), tables))
 
 
 class LocalLinear(nn.Module):

@@ -341,7 +341,7 @@ class Denoiser(RemembersWeights, ABC):
 
     def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
         """Look up what :meth:`_condition` gives, computing only the pairs of timestep and labels not met before."""
-        labels = [()] * len(t) if y is None else map(tuple, y.reshape(len(t), -1).tolist())
+        labels = [()] * len(t) if y is None else map(tuple, y.reshape(len(t), len(self.label_sizes)).tolist())
         pairs = list(zip(t.tolist(), labels, strict=True))
         rows = self._cache.values(self._conditioning_weights())
         fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # where each is first

@@ -86,6 +86,12 @@ class Trainer:
         most = self.training.most_epochs
         return used if most is None or self.budget.minutes is None else max(used, epochs / most)
 
+    @property
+    def has_seen_enough(self) -> bool:
+        """Whether training by the clock has reached the most epochs."""
+        most = self.training.most_epochs
+        return most is not None and self.budget.minutes is not None and self.step >= most * self.batches.per_epoch
+
     def train(
         self,
         log: Callable[[dict[str, float]], object] = lambda record: None,
