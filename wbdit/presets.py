@@ -69,8 +69,8 @@ class Training:
         "fp32", "bf16" (bf16 products under autocast; weights, residual stream and optimiser stay fp32), or "auto": bf16
         where the device multiplies it fast.
     most_epochs
-        Passes over the cells after which training by the clock ends early: a few thousand cells are soon learned by
-        heart. Not asked where epochs or steps are given.
+        Passes over the cells after which training by the clock ends early: by then held-out cells no longer become
+        likelier. Not asked where epochs or steps are given.
 
     Raises
     ------
