@@ -192,3 +192,21 @@ def test_the_floor_of_a_fold(flops):
     upstream = torch.randn(32, 32)
     expected = torch.autograd.grad(folded, dictionary, upstream)[0]
     torch.testing.assert_close(upstream - dictionary @ (upstream + upstream.mT), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_variant_of_the_study_can_be_made():
+    study = importlib.import_module("bench.study")
+    denoisers = {"wbdit": WBDiT, "dit": DiT}
+    for name, preset in study.VARIANTS.items():
+        model = denoisers[preset.denoiser](input_size=130, num_classes=3, **preset.model)
+        assert model(torch.randn(2, 1, 130), torch.tensor([1, 900])).shape == (2, 1, 130), name
+
+
+def test_the_studys_table():
+    study = importlib.import_module("bench.study")
+    scores = {metric: [2.0, 1.0] for metric in study.SHOWN}
+    result = {"data": "cells", "variant": "small", "seed": 0, "trained": {"steps": 7}, "seconds": {"fit": 3.2}}
+    head, rule, floor, row = study.table([result | {"scores": scores}]).splitlines()
+    assert head.count("|") == rule.count("|") == floor.count("|") == row.count("|")
+    assert row.startswith("| cells | small | 1 | 7 | 3 | 2.00 |")
+    assert floor.endswith("| 1.000 |")
