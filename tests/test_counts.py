@@ -46,6 +46,23 @@ def test_levels_hold_every_count_once():
     np.testing.assert_array_equal(levels.of(np.arange(10)), np.arange(10))
 
 
+@pytest.mark.parametrize("largest", [1, 12, 5e3, 1e6, 1e9])
+def test_there_are_never_too_many_levels(largest):
+    levels = Levels.up_to(largest)
+    assert len(levels.lowest) <= 64
+    assert levels.highest[-1] >= 1.3 * largest
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_levels_of_noise_as_tensors(kind, dtype):
+    schedule = NoiseSchedule(kind=kind)
+    t = torch.tensor([0, 1, 500, 998, 999]).to(dtype)
+    t = t + 0.3 * (t < 999) if dtype == torch.float32 else t
+    found = torch.stack(schedule.level_tensors(t), 1)
+    torch.testing.assert_close(found, torch.tensor([schedule.levels(one) for one in t.tolist()]), rtol=1e-5, atol=1e-6)
+
+
 def test_the_prior_begins_as_negative_binomials(cells):
     """Before training: at no signal each gene has its own negative binomial, at no noise a nearly Poisson one."""
     counts, codes = cells

@@ -30,6 +30,7 @@ from wbdit.schedule import NoiseSchedule, Prediction
 
 EXACT = 10  # counts below this are a level each; above, levels widen
 WIDENING = 1.25
+MOST = 64  # levels, as many as the kernels take
 ROOM = 1.3  # the last level reaches this far beyond the largest count that was seen
 LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
 ROUNDS = 4  # of bringing the expected counts to the library size
@@ -45,9 +46,11 @@ class Levels(NamedTuple):
     @classmethod
     def up_to(cls, largest: float) -> Levels:
         """Return the levels that reach beyond a largest count."""
+        # as wide as the last of MOST levels asks for, where counts are so large
+        widening = max(WIDENING, ((ROOM * largest + 2) / EXACT) ** (1 / (MOST - EXACT - 1)))
         edges = list(range(EXACT + 1))
         while edges[-1] <= ROOM * largest + 2:
-            edges.append(max(edges[-1] + 1, math.ceil(edges[-1] * WIDENING)))
+            edges.append(max(edges[-1] + 1, math.ceil(edges[-1] * widening)))
         return cls(np.array(edges[:-1]), np.array(edges[1:]) - 1)
 
     @property

@@ -243,7 +243,7 @@ class CellGenerator:
         places = torch.from_numpy(rows).to(device)
         noise = samplers.PhiloxNoise(seed, places, (1, len(self.recipe.genes)))
         counting = isinstance(self.model, CountDenoiser)
-        depth = torch.from_numpy(np.log(library[rows])).to(device, torch.float32)
+        depth = torch.from_numpy(np.log(np.maximum(library[rows], 1))).to(device, torch.float32)
         model: Any = asked.model(AtDepth(denoiser, depth) if counting else denoiser, rows, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             x = samplers.BY_NAME[sampler].sample(

@@ -74,7 +74,8 @@ class LabelEmbedder(nn.Module):
     def forward(self, y: Tensor | None, batch: int) -> Tensor:
         """Embed labels ``(B, C)``, or ``(B,)`` of one column, int64 in [0, K_c], as ``(B, d)``; None is null alone."""
         if y is None:
-            y = torch.tensor(self.num_classes, device=self.embedding_table.weight.device).expand(batch, -1)
+            tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
+            return reduce(torch.add, [table[-1:] for table in tables]).expand(batch, -1)
         return self.embed(self.drop(y) if self.training else y)
 
     def drop(self, y: Tensor) -> Tensor:

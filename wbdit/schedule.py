@@ -61,6 +61,7 @@ class NoiseSchedule:
             raise ValueError(f"noise_steps must be at least 2, not {noise_steps}")
         self.noise_steps = noise_steps
         self.kind: Kind = kind
+        self._log_alpha_hat: dict[torch.device, Tensor] = {}
         if kind == "linear":
             self.beta = torch.linspace(beta_start, beta_end, noise_steps, dtype=torch.float64)
             self.alpha_hat = torch.cumprod(1 - self.beta, 0)
@@ -85,13 +86,20 @@ class NoiseSchedule:
         return math.exp(log_alpha_hat / 2), math.sqrt(-math.expm1(log_alpha_hat))
 
     def level_tensors(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(alpha, sigma)``, both ``(B,)`` fp32, at timesteps ``(B,)``, whole or not."""
-        if t.is_floating_point():
-            pairs = [self.levels(one) for one in t.tolist()]
-            alpha, sigma = torch.tensor(pairs, device=t.device).reshape(-1, 2).unbind(1)
-            return alpha, sigma
-        alpha_hat = self.alpha_hat.to(t.device)[t]
-        return alpha_hat.sqrt().float(), (1 - alpha_hat).sqrt().float()
+        """Return ``(alpha, sigma)``, both ``(B,)`` fp32, at timesteps ``(B,)``, whole or not, by operations alone.
+
+        Nothing is asked of the host after a device's first call, so that a CUDA graph can record it.
+        """
+        if t.device not in self._log_alpha_hat:
+            smallest = torch.finfo(torch.float64).tiny  # in place of no signal, whose logarithm is infinite
+            self._log_alpha_hat[t.device] = self.alpha_hat.clamp(min=smallest).log().to(t.device)
+        table, at = self._log_alpha_hat[t.device], t.double()
+        whole = at.long().clamp(max=self.noise_steps - 2)
+        if t.is_floating_point() and self.kind == "cosine":
+            angle = math.pi / 2 * at / (self.noise_steps - 1)
+            return angle.cos().float(), angle.sin().float()
+        log_alpha_hat = torch.lerp(table[whole], table[whole + 1], at - whole)
+        return (log_alpha_hat / 2).exp().float(), (-torch.expm1(log_alpha_hat)).sqrt().float()
 
     def log_snr(self, t: float) -> float:
         """Return ``ln(alpha / sigma)`` at a timestep; infinite where there is no signal, or no noise."""
