@@ -1,9 +1,11 @@
 """Replaying a denoiser: the recorder made up, since a graph needs a GPU; what is copied in and out is ours."""
 
+import numpy as np
 import pytest
 import torch
 
 from wbdit import WBDiT, graphs, samplers
+from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood, Levels
 from wbdit.schedule import NoiseSchedule
 
 
@@ -91,3 +93,20 @@ def test_what_cannot_be_replayed_is_called(recorded):
         graphed(x, torch.tensor([7, 8, 9]))
     graphed(x, torch.tensor([7]).expand(3)).sum().backward()
     assert recorded == []
+
+
+@pytest.mark.parametrize("grid", ["uniform", "logsnr"])
+def test_a_count_denoiser_is_replayed_at_its_depths(recorded, grid):
+    counts, y = np.random.default_rng(0).poisson(2.0, (40, 12)).astype(np.float32), np.arange(40)[:, None] % 3
+    schedule = NoiseSchedule(kind="cosine")
+    likelihood = CountLikelihood(12, len(Levels.up_to(counts.max()).lowest), schedule.noise_steps)
+    denoiser = CountDenoiser(model(3), likelihood, schedule).eval()
+    denoiser.begin(counts, y, np.log1p(counts).mean(0), 0.5)
+    x, depth = torch.randn(5, 1, 12), torch.linspace(2, 4, 5)
+    path = samplers.timesteps(schedule, 4, grid, stop=500)
+    cells = []
+    for call in (denoiser, graphs.Graphed(denoiser)):
+        guided = samplers.Guided(AtDepth(call, depth), torch.tensor([0, 1, 2, 0, 1]), 1.5)
+        cells.append(samplers.ddim(guided, x, schedule, path, stop=500, eta=0.0, clamp_min=None))
+    assert torch.equal(*cells)
+    assert len(recorded) == 1
