@@ -147,7 +147,7 @@ def dit(split):
 
 
 def test_diffusion_conditions_on_the_joined_labels(dit, split):
-    assert set(dit.generator.recipe.categories) == set(joined(split.train.obs, LABELS))
+    assert set(dit.generator.recipe.labels.categories[0]) == set(joined(split.train.obs, LABELS))
     cells = dit.generate(split.test.obs[:6], 0)
     assert cells.obs.equals(split.test.obs[:6])
     assert list(cells.var_names) == list(split.train.var_names)
@@ -159,11 +159,11 @@ def test_a_run_knows_its_denoiser(dit, tmp_path):
     """What is saved with black-box blocks is loaded with them; all else is the preset small."""
     dit.generator.save(tmp_path / "run")
     loaded = wbdit.load(tmp_path / "run")
-    assert type(dit.generator.model) is type(loaded.model) is DiT
+    assert type(dit.generator.model.denoiser) is type(loaded.model.denoiser) is DiT
     assert (loaded.generate(3, steps=2).X != dit.generator.generate(3, steps=2).X).nnz == 0
     assert replace(find_preset("dit"), denoiser="wbdit") == find_preset("small")
     del loaded.config["denoiser"]  # as runs from before there was a choice
-    assert type(make_model(loaded.config)) is WBDiT
+    assert type(make_model(loaded.config).denoiser) is WBDiT
 
 
 def test_training_cells_are_redrawn_in_turn():
