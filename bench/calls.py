@@ -9,9 +9,8 @@ import click
 
 import wbdit
 from bench.peers.cells import Choice, DataSet
-from bench.study import SHOWN
+from bench.study import SHOWN, scores
 from wbdit import samplers
-from wbdit.evaluation import evaluate
 from wbdit.scorecard import format_value
 
 
@@ -31,12 +30,10 @@ def main(data, label, minutes, names, grid, calls, seed):
     click.echo("|" + "---|" * (2 + len(SHOWN)))
     for i, (name, steps) in enumerate((name, int(steps)) for name in names for steps in calls.split(",")):
         made = generator.generate(like=split.test, sampler=name, steps=steps, grid=grid, seed=seed)
-        scores = evaluate(
-            split.test, made, train=split.train, label=cells.labels[0], n_cells=800, seeds=(seed,), bootstrap=0
-        ).scores
+        found = scores(split, made, cells.labels[0], seed)
         if i == 0:
-            click.echo("| real cells (floor) | | " + " | ".join(format_value(scores[m].floor) for m in SHOWN) + " |")
-        click.echo(f"| {name} | {steps} | " + " | ".join(format_value(scores[m].value) for m in SHOWN) + " |")
+            click.echo("| real cells (floor) | | " + " | ".join(format_value(found[m].floor) for m in SHOWN) + " |")
+        click.echo(f"| {name} | {steps} | " + " | ".join(format_value(found[m].value) for m in SHOWN) + " |")
 
 
 if __name__ == "__main__":

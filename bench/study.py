@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import anndata as ad
 import click
 
 import wbdit
-from bench.peers.cells import Choice, DataSet
+from bench.peers.cells import Choice, DataSet, Split
 from wbdit.evaluation import evaluate
 from wbdit.presets import PRESETS, Likelihood, Preset
-from wbdit.scorecard import format_value
+from wbdit.scorecard import Score, format_value
 
 SMALL = PRESETS["small"]
 SHOWN = ("w2", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "zero_mae", "library_w1", "lfc_slope", "tstr", "mia_auc")
@@ -69,17 +70,21 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
     trained = time.monotonic()
     cells = generator.generate(like=split.test, seed=seed)
     generated = time.monotonic()
-    scored = evaluate(
-        split.test, cells, train=split.train, label=label, n_cells=800, seeds=(seed,), bootstrap=0, progress=False
-    )
     return {
         "data": data.name,
         "variant": variant,
         "seed": seed,
         "trained": generator.config["trained"],
         "seconds": {"fit": round(trained - started, 1), "generate": round(generated - trained, 1)},
-        "scores": {name: [score.value, score.floor] for name, score in scored.scores.items()},
+        "scores": {name: [score.value, score.floor] for name, score in scores(split, cells, label, seed).items()},
     }
+
+
+def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:
+    """Score cells made for the held-out ones, without intervals."""
+    return evaluate(
+        split.test, cells, train=split.train, label=label, n_cells=800, seeds=(seed,), bootstrap=0, progress=False
+    ).scores
 
 
 def table(results: list[dict]) -> str:

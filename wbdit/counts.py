@@ -127,6 +127,11 @@ class CountLikelihood(nn.Module):
         """Return the level ``(n, G)`` uint8 of each of the training cells' counts ``(n, G)``."""
         return Levels(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
 
+    @property
+    def middle(self) -> Tensor:
+        """Mean count of each level, ``(L,)`` fp32."""
+        return (self.lowest + self.highest) / 2
+
     def terms(self, log_rate: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the natural parameter and the prior's mixing weight, both ``(B, G)``.
 
@@ -273,11 +278,10 @@ class CountDenoiser(nn.Module):
         """
         known = self.likelihood
         out = self._log_rate(x, t, given)
-        middle = (known.lowest + known.highest) / 2
         shift = torch.zeros_like(library)
         for _ in range(ROUNDS):
             p = self._probabilities(x, t, out + shift[:, None])
-            shift = shift + (library / (p @ middle).sum(1)).log()
+            shift = shift + (library / (p @ known.middle).sum(1)).log()
         p = self._probabilities(x, t, out + shift[:, None])
         below = p.cumsum(-1)
         level = torch.minimum((below < u[..., None]).sum(-1), known.sizes - 1)[..., None]
@@ -299,9 +303,8 @@ class CountDenoiser(nn.Module):
     def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor) -> tuple[Tensor, ...]:
         """Return the first arguments of :func:`wbdit.ops.count_nll` and its kin."""
         known = self.likelihood
-        eta, weight = known.terms(log_rate, t)
-        middle = (known.lowest + known.highest) / 2
-        return x[:, 0], eta, weight, *self.schedule.level_tensors(t), *known.prior, known.values, middle, known.sizes
+        levels = known.values, known.middle, known.sizes
+        return x[:, 0], *known.terms(log_rate, t), *self.schedule.level_tensors(t), *known.prior, *levels
 
 
 class AtDepth:

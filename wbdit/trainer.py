@@ -82,15 +82,17 @@ class Trainer:
     def progress(self) -> float:
         """Share of the budget that is used."""
         epochs = self.step / self.batches.per_epoch
-        used = self.budget.progress(self.seconds, epochs, self.step)
-        most = self.training.most_epochs
-        return used if most is None or self.budget.minutes is None else max(used, epochs / most)
+        return max(self.budget.progress(self.seconds, epochs, self.step), self._share_of_most_epochs)
 
     @property
     def has_seen_enough(self) -> bool:
         """Whether training by the clock has reached the most epochs."""
+        return self._share_of_most_epochs >= 1
+
+    @property
+    def _share_of_most_epochs(self) -> float:
         most = self.training.most_epochs
-        return most is not None and self.budget.minutes is not None and self.step >= most * self.batches.per_epoch
+        return 0.0 if most is None or self.budget.minutes is None else self.step / (most * self.batches.per_epoch)
 
     def train(
         self,
