@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,9 +61,10 @@ class DiTBlock(ModulatedBlock):
 class DiT(Denoiser):
     """The Diffusion Transformer on patches of genes, the control for :class:`wbdit.WBDiT`.
 
-    Takes the published arguments and state dicts; see :class:`wbdit.model.Denoiser` for the arguments.
+    Takes the published arguments and state dicts; see :class:`wbdit.model.Denoiser` for the arguments. Its blocks take
+    no options.
     """
 
-    def make_block(self, mlp_ratio: float) -> DiTBlock:
+    def make_block(self, mlp_ratio: float, **options: Any) -> DiTBlock:
         """Return a black-box block."""
-        return DiTBlock(self.hidden_size, self.num_heads, mlp_ratio)
+        return DiTBlock(self.hidden_size, self.num_heads, mlp_ratio, **options)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wbdit import ops
 from wbdit.weight_cache import RemembersWeights, may_cache
+
+
+class LinearMap(NamedTuple):
+    """A linear map's weight ``(outputs, inputs)`` and bias ``(outputs,)``; None for no bias."""
+
+    weight: Tensor
+    bias: Tensor | None
 
 
 class MSSA(nn.Module):
@@ -18,29 +28,39 @@ class MSSA(nn.Module):
         Width d of a token.
     num_heads
         Number of subspaces h, each of dimension p = d // h.
+    tied
+        Map back by U^T, the projection U transposed, as the operator is derived (Yu et al. 2023, CRATE), in place of
+        weights of its own: what it adds then lies in the subspaces themselves.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, tied: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.tied = tied
         inner = hidden_size // num_heads * num_heads
         self.qkv = nn.Linear(hidden_size, inner, bias=False)
         nn.init.xavier_uniform_(self.qkv.weight)
         self.to_out: nn.Module = nn.Identity()  # as published: one subspace needs no mixing
-        if num_heads > 1:
+        if num_heads > 1 and not tied:
             out = nn.Linear(inner, hidden_size)
             nn.init.xavier_uniform_(out.weight)
             nn.init.zeros_(out.bias)
             self.to_out = nn.Sequential(out)
 
     @property
-    def out(self) -> nn.Linear | None:
-        """The linear map that mixes the subspaces; None where there is one subspace."""
-        return self.to_out[0] if isinstance(self.to_out, nn.Sequential) else None  # type: ignore[return-value]
+    def out(self) -> LinearMap | None:
+        """The linear map after attention; None where it is the identity, as published for one subspace."""
+        if self.tied:
+            return LinearMap(self.qkv.weight.mT, None)
+        if not isinstance(self.to_out, nn.Sequential):
+            return None
+        own = cast(nn.Linear, self.to_out[0])
+        return LinearMap(own.weight, own.bias)
 
     def forward(self, z: Tensor) -> Tensor:
         """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
-        return self.to_out(ops.mssa(self.qkv(z), self.num_heads))
+        subspaces = ops.mssa(self.qkv(z), self.num_heads)
+        return subspaces if self.out is None else F.linear(subspaces, *self.out)
 
 
 class ISTA(RemembersWeights):

@@ -6,14 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.halfsteps import ISTA, MSSA, product_dtype
+from wbdit.halfsteps import ISTA, MSSA, LinearMap, product_dtype
 from wbdit.layers import (
     CellToken,
     FinalLayer,
@@ -31,22 +31,30 @@ from wbdit.weight_cache import RemembersWeights, may_cache
 
 
 class WhiteBoxBlock(ModulatedBlock):
-    """One white-box layer: compress (MSSA), then sparsify (ISTA)."""
+    """One white-box layer: compress (MSSA), then sparsify (ISTA).
+
+    Parameters
+    ----------
+    hidden_size, num_heads
+        Width d of a token and number of subspaces h.
+    tie_out
+        See :class:`WBDiT`.
+    """
 
     attn: MSSA
     mlp: ISTA
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__(hidden_size, MSSA(hidden_size, num_heads), ISTA(hidden_size))
+    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False) -> None:
+        super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Take the compressing half-step, its bias in one pass with what follows."""
         with span("mssa"):
-            if self.attn.out is None:
+            out = self.attn.out
+            if out is None or out.bias is None:
                 return super().first_step(x, z, gate, following)
             subspaces = ops.mssa(self.attn.qkv(z), self.attn.num_heads)
-            mixed = F.linear(subspaces, self.attn.out.weight)
-            return gated_adaln(x, mixed, gate, following, self.attn.out.bias)
+            return gated_adaln(x, F.linear(subspaces, out.weight), gate, following, out.bias)
 
     def second_step(
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
@@ -88,6 +96,15 @@ class Denoiser(RemembersWeights, ABC):
         Embed all patches by one projection and read them out by one, as published, or give each patch its own.
     cell_token
         One more token, after the patches': embedded from all genes at once and read out to all of them.
+    **options
+        What else a model's own kind of block takes, see :meth:`make_block`.
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not fit each other, or there is no such prediction.
+    TypeError
+        If the blocks take no such option.
     """
 
     def __init__(
@@ -106,6 +123,7 @@ class Denoiser(RemembersWeights, ABC):
         prediction: Prediction = "epsilon",
         shared_patches: bool = True,
         cell_token: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         _check_sizes(input_size, patch_size, in_channels, hidden_size, depth, num_heads, prediction)
@@ -127,12 +145,12 @@ class Denoiser(RemembersWeights, ABC):
             self.cell_token = CellToken(in_channels * input_size, hidden_size, self.out_channels * input_size)
             positions = torch.cat([positions, torch.zeros(1, 1, hidden_size)], dim=1)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.blocks = nn.ModuleList(self.make_block(mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(self.make_block(mlp_ratio, **options) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
 
     @abstractmethod
-    def make_block(self, mlp_ratio: float) -> nn.Module:
-        """Return one block of this model's kind, mapping ``(B, N, d)`` and ``(B, d)`` to ``(B, N, d)``."""
+    def make_block(self, mlp_ratio: float, **options: Any) -> nn.Module:
+        """Return one block of this model's kind, see :class:`wbdit.layers.ModulatedBlock`."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict what :attr:`prediction` names.
@@ -305,8 +323,14 @@ class Denoiser(RemembersWeights, ABC):
 class WBDiT(Denoiser):
     """The White-Box Diffusion Transformer: every block compresses by MSSA and sparsifies by ISTA.
 
-    Takes the published arguments and state dicts; what goes beyond the paper is keyword-only. See :class:`Denoiser`
-    for the arguments.
+    Takes the published arguments and state dicts; what goes beyond the paper is keyword-only and off by default. See
+    :class:`Denoiser` for the arguments but these.
+
+    Parameters
+    ----------
+    tie_out
+        Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
+        it is derived (Yu et al. 2023, CRATE).
 
     Examples
     --------
@@ -316,9 +340,37 @@ class WBDiT(Denoiser):
     torch.Size([16, 1, 2000])
     """
 
-    def make_block(self, mlp_ratio: float) -> WhiteBoxBlock:
+    def __init__(
+        self,
+        input_size: int = 2000,
+        patch_size: int = 10,
+        in_channels: int = 1,
+        hidden_size: int = 768,
+        depth: int = 1,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        *,
+        num_classes: int | Sequence[int] = 0,
+        learn_sigma: bool = False,
+        prediction: Prediction = "epsilon",
+        shared_patches: bool = True,
+        cell_token: bool = False,
+        tie_out: bool = False,
+    ) -> None:
+        super().__init__(
+            *(input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio, class_dropout_prob),
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            prediction=prediction,
+            shared_patches=shared_patches,
+            cell_token=cell_token,
+            tie_out=tie_out,
+        )
+
+    def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
         """Return a white-box block."""
-        return WhiteBoxBlock(self.hidden_size, self.num_heads)
+        return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
 
     def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
         """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
@@ -327,13 +379,14 @@ class WBDiT(Denoiser):
             return super().trunk(x, modulations)
         with span("trunk"):
             folded = [block.mlp.folded() for block in blocks]
-            low = folded[0].dtype
+            outs = [cast(LinearMap, block.attn.out) for block in blocks]
+            low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
             return ops.trunk(
                 x,
                 [part for modulation in modulations for part in modulation],
                 [block.attn.qkv.weight.to(low) for block in blocks],
-                [cast(nn.Linear, block.attn.out).weight.to(low) for block in blocks],
-                [cast(nn.Linear, block.attn.out).bias for block in blocks],
+                [out.weight.to(low).contiguous() for out in outs],
+                [no_bias if out.bias is None else out.bias for out in outs],
                 folded,
                 self.num_heads,
                 blocks[0].mlp.eta,
@@ -345,7 +398,12 @@ class WBDiT(Denoiser):
         if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
             return False
         watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
-        return self.num_heads > 1 and not watched
+        return self._blocks_fit_one_op and not watched
+
+    @property
+    def _blocks_fit_one_op(self) -> bool:
+        """Whether :func:`wbdit.ops.trunk` knows such blocks."""
+        return self.num_heads > 1
 
 
 def _label_sizes(num_classes: int | Sequence[int]) -> tuple[int, ...]:
