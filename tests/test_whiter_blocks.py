@@ -9,13 +9,15 @@ from conftest import relative_error
 from published import final_layer, modulate, modulation, patch_embedding, timestep_embedding
 from test_model import SMALL, batch, stirred
 
-from wbdit import DiT, WBDiT, backend
+from wbdit import DiT, WBDiT, backend, ops
 from wbdit.model import Denoiser
 
 OPTIONS = [
     {"tie_out": True},
     {"tie_out": True, "num_heads": 1},
     {"tie_out": True, "num_heads": 5},
+    {"learned_step": True},
+    {"learned_step": True, "tie_out": True},
 ]
 EACH = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
@@ -52,7 +54,7 @@ def subspace_attention(attn, z, heads):
 
 def sparse_step(mlp, z):
     weights = dict(mlp.named_parameters())
-    eta = lam = 0.1
+    eta, lam = 0.1 * weights["log_step"].exp() if "log_step" in weights else (0.1, 0.1)
     d = weights["weight"]
     return F.relu(z + eta * (z @ d - z @ d.mT @ d) - eta * lam)
 
@@ -165,7 +167,7 @@ def test_what_one_op_can_do(options, given, monkeypatch):
 
 def test_off_is_as_published():
     """The same names and the same random weights, whether the options are left out or off."""
-    off = {"tie_out": False}
+    off = {"tie_out": False, "learned_step": False}
     models = []
     for options in ({}, off):
         torch.manual_seed(0)
@@ -208,3 +210,69 @@ def test_what_tied_attention_adds_lies_in_the_subspaces():
     out = attn(torch.randn(2, 7, 32))
     _, _, axes = torch.linalg.svd(attn.qkv.weight)
     assert (out @ axes[30:].mT).abs().max() < 1e-5 * out.abs().max()
+
+
+# learned step sizes and penalties
+
+
+def begun(options):
+    """A model whose half-steps are as they start, all else stirred."""
+    model = make(options)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.log_step.zero_()
+    return model
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_learned_step_starts_as_the_published_one(grad, given):
+    assert all((block.mlp.log_step == 0).all() for block in WBDiT(**SMALL, learned_step=True).blocks)
+    model, published = begun({"learned_step": True}), make({})
+    published.load_state_dict({k: v for k, v in model.state_dict().items() if "log_step" not in k}, strict=True)
+    with torch.set_grad_enabled(grad):
+        assert relative_error(model(*given), published(*given)) < 1e-6
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@torch.no_grad()
+def test_step_size_and_penalty_can_be_read(learned):
+    mlp = make({"learned_step": learned}).blocks[1].mlp
+    eta, lam = 0.1 * mlp.log_step.exp() if learned else (0.1, 0.1)
+    assert float(mlp.eta) == pytest.approx(float(eta))
+    assert float(mlp.lam) == pytest.approx(float(lam))
+    assert float(mlp.eta) != 0.1 or not learned
+
+
+@pytest.mark.parametrize("options", [options for options in OPTIONS if "learned_step" in options], ids=str)
+def test_a_learned_steps_gradient_by_differences(options):
+    mlp = make(options).blocks[0].mlp.double()
+    z = torch.randn(2, 3, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+    def step(log_step):
+        return torch.func.functional_call(mlp, {"log_step": log_step}, z)
+
+    with backend("reference"):
+        assert torch.autograd.gradcheck(step, mlp.log_step.detach().requires_grad_())
+
+
+def test_a_step_that_was_learned_on_is_seen(given):
+    """Without gradients its numbers are remembered, until they change."""
+    model = make({"learned_step": True})
+    with torch.no_grad():
+        before = model(*given)
+    optimiser = torch.optim.AdamW([block.mlp.log_step for block in model.blocks], lr=0.1, fused=True)
+    model(*given).square().mean().backward()
+    optimiser.step()
+    with torch.no_grad():
+        after = model(*given)
+    assert relative_error(after, before) > 1e-4
+    assert relative_error(after, model(*given)) < 1e-5
+
+
+def test_without_gradients_a_learned_step_is_one_op(given, monkeypatch):
+    model, called = make({"learned_step": True}), []
+    fused = ops.ista_adaln_
+    monkeypatch.setattr(ops, "ista_adaln_", lambda *args: called.append(args[-2:]) or fused(*args))
+    with torch.no_grad():
+        model(*given)
+    assert called == [(float(block.mlp.eta), float(block.mlp.lam)) for block in model.blocks]

@@ -63,21 +63,57 @@ class MSSA(nn.Module):
         return subspaces if self.out is None else F.linear(subspaces, *self.out)
 
 
-class ISTA(RemembersWeights):
+class Shrinkage(RemembersWeights):
+    """Step size and sparsity penalty of iterative shrinkage-thresholding, fixed or learned.
+
+    Parameters
+    ----------
+    eta, lam
+        Step size and sparsity penalty, at the start where they are learned.
+    learned
+        Learn both, each as the exponential of a parameter: positive, and zero at the start, so that weight decay draws
+        to where they began.
+    """
+
+    def __init__(self, eta: float, lam: float, learned: bool) -> None:
+        super().__init__()
+        self._start = eta, lam
+        self.register_parameter("log_step", nn.Parameter(torch.zeros(2)) if learned else None)
+
+    log_step: nn.Parameter | None
+
+    @property
+    def eta(self) -> float | Tensor:
+        """Step size; a scalar tensor where it is learned."""
+        return self._start[0] if self.log_step is None else self._start[0] * self.log_step[0].exp()
+
+    @property
+    def lam(self) -> float | Tensor:
+        """Sparsity penalty; a scalar tensor where it is learned."""
+        return self._start[1] if self.log_step is None else self._start[1] * self.log_step[1].exp()
+
+    def step_numbers(self) -> tuple[float, float] | None:
+        """Return eta and lam as the ops take them; None where they take gradients, or a GPU would be waited for."""
+        if self.log_step is None:
+            return self._start
+        if not may_cache(self.log_step):
+            return None
+        return self._cache.get("step", self.parameters(), lambda: (float(self.eta), float(self.lam)))
+
+
+class ISTA(Shrinkage):
     """One step of iterative shrinkage-thresholding: make the tokens sparse against a learned dictionary.
 
     Parameters
     ----------
     hidden_size
         Width d of a token; the dictionary is ``(d, d)``.
-    eta, lam
-        Step size and sparsity penalty.
+    eta, lam, learned
+        Step size and sparsity penalty, see :class:`Shrinkage`.
     """
 
-    def __init__(self, hidden_size: int, eta: float = 0.1, lam: float = 0.1) -> None:
-        super().__init__()
-        self.eta = eta
-        self.lam = lam
+    def __init__(self, hidden_size: int, eta: float = 0.1, lam: float = 0.1, learned: bool = False) -> None:
+        super().__init__(eta, lam, learned)
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
         nn.init.kaiming_uniform_(self.weight)
 
@@ -85,12 +121,17 @@ class ISTA(RemembersWeights):
         """Return the folded dictionary ``(d, d)`` in the type of the product; kept while no gradient is wanted."""
         dtype = product_dtype(self.weight)
         if may_cache(self.weight):
-            return self._cache.get(dtype, [self.weight], lambda: ops.fold(self.weight).to(dtype))
+            return self._cache.get(dtype, self.parameters(), lambda: ops.fold(self.weight).to(dtype))
         return ops.fold(self.weight.to(dtype))
 
     def forward(self, z: Tensor) -> Tensor:
         """Turn tokens ``(B, N, d)`` into non-negative, sparse tokens ``(B, N, d)``."""
-        return ops.ista(z, self.folded(), self.eta, self.lam)
+        step, folded = self.step_numbers(), self.folded()
+        if step is not None:
+            return ops.ista(z, folded, *step)
+        wide = torch.promote_types(z.dtype, torch.float32)
+        moved = z.to(wide) + self.eta * (z.to(folded.dtype) @ folded).to(wide)
+        return F.relu(moved - self.eta * self.lam).to(z.dtype)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

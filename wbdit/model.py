@@ -37,15 +37,16 @@ class WhiteBoxBlock(ModulatedBlock):
     ----------
     hidden_size, num_heads
         Width d of a token and number of subspaces h.
-    tie_out
+    tie_out, learned_step
         See :class:`WBDiT`.
     """
 
     attn: MSSA
     mlp: ISTA
 
-    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False) -> None:
-        super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
+    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False, learned_step: bool = False) -> None:
+        attn, mlp = MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size, learned=learned_step)
+        super().__init__(hidden_size, attn, mlp)
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Take the compressing half-step, its bias in one pass with what follows."""
@@ -60,9 +61,12 @@ class WhiteBoxBlock(ModulatedBlock):
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take the sparsifying half-step, its threshold in one pass with what follows."""
-        step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
         with span("ista"):
-            return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
+            numbers = self.mlp.step_numbers()
+            if numbers is None:
+                return super().second_step(x, z, gate, following)
+            step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
+            return step(x, z, self.mlp.folded(), gate, *following, *numbers)
 
 
 class Denoiser(RemembersWeights, ABC):
@@ -331,6 +335,9 @@ class WBDiT(Denoiser):
     tie_out
         Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
         it is derived (Yu et al. 2023, CRATE).
+    learned_step
+        Learn each block's step size and sparsity penalty, from the published 0.1 and 0.1 on (as LISTA learns its
+        thresholds, Gregor and LeCun 2010). While they are learned, and on a GPU, such a step is not one fused op.
 
     Examples
     --------
@@ -357,6 +364,7 @@ class WBDiT(Denoiser):
         shared_patches: bool = True,
         cell_token: bool = False,
         tie_out: bool = False,
+        learned_step: bool = False,
     ) -> None:
         super().__init__(
             *(input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio, class_dropout_prob),
@@ -366,6 +374,7 @@ class WBDiT(Denoiser):
             shared_patches=shared_patches,
             cell_token=cell_token,
             tie_out=tie_out,
+            learned_step=learned_step,
         )
 
     def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
@@ -389,8 +398,7 @@ class WBDiT(Denoiser):
                 [no_bias if out.bias is None else out.bias for out in outs],
                 folded,
                 self.num_heads,
-                blocks[0].mlp.eta,
-                blocks[0].mlp.lam,
+                *cast(tuple[float, float], blocks[0].mlp.step_numbers()),
             )
 
     def _is_one_op(self, x: Tensor) -> bool:
@@ -403,7 +411,8 @@ class WBDiT(Denoiser):
     @property
     def _blocks_fit_one_op(self) -> bool:
         """Whether :func:`wbdit.ops.trunk` knows such blocks."""
-        return self.num_heads > 1
+        learned = any(block.mlp.log_step is not None for block in cast(list[WhiteBoxBlock], self.blocks))
+        return self.num_heads > 1 and not learned
 
 
 def _label_sizes(num_classes: int | Sequence[int]) -> tuple[int, ...]:
