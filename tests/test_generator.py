@@ -14,7 +14,7 @@ from conftest import make_cells
 
 import wbdit
 from wbdit import InputError, samplers
-from wbdit.checkpoint import read_tensors, state_hash
+from wbdit.checkpoint import read_tensors, state_hash, write_tensors
 from wbdit.generator import make_model
 
 CELLS = make_cells(60, 30)
@@ -352,6 +352,17 @@ def test_a_run_from_the_future(run):
     (run / "config.json").write_text(json.dumps({**config, "format": 99, "wbdit": "9.0"}))
     with pytest.raises(InputError, match="wbdit 9.0 .*update wbdit"):
         wbdit.load(run)
+
+
+def test_safetensors_with_a_header_of_any_length_are_opened(tmp_path):
+    """Their first byte is the length's lowest, a multiple of 8: one in 32 begins as a pickle does."""
+    path, tensors = tmp_path / "some.safetensors", {"x": torch.zeros(2)}
+    first = set()
+    for padding in range(0, 256, 8):
+        write_tensors(path, tensors, {"padding": padding * "x"})
+        first.add(path.read_bytes()[0])
+        assert torch.equal(read_tensors(path)["x"], tensors["x"])
+    assert 0x80 in first
 
 
 def test_a_pickle_is_not_opened(run):

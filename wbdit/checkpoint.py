@@ -68,8 +68,9 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
     """
     _must_exist(path)
     with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
+        start = file.read(9)
+    # safetensors begin with eight bytes of a length, which may be a pickle's first ones too, and then JSON
+    if start[8:] != b"{" and start.startswith((b"PK", b"\x80")):
         raise InputError(f"{path} is a pickle (torch.save), not safetensors: wbdit does not open pickles")
     try:
         with safe_open(path, "pt") as file:
