@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.halfsteps import ISTA, MSSA, LinearMap, product_dtype
+from wbdit.halfsteps import ISTA, MSSA, LinearMap, OvercompleteISTA, product_dtype
 from wbdit.layers import (
     CellToken,
     FinalLayer,
@@ -37,16 +37,45 @@ class WhiteBoxBlock(ModulatedBlock):
     ----------
     hidden_size, num_heads
         Width d of a token and number of subspaces h.
-    tie_out, learned_step
+    tie_out, overcomplete, learned_step, timed_threshold
         See :class:`WBDiT`.
+
+    Raises
+    ------
+    ValueError
+        If `overcomplete` is negative, or goes with `timed_threshold`.
     """
 
     attn: MSSA
-    mlp: ISTA
+    mlp: ISTA | OvercompleteISTA
 
-    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False, learned_step: bool = False) -> None:
-        attn, mlp = MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size, learned=learned_step)
-        super().__init__(hidden_size, attn, mlp)
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        tie_out: bool = False,
+        overcomplete: int = 0,
+        learned_step: bool = False,
+        timed_threshold: bool = False,
+    ) -> None:
+        if overcomplete < 0:
+            raise ValueError(f"overcomplete must be 0 or more, not {overcomplete}")
+        if overcomplete and timed_threshold:
+            raise ValueError("timed_threshold is of the d channels of a token, overcomplete has more atoms: choose one")
+        attn = MSSA(hidden_size, num_heads, tie_out)
+        mlp = (
+            OvercompleteISTA(hidden_size, overcomplete, learned=learned_step)
+            if overcomplete
+            else ISTA(hidden_size, learned=learned_step)
+        )
+        super().__init__(hidden_size, attn, mlp, 7 if timed_threshold else 6)
+
+    @property
+    def fits_trunk(self) -> bool:
+        """Whether :func:`wbdit.ops.trunk` knows such a block: several subspaces, and the published sparsifying step."""
+        published = isinstance(self.mlp, ISTA) and self.mlp.log_step is None and self.adaLN_modulation.parts == 6
+        return self.attn.num_heads > 1 and published
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Take the compressing half-step, its bias in one pass with what follows."""
@@ -58,13 +87,13 @@ class WhiteBoxBlock(ModulatedBlock):
             return gated_adaln(x, F.linear(subspaces, out.weight), gate, following, out.bias)
 
     def second_step(
-        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor], *more: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Take the sparsifying half-step, its threshold in one pass with what follows."""
         with span("ista"):
             numbers = self.mlp.step_numbers()
-            if numbers is None:
-                return super().second_step(x, z, gate, following)
+            if numbers is None or more or not isinstance(self.mlp, ISTA):
+                return super().second_step(x, z, gate, following, *more)
             step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
             return step(x, z, self.mlp.folded(), gate, *following, *numbers)
 
@@ -249,7 +278,7 @@ class Denoiser(RemembersWeights, ABC):
         return z
 
     def modulations(self, t: Tensor, y: Tensor | None = None) -> list[Sequence[Tensor]]:
-        """Return the shift, scale and gate of every block and the shift and scale of the final layer.
+        """Return the shifts, scales and gates of every block and the shift and scale of the final layer.
 
         Parameters
         ----------
@@ -258,8 +287,9 @@ class Denoiser(RemembersWeights, ABC):
 
         Returns
         -------
-        For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and labels is computed
-        once and remembered: while sampling, all cells of a type share theirs. Vectors in place of labels are not.
+        For each block six tensors ``(B, d)``, with a timed threshold seven, then two. Without gradients each pair of
+        timestep and labels is computed once and remembered: while sampling, all cells of a type share theirs. Vectors
+        in place of labels are not.
         """
         vectors = y is not None and y.is_floating_point()  # these may be as many as samples, at each timestep
         remember = not self.training and not vectors and len(t) > 0 and may_cache(t, *self._conditioning_weights())
@@ -272,7 +302,7 @@ class Denoiser(RemembersWeights, ABC):
         return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 
     def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
+        """Compute the modulations of each sample, for each block ``(B, 6 d)`` or more, then ``(B, 2 d)``."""
         # few rows and many weights: casting these to a lower type would take longer than the products
         with torch.autocast(t.device.type, enabled=False):
             c = self.t_embedder(t)
@@ -335,9 +365,15 @@ class WBDiT(Denoiser):
     tie_out
         Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
         it is derived (Yu et al. 2023, CRATE).
+    overcomplete
+        Atoms over dimensions C of an over-complete dictionary in which two sparsifying steps are taken, and as many of
+        another that reads them out (Yang et al. 2024, CRATE-alpha); 0 for the published square one and one step.
     learned_step
         Learn each block's step size and sparsity penalty, from the published 0.1 and 0.1 on (as LISTA learns its
         thresholds, Gregor and LeCun 2010). While they are learned, and on a GPU, such a step is not one fused op.
+    timed_threshold
+        Let timestep and labels multiply each channel's threshold ``eta lam`` by ``exp(m)``, m a seventh part of the
+        modulation, zero at the start: where noise is stronger, more can be taken for noise. Not with `overcomplete`.
 
     Examples
     --------
@@ -364,7 +400,9 @@ class WBDiT(Denoiser):
         shared_patches: bool = True,
         cell_token: bool = False,
         tie_out: bool = False,
+        overcomplete: int = 0,
         learned_step: bool = False,
+        timed_threshold: bool = False,
     ) -> None:
         super().__init__(
             *(input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio, class_dropout_prob),
@@ -374,7 +412,9 @@ class WBDiT(Denoiser):
             shared_patches=shared_patches,
             cell_token=cell_token,
             tie_out=tie_out,
+            overcomplete=overcomplete,
             learned_step=learned_step,
+            timed_threshold=timed_threshold,
         )
 
     def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
@@ -383,12 +423,13 @@ class WBDiT(Denoiser):
 
     def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
         """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
-        blocks = cast(list[WhiteBoxBlock], list(self.blocks))
         if not self._is_one_op(x):
             return super().trunk(x, modulations)
         with span("trunk"):
-            folded = [block.mlp.folded() for block in blocks]
+            blocks = cast(list[WhiteBoxBlock], list(self.blocks))
+            steps = [cast(ISTA, block.mlp) for block in blocks]
             outs = [cast(LinearMap, block.attn.out) for block in blocks]
+            folded = [step.folded() for step in steps]
             low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
             return ops.trunk(
                 x,
@@ -398,7 +439,7 @@ class WBDiT(Denoiser):
                 [no_bias if out.bias is None else out.bias for out in outs],
                 folded,
                 self.num_heads,
-                *cast(tuple[float, float], blocks[0].mlp.step_numbers()),
+                *cast(tuple[float, float], steps[0].step_numbers()),
             )
 
     def _is_one_op(self, x: Tensor) -> bool:
@@ -406,13 +447,7 @@ class WBDiT(Denoiser):
         if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
             return False
         watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
-        return self._blocks_fit_one_op and not watched
-
-    @property
-    def _blocks_fit_one_op(self) -> bool:
-        """Whether :func:`wbdit.ops.trunk` knows such blocks."""
-        learned = any(block.mlp.log_step is not None for block in cast(list[WhiteBoxBlock], self.blocks))
-        return self.num_heads > 1 and not learned
+        return not watched and all(block.fits_trunk for block in cast(list[WhiteBoxBlock], self.blocks))
 
 
 def _label_sizes(num_classes: int | Sequence[int]) -> tuple[int, ...]:
