@@ -503,6 +503,21 @@ def test_a_run_of_several_columns_is_saved_and_resumed(tmp_path):
     assert wbdit.fit(CELLS, steps=6, progress=False, out=run, resume=True).config["trained"]["steps"] == 6
 
 
+def test_a_run_of_format_3(tmp_path):
+    """Before each label had shapes of its own, none were kept."""
+    run = tmp_path / "run"
+    made = wbdit.fit(CELLS, label="type", steps=1, progress=False, max_genes=30)
+    with torch.no_grad():
+        made.model.label_shapes.zero_()
+    made.save(run)
+    state = dict(made.model.state_dict())
+    del state["label_shapes"]
+    write_tensors(run / "model.safetensors", state)
+    config = json.loads((run / "config.json").read_text())
+    write_json(run / "config.json", {**config, "format": 3})
+    assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
+
+
 @pytest.mark.parametrize("label", ["type", None])
 def test_a_run_of_format_1(tmp_path, label):
     run, recipe = tmp_path / "run", Recipe.fit(CELLS, label=label)

@@ -86,12 +86,16 @@ def test_the_posterior_is_bayes_rule(cells):
     known = model.likelihood
     t = torch.tensor([400, 700])
     x = torch.randn(2, 1, GENES, dtype=torch.float64)
+    with torch.no_grad():
+        model.label_shapes.normal_()
     given = model.embed_labels(torch.tensor([0, 1]), torch.tensor([3.0, 4.0], dtype=torch.float64))
     levels = torch.from_numpy(
         known_levels := Levels.of(Levels(known.lowest.numpy(), known.highest.numpy()), counts[:2])
     )
     mean, nll = model(x, t, given), model.nll(x, t, given, levels).detach()
-    eta, weight = (term.detach() for term in known.terms(given[:, 16:], t))  # at the start the denoiser answers zero
+    rates, shapes = given[:, 16:].chunk(2, dim=1)  # at the start the denoiser answers zero
+    torch.testing.assert_close(shapes, model.label_shapes[:2])
+    eta, weight = (term.detach() for term in known.terms(rates, shapes, t))
     for cell in range(2):
         alpha, sigma = model.schedule.levels(int(t[cell]))
         for gene in range(GENES):
@@ -117,7 +121,7 @@ def test_counts_are_drawn_from_the_posterior(cells):
     given = model.embed_labels(torch.zeros(1, dtype=torch.long), torch.tensor([3.5])).expand(n, -1)
     u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
     middle = (model.likelihood.lowest + model.likelihood.highest) / 2
-    p = model._probabilities(x[:1], t[:1], model._log_rate(x[:1], t[:1], given[:1]))[0].detach()
+    p = model._probabilities(x[:1], t[:1], *model._answer(x[:1], t[:1], given[:1]))[0].detach()
     own = (p @ middle).sum().expand(n)  # the library size that they expect as they are: nothing is moved
     drawn, p = model.draw(x, t, given, u, own).numpy(), p.numpy()
     lowest, highest = model.likelihood.lowest.numpy(), model.likelihood.highest.numpy()
@@ -157,6 +161,34 @@ def test_drawn_counts_add_up_to_the_library_size(cells):
     assert totals.mean() == pytest.approx(40, rel=0.03)
 
 
+def test_labels_have_spreads_of_their_own():
+    """A gene of one mean in two labels, nearly Poisson in one, mostly zero in the other: shapes tell them apart."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    spread = np.where(y == 0, 1.0, 8.0 * (rng.random(400) < 1 / 8))
+    counts = rng.poisson(np.stack([4 * spread, np.full(400, 40.0)], 1)).astype(np.float32)
+    model = model_of(counts, y[:, None])
+    known, t, labels = model.likelihood, torch.full((400,), 999), torch.from_numpy(y)
+    levels = torch.from_numpy(Levels(known.lowest.numpy(), known.highest.numpy()).of(counts))
+    x, depth = torch.randn(400, 1, 2), torch.from_numpy(counts.sum(1)).log()
+
+    def zeros_and_loss():
+        given = model.embed_labels(labels, depth)
+        zeros = model._probabilities(x, t, *model._answer(x, t, given))[:, 0, 0]
+        return [float(zeros[labels == label].mean()) for label in (0, 1)], model.nll(x, t, given, levels).mean()
+
+    zeros, loss = zeros_and_loss()
+    loss.backward()
+    assert abs(zeros[0] - zeros[1]) < 0.05
+    assert (model.label_shapes.grad[:2, 0] != 0).all()
+    with torch.no_grad():
+        model.label_shapes[:2, 0] = torch.tensor([-12.0, 0.0])
+    zeros, better = zeros_and_loss()
+    assert zeros[0] == pytest.approx((counts[y == 0, 0] == 0).mean(), abs=0.03)
+    assert zeros[1] > 0.4
+    assert better < loss - 0.2
+
+
 def test_label_rates_are_ratios_of_counts(cells):
     counts, codes = cells
     rates = label_rates(counts, codes, [2], strength=1e-9)
@@ -193,7 +225,7 @@ def test_conditions_without_labels_are_of_the_depth_alone(cells):
     depth = torch.tensor([3.0, 5.0])
     free, null = model.embed_labels(None, depth), model.embed_labels(torch.full((2,), 2), depth)
     torch.testing.assert_close(free[:, 16:], null[:, 16:])
-    torch.testing.assert_close(free[1, 16:] - free[0, 16:], torch.full((GENES,), 2.0))
+    torch.testing.assert_close(free[1, 16 : 16 + GENES] - free[0, 16 : 16 + GENES], torch.full((GENES,), 2.0))
 
 
 def test_guidance_at_a_depth(cells):
@@ -222,7 +254,7 @@ def trained():
     rates = rng.gamma(1, 3, (2, 40))[y] * (1 + programme) / 2
     counts = rng.poisson(rates * rng.gamma(8, 1 / 8, (400, 1))).astype(np.float32)
     adata = adata_of(counts, y[:, None])
-    return adata, wbdit.fit(adata, label="type", steps=150, progress=False)
+    return adata, wbdit.fit(adata, label="type", steps=600, progress=False)
 
 
 def test_generated_counts_have_the_genes_means_and_zeros(trained):

@@ -132,7 +132,7 @@ class CountLikelihood(nn.Module):
         """Mean count of each level, ``(L,)`` fp32."""
         return (self.lowest + self.highest) / 2
 
-    def terms(self, log_rate: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, log_rate: Tensor, shape: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the natural parameter and the prior's mixing weight, both ``(B, G)``.
 
         A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
@@ -141,12 +141,14 @@ class CountLikelihood(nn.Module):
         ----------
         log_rate
             Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
+        shape
+            What is added to the mixing's logits, ``(B, G)``.
         t
             Timesteps ``(B,)``.
         """
         at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
         knot = at.long().clamp(max=KNOTS - 2)
-        mixing = torch.lerp(self.mixing[knot], self.mixing[knot + 1], (at - knot)[:, None]).sigmoid()
+        mixing = (torch.lerp(self.mixing[knot], self.mixing[knot + 1], (at - knot)[:, None]) + shape).sigmoid()
         log_size = torch.lerp(self.log_size[0], self.log_size[1], mixing)
         return -F.softplus(log_size - self.log_mean - log_rate), mixing
 
@@ -155,7 +157,8 @@ class CountDenoiser(nn.Module):
     """A denoiser, and the likelihood that makes counts of what it answers.
 
     Conditions are one vector a cell, made by :meth:`embed_labels`: the denoiser's own, of labels and library size, and
-    for each gene the logarithm of how much more the labels and the library size make of it than the average cell has.
+    for each gene the logarithm of how much more the labels and the library size make of it than the average cell has,
+    and how much wider than other labels' its counts are.
 
     Parameters
     ----------
@@ -167,6 +170,14 @@ class CountDenoiser(nn.Module):
         Noise schedule.
     input_dropout
         Share of the genes that the denoiser does not see, in training mode.
+
+    Attributes
+    ----------
+    label_rates
+        Logarithm of how much more of each gene a label makes, ``(sum of K_c + 1, G)``, see :func:`label_rates`.
+    label_shapes
+        What a label adds to the logits of :attr:`CountLikelihood.mixing`, of the same shape; learned. In noise a
+        gene's counts are spread as the label's are: with one spread for all labels, means fit and zeros do not.
     """
 
     prediction: Prediction = "x0"
@@ -186,6 +197,7 @@ class CountDenoiser(nn.Module):
         nn.init.zeros_(self.depth_embedder[2].bias)  # type: ignore[arg-type]
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
         self.register_buffer("label_rates", torch.zeros(rows, genes))
+        self.label_shapes = nn.Parameter(torch.zeros(rows, genes))
         self.register_buffer("depth_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
 
     label_rates: Tensor
@@ -212,7 +224,7 @@ class CountDenoiser(nn.Module):
             self.denoiser.cell_token.look_along(torch.from_numpy((np.log1p(counts) - centre) / scale))
 
     def embed_labels(self, y: Tensor | None, depth: Tensor) -> Tensor:
-        """Return the conditions ``(B, d + G)`` fp32.
+        """Return the conditions ``(B, d + 2 G)`` fp32.
 
         Parameters
         ----------
@@ -223,15 +235,17 @@ class CountDenoiser(nn.Module):
         """
         mean, deviation = self.depth_scale
         vector = self.depth_embedder(((depth - mean) / deviation)[:, None])
-        rates = (depth - mean)[:, None]
+        rates = (depth - mean)[:, None].expand(-1, self.denoiser.input_size)
+        shapes = torch.zeros_like(rates)
         if self.denoiser.label_sizes and y is not None:
             embedder = self.denoiser.y_embedder
             y = embedder.drop(y) if self.training else y
             vector = vector + embedder.embed(y)
-            tables = self.label_rates.split([labels + 1 for labels in self.denoiser.label_sizes])
-            for table, column in zip(tables, y.reshape(len(y), len(tables)).unbind(1), strict=True):
-                rates = rates + table[column]
-        return torch.cat([vector, rates.expand(-1, self.denoiser.input_size)], dim=1)
+            sizes = [labels + 1 for labels in self.denoiser.label_sizes]
+            tables = self.label_rates.split(sizes), self.label_shapes.split(sizes)
+            for rate, shape, column in zip(*tables, y.reshape(len(y), len(sizes)).unbind(1), strict=True):
+                rates, shapes = rates + rate[column], shapes + shape[column]
+        return torch.cat([vector, rates, shapes], dim=1)
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor) -> Tensor:
         """Return the mean of the clean values, fp32, without gradients: what samplers go by.
@@ -243,17 +257,17 @@ class CountDenoiser(nn.Module):
         t
             Timesteps ``(B,)``.
         given
-            Conditions ``(B, d + G)``, see :meth:`embed_labels`.
+            Conditions ``(B, d + 2 G)``, see :meth:`embed_labels`.
         """
         with torch.no_grad():
-            return ops.count_mean(*self._posterior(x, t, self._log_rate(x, t, given)))[:, None]
+            return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, given)))[:, None]
 
     def nll(self, x: Tensor, t: Tensor, given: Tensor, levels: Tensor) -> Tensor:
         """Return the negative log-likelihood ``(B, G)``, in nats, of the levels ``(B, G)`` uint8 behind noised cells.
 
         `x`, `t` and `given` as in :meth:`forward`.
         """
-        posterior = self._posterior(x, t, self._log_rate(x, t, given))
+        posterior = self._posterior(x, t, *self._answer(x, t, given))
         return ops.count_nll(*(*posterior, levels))
 
     @torch.no_grad()
@@ -277,12 +291,11 @@ class CountDenoiser(nn.Module):
         Counts ``(B, G)`` int32.
         """
         known = self.likelihood
-        out = self._log_rate(x, t, given)
-        shift = torch.zeros_like(library)
+        log_rate, shape = self._answer(x, t, given)
         for _ in range(ROUNDS):
-            p = self._probabilities(x, t, out + shift[:, None])
-            shift = shift + (library / (p @ known.middle).sum(1)).log()
-        p = self._probabilities(x, t, out + shift[:, None])
+            p = self._probabilities(x, t, log_rate, shape)
+            log_rate = log_rate + (library / (p @ known.middle).sum(1)).log()[:, None]
+        p = self._probabilities(x, t, log_rate, shape)
         below = p.cumsum(-1)
         level = torch.minimum((below < u[..., None]).sum(-1), known.sizes - 1)[..., None]
         # how far along its level's step u lies says where in the bin the count is
@@ -290,21 +303,21 @@ class CountDenoiser(nn.Module):
         lowest, highest = (edge[level[..., 0]] for edge in (known.lowest, known.highest))
         return (lowest + (share * (highest - lowest + 1)).int()).clamp(min=lowest, max=highest)
 
-    def _probabilities(self, x: Tensor, t: Tensor, log_rate: Tensor) -> Tensor:
+    def _probabilities(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor) -> Tensor:
         """Return the probability of each level ``(B, G, L)``."""
-        return reference.count_logits(*self._posterior(x, t, log_rate))[0].softmax(-1)
+        return reference.count_logits(*self._posterior(x, t, log_rate, shape))[0].softmax(-1)
 
-    def _log_rate(self, x: Tensor, t: Tensor, given: Tensor) -> Tensor:
-        """Return the logarithm of each count's mean over the gene's mean in all cells, ``(B, G)`` fp32."""
-        width = self.denoiser.hidden_size
+    def _answer(self, x: Tensor, t: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`CountLikelihood.terms` takes: log rates and shapes, ``(B, G)`` fp32."""
+        vector, rates, shapes = given.split([self.denoiser.hidden_size, x.shape[-1], x.shape[-1]], dim=1)
         seen = F.dropout(x, self.input_dropout, self.training)
-        return self.denoiser(seen, t, given[:, :width])[:, 0].float() + given[:, width:]
+        return self.denoiser(seen, t, vector)[:, 0].float() + rates, shapes
 
-    def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor) -> tuple[Tensor, ...]:
+    def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
         """Return the first arguments of :func:`wbdit.ops.count_nll` and its kin."""
         known = self.likelihood
         levels = known.values, known.middle, known.sizes
-        return x[:, 0], *known.terms(log_rate, t), *self.schedule.level_tensors(t), *known.prior, *levels
+        return x[:, 0], *known.terms(log_rate, shape, t), *self.schedule.level_tensors(t), *known.prior, *levels
 
 
 class AtDepth:
@@ -326,7 +339,7 @@ class AtDepth:
 
     @property
     def conditions(self) -> Tensor:
-        """What cells without labels are conditioned on, ``(B, d + G)``."""
+        """What cells without labels are conditioned on, ``(B, d + 2 G)``."""
         return self.embed_labels(None)
 
     def embed_labels(self, y: Tensor | None) -> Tensor:

@@ -279,6 +279,8 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
         raise InputError(f"{run} is of an older wbdit, whose counts came from thresholds: train it again")
     try:
         model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
+        if isinstance(model, CountDenoiser) and config["format"] < 4:  # these had one shape for all labels
+            state["label_shapes"] = torch.zeros_like(model.label_shapes)
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -14,7 +14,7 @@ from wbdit.model import Denoiser
 from wbdit.schedule import NoiseSchedule
 
 DEPTH_JITTER = 0.05  # deviation of noise on ln(library size): no cell is to be known by it
-LIKELIHOOD_RATE = 10.0  # the likelihood's tables learn so many times faster: each cell moves one number of each gene
+LIKELIHOOD_RATE = 10.0  # tables of single genes learn so many times faster: each cell moves one number of each
 
 
 class Objective(Protocol):
@@ -82,8 +82,8 @@ class CountNLL:
         self.lowest = max(1, round(0.9 * stop))
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the likelihood's tables, which learn faster and do not decay, apart from the rest."""
-        tables = _trained(self.model.likelihood)
+        """Return the tables of single genes, which learn faster and do not decay, apart from the rest."""
+        tables = [*_trained(self.model.likelihood), self.model.label_shapes]
         own = {id(table) for table in tables}
         rest = [weight for weight in _trained(self.model) if id(weight) not in own]
         return [
