@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from conftest import make_cells
 
 from wbdit import InputError
@@ -238,3 +239,14 @@ def test_apportion():
     assert apportion(np.array([1, 1, 2]), 8).tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
     assert np.bincount(apportion(np.array([500, 300, 200]), 7)).tolist() == [4, 2, 1]
     assert len(apportion(np.array([3, 3, 3]), 100)) == 100
+
+
+def test_choosing_genes_leaves_the_number_of_threads_alone(cells):
+    """Who asks for one thread, by OMP_NUM_THREADS too, trains with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert variable_genes(cells.X, "counts", 10).sum() == 10
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

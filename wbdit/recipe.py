@@ -23,6 +23,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 
 from wbdit.cells import Space, check_cells, find_expression, to_dense
 from wbdit.errors import InputError, need_extra
@@ -265,7 +266,9 @@ def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
     if expressed.sum() <= n:
         return expressed
     flavor = "seurat_v3" if space == "counts" else "seurat"
+    threads = torch.get_num_threads()
     ranked = sc.pp.highly_variable_genes(cells[:, expressed], flavor=flavor, n_top_genes=n, inplace=False)
+    torch.set_num_threads(threads)  # numba, which scanpy runs, has set OpenMP's number to its own
     chosen[expressed] = ranked["highly_variable"].to_numpy()
     return chosen
 
