@@ -197,7 +197,7 @@ class CountDenoiser(nn.Module):
         nn.init.zeros_(self.depth_embedder[2].bias)  # type: ignore[arg-type]
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
         self.register_buffer("label_rates", torch.zeros(rows, genes))
-        self.label_shapes = nn.Parameter(torch.zeros(rows, genes))
+        self.label_shapes = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
         self.register_buffer("depth_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
 
     label_rates: Tensor

@@ -33,6 +33,9 @@ class Objective(Protocol):
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
         """Return the loss, a scalar, of a batch at timesteps ``(B,)`` int64."""
 
+    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+        """Return the denoiser and what it is called with for a batch: noised cells, timesteps, conditions."""
+
 
 class SquaredError:
     """Mean squared error of what a denoiser predicts (Ho et al. 2020), at noised values.
@@ -62,6 +65,10 @@ class SquaredError:
         target = self.schedule.target(self.model.prediction, batch.x, t, noise)
         return F.mse_loss(self.model(x_t, t, batch.y).float(), target)
 
+    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+        """Return the denoiser and what it is called with for a batch."""
+        return self.model, self.schedule.noising(batch.x, t, torch.randn_like(batch.x)), t, batch.y
+
 
 class CountNLL:
     """Mean negative log-likelihood of counts, in nats a gene, at their noised values.
@@ -83,9 +90,10 @@ class CountNLL:
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return the tables of single genes, which learn faster and do not decay, apart from the rest."""
-        tables = [*_trained(self.model.likelihood), self.model.label_shapes]
-        own = {id(table) for table in tables}
-        rest = [weight for weight in _trained(self.model) if id(weight) not in own]
+        of_genes = {id(table) for table in (*self.model.likelihood.parameters(), self.model.label_shapes)}
+        weights = _trained(self.model)
+        tables = [weight for weight in weights if id(weight) in of_genes]
+        rest = [weight for weight in weights if id(weight) not in of_genes]
         return [
             {"params": rest, "weight_decay": weight_decay},
             {"params": tables, "weight_decay": 0.0, "factor": LIKELIHOOD_RATE},
@@ -93,6 +101,16 @@ class CountNLL:
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
         """Return the loss, a scalar, of a batch whose cells are levels ``(B, 1, G)`` uint8, with depths."""
+        x_t, given = self._noised(batch, t)
+        return self.model.nll(x_t, t, given, batch.x[:, 0]).mean()
+
+    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+        """Return the denoiser and what it is called with for a batch."""
+        x_t, given = self._noised(batch, t)
+        return self.model.denoiser, x_t, t, given[:, : self.model.denoiser.hidden_size]
+
+    def _noised(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return noised values ``(B, 1, G)`` and conditions ``(B, d + 2 G)``."""
         if batch.depth is None:
             raise ValueError("a count likelihood is trained on batches with depths")
         levels = batch.x[:, 0]
@@ -100,7 +118,7 @@ class CountNLL:
         x0 = self.model.likelihood.values[genes, levels.long()][:, None]
         x_t = self.schedule.noising(x0, t, torch.randn_like(x0))
         depth = batch.depth + DEPTH_JITTER * torch.randn_like(batch.depth)
-        return self.model.nll(x_t, t, self.model.embed_labels(batch.y, depth), levels).mean()
+        return x_t, self.model.embed_labels(batch.y, depth)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
