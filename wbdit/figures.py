@@ -158,7 +158,7 @@ def gene_panel(values: dict[str, np.ndarray], what: str, *, log: bool) -> str:
     turned = f'transform="translate(20 {(y0 + y1) / 2:.0f}) rotate(-90)"'
     body += f'<text class="axis" {turned}>{escape(what)}, compared</text>'
     alt = f"Scatter of {what} for {len(values['real'])} genes: synthetic against real, with other real cells in grey."
-    return _svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
+    return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
 
 
 def _tick(scale: Scale, tick: float, at: object, box: tuple[float, float, float, float]) -> str:
@@ -173,9 +173,10 @@ def _tick(scale: Scale, tick: float, at: object, box: tuple[float, float, float,
 
 
 def _map(body: str, alt: str) -> str:
-    return _svg(body, f"0 0 {SIDE} {SIDE}", alt, "map")
+    return svg(body, f"0 0 {SIDE} {SIDE}", alt, "map")
 
 
-def _svg(body: str, box: str, alt: str, css: str) -> str:
+def svg(body: str, box: str, alt: str, css: str) -> str:
+    """Return a figure: `body` within the view `box`, its description for who cannot see it, and its CSS class."""
     words = escape(alt, quote=True)
     return f'<svg class="{css}" viewBox="{box}" role="img" aria-label="{words}"><title>{words}</title>{body}</svg>'

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from wbdit import figures
-from wbdit.errors import need_extra
 from wbdit.evaluation import Evaluation
 from wbdit.figure_data import FigureData
 from wbdit.files import write_atomically
 from wbdit.metric_table import METRICS, Metric
+from wbdit.page import render_page
 from wbdit.picture import write_picture
-from wbdit.scorecard import Score, by_group, format_against, format_best, format_intervals, format_pair, format_value
+from wbdit.scorecard import Score, by_group, format_against, format_best, format_intervals, format_pair
 
 __all__ = ["write_picture", "write_report"]
 
@@ -52,21 +52,9 @@ def write_report(
 
 def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:
     """Return the page."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise need_extra("jinja2") from None
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    room.filters |= {"svg": Markup, "number": format_value}
     data = evaluation.figures
-    return room.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=title,
         facts=facts,
         evaluation=evaluation,
