@@ -244,17 +244,21 @@ class Denoiser(RemembersWeights, ABC):
         with span("conditioning"):
             modulations = self.modulations(t, y)
         with span("embedding"):
-            tokens = self.x_embedder(x)
-            if self.has_cell_token:
-                tokens = torch.cat([tokens, self.cell_token.embed(x).to(tokens.dtype)], dim=1)
-            # the residual stream is summed in fp32, whatever the products' type
-            wide = torch.promote_types(tokens.dtype, torch.float32)
-            tokens = tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
+            tokens = self.embed(x)
         z = self.trunk(tokens, modulations)
         with span("read-out"):
             if not self.has_cell_token:
                 return self.final_layer(z)
             return self.final_layer(z[:, :-1]) + self.cell_token.read(z[:, -1]).view(len(x), self.out_channels, -1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Turn noised cells ``(B, C, G)`` into the tokens ``(B, N, d)`` that the blocks take."""
+        tokens = self.x_embedder(x)
+        if self.has_cell_token:
+            tokens = torch.cat([tokens, self.cell_token.embed(x).to(tokens.dtype)], dim=1)
+        # the residual stream is summed in fp32, whatever the products' type
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        return tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
 
     @property
     def has_cell_token(self) -> bool:
