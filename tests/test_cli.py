@@ -294,3 +294,30 @@ def test_a_spoilt_run(folder, refused, tmp_path, spoil, words):
     spoil(run)
     assert words in refused("generate", run, "--n", 1, "--out", tmp_path / "cells.h5ad")
     assert not (tmp_path / "cells.h5ad").exists()
+
+
+# the readout
+
+
+def test_explain(folder, wbdit, tmp_path):
+    code, out, err = wbdit("explain", folder / "run", folder / "data.h5ad", "--cells", 40, "--out", tmp_path / "readout")
+    assert code == 0
+    assert out.count("\n") == 7
+    assert out.startswith("Does attention compress, in each block? ")
+    assert f"look at {tmp_path / 'readout' / 'explain.html'}" in err
+    assert json.loads((tmp_path / "readout" / "explain.json").read_text())["n"] == 40
+
+
+def test_explain_refuses(folder, refused, tmp_path):
+    data, out = folder / "data.h5ad", tmp_path / "readout"
+    assert "no such run" in refused("explain", tmp_path / "none", data, "--out", out)
+    assert "none.h5ad" in refused("explain", folder / "run", tmp_path / "none.h5ad", "--out", out)
+    assert "cells" in refused("explain", folder / "run", data, "--cells", 0, "--out", out)
+    assert "is a folder" not in refused("explain", folder / "run", data, "--out", data)
+    assert not out.exists()
+
+
+def test_train_tells_tensorboard(folder, wbdit, tmp_path):
+    arguments = ("--steps", 2, "--out", tmp_path / "run", "--tensorboard", tmp_path / "board")
+    assert wbdit("train", folder / "data.h5ad", *arguments)[0] == 0
+    assert list((tmp_path / "board").glob("events.*"))

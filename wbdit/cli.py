@@ -51,6 +51,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, on the same cells.")
+@click.option("--tensorboard", type=FILE, help="Folder to write the training log to for TensorBoard.")
 def train(data: Path, out: Path, **options: Any) -> None:
     """Train on the cells of DATA.h5ad; Ctrl-C ends early, with the run saved."""
     from wbdit.cells import read_h5ad
@@ -130,6 +131,30 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
     click.echo(result.table())
     _say(f"look at {out / 'report.html'}")
+
+
+@cli.command()
+@click.argument("run", type=FILE)
+@click.argument("data", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Folder for explain.html, explain.json and figures/.")
+@click.option("--cells", type=click.IntRange(1), default=500, show_default=True, help="Most cells to look at.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str) -> None:
+    """Show what each block of a RUN does to the real cells of DATA.h5ad, and which genes it speaks for."""
+    from wbdit.cells import read_h5ad
+    from wbdit.explain import explain as look_into
+    from wbdit.explain_page import write_explanation
+    from wbdit.files import check_writable
+    from wbdit.findings import findings
+    from wbdit.generator import load
+
+    check_writable(out / "explain.html")
+    found = look_into(load(run, device=device), read_h5ad(data), cells=cells, seed=seed, say=_say)
+    page = write_explanation(found, out, title=f"{run.name} on {data.stem}")
+    for finding in findings(found):
+        click.echo(f"{finding.question} {finding.verdict.capitalize()}. {finding.answer}")
+    _say(f"look at {page}")
 
 
 @cli.command()

@@ -13,17 +13,20 @@ import torch
 
 from wbdit import checkpoint
 from wbdit.batches import Batches
+from wbdit.board import board
 from wbdit.checkpoint import CONFIG, FORMAT, RESUME
 from wbdit.counts import CountDenoiser, Levels
 from wbdit.errors import InputError
 from wbdit.files import check_writable
 from wbdit.generator import CellGenerator, find_device, load, make_model
+from wbdit.model import WBDiT
 from wbdit.objectives import CountNLL, Objective, SquaredError
 from wbdit.presets import Budget, Training, check_precision, find_preset
 from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
 from wbdit.trainer import Trainer, choose_precision
 from wbdit.version import __version__
+from wbdit.whitebox import glance
 
 
 def fit(
@@ -40,6 +43,7 @@ def fit(
     precision: str = "auto",
     out: str | Path | None = None,
     resume: bool = False,
+    tensorboard: str | Path | None = None,
     progress: bool = True,
     say: Callable[[str], object] = lambda line: None,
 ) -> CellGenerator:
@@ -68,6 +72,8 @@ def fit(
         RUN folder to write while training; Ctrl-C then ends the training with the run saved.
     resume
         Go on with the run in `out`, trained on the same cells, to the end of its budget or of the one given.
+    tensorboard
+        Folder to write the training log to for TensorBoard too.
     progress
         Show a progress bar on stderr.
     say
@@ -92,7 +98,8 @@ def fit(
         if run is not None and (run / CONFIG).exists():
             raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
         generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, precision, say)
-    finished = _train(generator, trainer, run, progress)
+    with board(tensorboard) as write:
+        finished = _train(generator, trainer, run, write, progress)
     if not finished:
         kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
         say(f"stopped at step {trainer.step}{kept}")
@@ -185,11 +192,22 @@ def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) 
     else:
         batches = Batches(torch.from_numpy(recipe.encode(adata)).to(device), y, training.batch_size)
         objective = SquaredError(model, generator.schedule)
-    return Trainer(objective, batches, training, Budget(**config["budget"]), config["seed"])
+    look = glance if isinstance(generator.denoiser, WBDiT) else None
+    return Trainer(objective, batches, training, Budget(**config["budget"]), config["seed"], look)
 
 
-def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progress: bool) -> bool:
-    """Train, saving into `run`; afterwards the generator's model holds the averaged weights."""
+def _train(
+    generator: CellGenerator,
+    trainer: Trainer,
+    run: Path | None,
+    write: Callable[[dict[str, Any]], object],
+    progress: bool,
+) -> bool:
+    """Train, saving into `run` and telling `write`; afterwards the generator's model holds the averaged weights."""
+
+    def log(record: dict[str, Any]) -> None:
+        generator.history.append(record)
+        write(record)
 
     def save() -> CellGenerator:
         averaged = _use_average(generator, trainer)
@@ -199,7 +217,7 @@ def _train(generator: CellGenerator, trainer: Trainer, run: Path | None, progres
         return averaged
 
     save()  # finds out now, not after hours, that the folder cannot be written
-    finished = trainer.train(generator.history.append, save, progress)
+    finished = trainer.train(log, save, progress)
     averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
     return finished

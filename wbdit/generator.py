@@ -186,6 +186,11 @@ class CellGenerator:
         checkpoint.write_json(run / CONFIG, {**self.config, "format": FORMAT})  # also of a run in an older one
 
     @property
+    def denoiser(self) -> Denoiser:
+        """The network itself, without the likelihood that makes counts of its answers."""
+        return self.model.denoiser if isinstance(self.model, CountDenoiser) else self.model
+
+    @property
     def stop(self) -> int:
         """Timestep at which sampling ends: 0, or where counts are drawn from their likelihood."""
         return self.config["likelihood"]["stop"] if isinstance(self.model, CountDenoiser) else 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wbdit.batches import Batches
+from wbdit.batches import Batch, Batches
 from wbdit.errors import InputError
 from wbdit.objectives import Objective
 from wbdit.ops import cpu
@@ -24,6 +24,10 @@ from wbdit.trace import span
 
 LOG_SECONDS = 2.0
 SAVE_SECONDS = 300.0
+LOOK_SHARE = 0.005  # of the training time, at most, that is spent looking into the blocks
+LOOK_CELLS = 16
+
+Look = Callable[[Any, Tensor, Tensor, Tensor | None], dict[str, list[float]]]
 
 
 class Trainer:
@@ -40,6 +44,9 @@ class Trainer:
         Optimiser settings and how long to train.
     seed
         Of the order of cells, timesteps and noise.
+    look
+        Asked every so often what the blocks do to a few cells of the batch, as
+        :func:`wbdit.whitebox.glance` is; its answers go into the log. Training takes the same course without it.
 
     Attributes
     ----------
@@ -58,6 +65,7 @@ class Trainer:
         training: Training,
         budget: Budget,
         seed: int = 0,
+        look: Look | None = None,
     ) -> None:
         self.objective = objective
         self.model = model = objective.model
@@ -72,6 +80,8 @@ class Trainer:
             objective.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
+        self.look = look
+        self.last: tuple[Batch, Tensor] | None = None  # the batch of the last step, and its timesteps
         self.step = 0
         self.seconds = 0.0
         with self._forked():
@@ -96,7 +106,7 @@ class Trainer:
 
     def train(
         self,
-        log: Callable[[dict[str, float]], object] = lambda record: None,
+        log: Callable[[dict[str, Any]], object] = lambda record: None,
         save: Callable[[], object] = lambda: None,
         bar: bool = True,
     ) -> bool:
@@ -105,7 +115,8 @@ class Trainer:
         Parameters
         ----------
         log
-            Told step, epoch, loss, learning rate, cells a second and seconds, every few seconds.
+            Told step, epoch, loss, learning rate, cells a second and seconds, every few seconds, and now and then what
+            :attr:`look` sees.
         save
             Called every few minutes, for a long run's sake.
         bar
@@ -122,6 +133,7 @@ class Trainer:
         """
         self.model.train()
         logged = saved = time.monotonic()
+        next_look = logged
         losses: list[Tensor] = []
         with self._forked(), _interruptible() as interrupted, _progress_bar(bar, self.progress) as show:
             self._restore_random_state(self.random)
@@ -132,6 +144,9 @@ class Trainer:
                 self.seconds += now - start
                 if now - logged > LOG_SECONDS or self.progress >= 1:
                     record = self._record(losses, now - logged)
+                    if self.look is not None and now >= next_look:
+                        record |= self._look()
+                        next_look = now + (time.monotonic() - now) / LOOK_SHARE
                     log(record)
                     show(self.progress, record)
                     losses, logged = [], now
@@ -195,6 +210,7 @@ class Trainer:
             with span("batch"):
                 batch = self.batches.draw()
                 t = self._timesteps(len(batch.x))
+                self.last = batch, t
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
             with span("forward"), autocast:
                 loss = self.objective(batch, t)
@@ -204,6 +220,18 @@ class Trainer:
             with span("optimiser"):
                 self._descend()
         return loss.detach()
+
+    @torch.no_grad()
+    def _look(self) -> dict[str, list[float]]:
+        """Return what is to be seen in the blocks, on a few cells of the last batch, at levels of noise far apart."""
+        assert self.look is not None
+        assert self.last is not None
+        batch, t = self.last
+        some = slice(None, None, max(1, len(t) // LOOK_CELLS))
+        labels, depths = (None if part is None else part[some] for part in (batch.y, batch.depth))
+        few = Batch(batch.x[some], labels, depths)
+        with self._forked():  # the noise that it takes is none of the training's
+            return self.look(*self.objective.inputs(few, t[some]))
 
     def _descend(self) -> None:
         """Follow the gradient, and let the average follow the weights."""
@@ -229,7 +257,7 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
         return self.training.learning_rate * warm * (final + (1 - final) * cosine)
 
-    def _record(self, losses: list[Tensor], seconds: float) -> dict[str, float]:
+    def _record(self, losses: list[Tensor], seconds: float) -> dict[str, Any]:
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise InputError(f"training diverged: the loss is {loss} at step {self.step}; lower the learning rate")
