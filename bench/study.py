@@ -14,12 +14,15 @@ from statistics import mean
 
 import anndata as ad
 import click
+import torch
 
 import wbdit
 from bench.peers.cells import Choice, DataSet, Split
 from wbdit.evaluation import evaluate
+from wbdit.explain import conditions
 from wbdit.presets import PRESETS, Likelihood, Preset
 from wbdit.scorecard import Score, format_value
+from wbdit.whitebox import glance
 
 SMALL = PRESETS["small"]
 SHOWN = ("w2", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "zero_mae", "library_w1", "lfc_slope", "tstr", "mia_auc")
@@ -80,8 +83,21 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
         "seed": seed,
         "trained": generator.config["trained"],
         "seconds": {"fit": round(trained - started, 1), "generate": round(generated - trained, 1)},
+        "blocks": blocks(generator, split),
         "scores": {name: [score.value, score.floor] for name, score in scores(split, cells, label, seed).items()},
     }
+
+
+def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> dict[str, list[float]] | None:
+    """Return what the blocks do to held-out cells where sampling ends, see :func:`wbdit.whitebox.glance`."""
+    model = generator.denoiser
+    if not isinstance(model, wbdit.WBDiT):
+        return None
+    some = split.test[:cells]
+    x0 = torch.from_numpy(generator.recipe.encode(some))[:, None]
+    t = torch.full((len(x0),), max(generator.stop, 1))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    return glance(model, generator.schedule.noising(x0, t, noise), t, conditions(generator, some))
 
 
 def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:
@@ -91,22 +107,36 @@ def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, 
     ).scores
 
 
+def through_blocks(kept: list[dict[str, list[float]] | None]) -> tuple[str, str]:
+    """Return the coding rate before the first and after the last block, and the non-zeros of each; means over seeds."""
+    looks = [look for look in kept if look is not None]
+    if not looks:
+        return "", ""
+    first = mean(look["coding_rate_before"][0] for look in looks)
+    last = mean(look["coding_rate_after"][-1] for look in looks)
+    shares = [mean(shares) for shares in zip(*(look["non_zero"] for look in looks), strict=True)]
+    return f"{first:.0f} to {last:.0f}", ", ".join(f"{share:.2f}" for share in shares)
+
+
 def table(results: list[dict]) -> str:
     """Return Markdown: a row for each data set and variant, means over the seeds; the floor first."""
     lines = [
-        "| data | variant | seeds | steps | fit, s | " + " | ".join(f"`{name}`" for name in SHOWN) + " |",
-        "|" + "---|" * (5 + len(SHOWN)),
+        "| data | variant | seeds | steps | fit, s | coding rate, nats | non-zeros | "
+        + " | ".join(f"`{name}`" for name in SHOWN)
+        + " |",
+        "|" + "---|" * (7 + len(SHOWN)),
     ]
 
     def row(data: str, name: str, kept: list[dict], column: int) -> str:
         means = [mean(r["scores"][metric][column] for r in kept) for metric in SHOWN]
         facts = (
-            (len(kept), "", "")
+            (len(kept), "", "", "", "")
             if column
             else (
                 len(kept),
                 round(mean(r["trained"]["steps"] for r in kept)),
                 round(mean(r["seconds"]["fit"] for r in kept)),
+                *through_blocks([r["blocks"] for r in kept]),
             )
         )
         return (

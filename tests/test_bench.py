@@ -206,7 +206,11 @@ def test_the_studys_table():
     study = importlib.import_module("bench.study")
     scores = {metric: [2.0, 1.0] for metric in study.SHOWN}
     result = {"data": "cells", "variant": "small", "seed": 0, "trained": {"steps": 7}, "seconds": {"fit": 3.2}}
+    look = {"coding_rate_before": [30.0, 20.0], "coding_rate_after": [25.0, 15.0], "non_zero": [0.4, 0.25]}
+    result["blocks"] = look
     head, rule, floor, row = study.table([result | {"scores": scores}]).splitlines()
     assert head.count("|") == rule.count("|") == floor.count("|") == row.count("|")
-    assert row.startswith("| cells | small | 1 | 7 | 3 | 2.00 |")
+    assert row.startswith("| cells | small | 1 | 7 | 3 | 30 to 15 | 0.40, 0.25 | 2.00 |")
+    black = study.table([result | {"variant": "dit", "blocks": None, "scores": scores}]).splitlines()[-1]
+    assert black.startswith("| cells | dit | 1 | 7 | 3 |  |  | 2.00 |")
     assert floor.endswith("| 1.000 |")

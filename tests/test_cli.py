@@ -300,7 +300,9 @@ def test_a_spoilt_run(folder, refused, tmp_path, spoil, words):
 
 
 def test_explain(folder, wbdit, tmp_path):
-    code, out, err = wbdit("explain", folder / "run", folder / "data.h5ad", "--cells", 40, "--out", tmp_path / "readout")
+    code, out, err = wbdit(
+        "explain", folder / "run", folder / "data.h5ad", "--cells", 40, "--out", tmp_path / "readout"
+    )
     assert code == 0
     assert out.count("\n") == 7
     assert out.startswith("Does attention compress, in each block? ")

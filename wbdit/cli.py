@@ -35,7 +35,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 
     evaluation = run_demo(out, minutes=minutes, seed=seed, say=_say)
     click.echo(evaluation.table())
-    _say(f"look at {out / 'report.html'}")
+    _say(f"look at {out / 'report.html'}, and at what the blocks do in {out / 'readout' / 'explain.html'}")
 
 
 @cli.command()

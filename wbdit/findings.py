@@ -58,8 +58,8 @@ def _falls_through(e: Explanation) -> Finding:
     return Finding(
         question,
         _verdict(falls),
-        f"It falls from each block to the next {_levels(falls, e.timesteps)}: {_ends(after, e.timesteps, '.0f')} nats. "
-        f"It could be {e.largest_rate:.0f} at most.",
+        f"It falls from each block to the next {_levels(falls, e.timesteps)}. In nats, after each block's attention: "
+        f"{_ends(after, e.timesteps, '.0f')}. It could be {e.largest_rate:.0f} at most.",
     )
 
 
@@ -85,7 +85,7 @@ def _sparser_through(e: Explanation) -> Finding:
     return Finding(
         question,
         _verdict(falls),
-        f"The share of non-zeros falls from each block to the next {_levels(falls, e.timesteps)}: "
+        f"The share of non-zeros falls from each block to the next {_levels(falls, e.timesteps)}. Through the blocks: "
         f"{_ends(share, e.timesteps, '.2f')}.",
     )
 
