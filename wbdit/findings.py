@@ -51,16 +51,8 @@ def _compresses(e: Explanation) -> Finding:
 
 
 def _falls_through(e: Explanation) -> Finding:
-    question, after = "Does the coding rate fall through the blocks?", e.means["rate_after"]
-    if after.shape[1] == 1:
-        return Finding(question, "no", "There is one block.")
-    falls = np.all(np.diff(after, axis=1) < 0, axis=1)
-    return Finding(
-        question,
-        _verdict(falls),
-        f"It falls from each block to the next {_levels(falls, e.timesteps)}. In nats, after each block's attention: "
-        f"{_ends(after, e.timesteps, '.0f')}. It could be {e.largest_rate:.0f} at most.",
-    )
+    figures = f"In nats, after each block's attention, of {e.largest_rate:.0f} at most"
+    return _through("Does the coding rate fall through the blocks?", e.means["rate_after"], e, "It", figures, ".0f")
 
 
 def _sparsifies(e: Explanation) -> Finding:
@@ -78,15 +70,20 @@ def _sparsifies(e: Explanation) -> Finding:
 
 
 def _sparser_through(e: Explanation) -> Finding:
-    question, share = "Does sparsity rise through the blocks?", e.means["non_zero"]
-    if share.shape[1] == 1:
+    what = "The share of non-zeros"
+    return _through("Does sparsity rise through the blocks?", e.means["non_zero"], e, what, "Through the blocks", ".2f")
+
+
+def _through(question: str, values: np.ndarray, e: Explanation, what: str, figures: str, form: str) -> Finding:
+    """Say at which noise levels values ``(T, L)`` fall from each block to the next."""
+    if values.shape[1] == 1:
         return Finding(question, "no", "There is one block.")
-    falls = np.all(np.diff(share, axis=1) < 0, axis=1)
+    falls = np.all(np.diff(values, axis=1) < 0, axis=1)
     return Finding(
         question,
         _verdict(falls),
-        f"The share of non-zeros falls from each block to the next {_levels(falls, e.timesteps)}. Through the blocks: "
-        f"{_ends(share, e.timesteps, '.2f')}.",
+        f"{what} falls from each block to the next {_levels(falls, e.timesteps)}. {figures}: "
+        f"{_ends(values, e.timesteps, form)}.",
     )
 
 
