@@ -175,7 +175,8 @@ def test_labels_have_spreads_of_their_own():
     def zeros_and_loss():
         given = model.embed_labels(labels, depth)
         zeros = model._probabilities(x, t, *model._answer(x, t, given))[:, 0, 0]
-        return [float(zeros[labels == label].mean().detach()) for label in (0, 1)], model.nll(x, t, given, levels).mean()
+        means = [float(zeros[labels == label].mean().detach()) for label in (0, 1)]
+        return means, model.nll(x, t, given, levels).mean()
 
     zeros, loss = zeros_and_loss()
     loss.backward()
