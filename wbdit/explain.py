@@ -68,10 +68,15 @@ class Explanation:
     n: int
     facts: dict[str, str]
 
+    @property
+    def objective(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lasso's objective before and after shrinkage, means over the cells, ``(T, L)`` each."""
+        before, after = (self.means[f"fit_{when}"] + self.means[f"size_{when}"] for when in ("before", "after"))
+        return before, after
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but single cells, for JSON."""
         weights = [{**w._asdict(), "overlap": w.overlap.tolist(), "rank": w.rank.tolist()} for w in self.weights]
-        heads = np.flatnonzero((self.units.kind == "head") & (self.units.axis == 0))
         return {
             "n": self.n,
             "timesteps": list(self.timesteps),
@@ -79,7 +84,7 @@ class Explanation:
             "share_of_cells_lowered": {name: values.tolist() for name, values in self.lowered.items()},
             "largest_coding_rate": self.largest_rate,
             "weights": weights,
-            "heads": [self._unit(int(unit)) for unit in heads],
+            "heads": [self._unit(unit) for unit in self.units.first_axes()],
             "markers": {kind: [self._hit(hit) for hit in hits] for kind, hits in self.hits.items()},
             "markers_before_training": {
                 kind: [{"type": h.type, "shared": h.shared, "p": h.p} for h in hits]

@@ -128,7 +128,7 @@ def all_figures(explanation: Explanation) -> dict[str, str]:
     means, t = explanation.means, explanation.timesteps
     rate = np.stack([means["rate_before"], means["rate_after"]], -1).reshape(len(t), -1)
     half_steps = [part for i in range(len(explanation.weights)) for part in (f"{i + 1}", "")]
-    objective = [means["fit_before"] + means["size_before"], means["fit_after"] + means["size_after"]]
+    objective = explanation.objective
     blocks = [f"block {i + 1}" for i in range(len(explanation.weights))]
     after = means["rate_after"]
     figures = {
@@ -148,16 +148,14 @@ def all_figures(explanation: Explanation) -> dict[str, str]:
             means["non_zero"], t, blocks, "Share of non-zeros in the code; dashed: CRATE-Small.", CRATE_NON_ZERO
         ),
     }  # fmt: skip
-    for unit in first_axes(explanation):
-        name = f"block-{explanation.units.block[unit] + 1}-head-{explanation.units.number[unit] + 1}"
-        figures[name] = head_panel(explanation, unit)
+    for unit in explanation.units.first_axes():
+        figures[head_name(explanation, unit)] = head_panel(explanation, unit)
     return figures
 
 
-def first_axes(explanation: Explanation) -> list[int]:
-    """Return the unit of each head's widest axis."""
-    units = explanation.units
-    return [int(unit) for unit in np.flatnonzero((units.kind == "head") & (units.axis == 0))]
+def head_name(explanation: Explanation, unit: int) -> str:
+    """Return the name of a head's panel: ``"block-1-head-2"``."""
+    return f"block-{explanation.units.block[unit] + 1}-head-{explanation.units.number[unit] + 1}"
 
 
 def _side(sign: int) -> str:

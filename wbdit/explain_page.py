@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wbdit.explain import Explanation
-from wbdit.explain_figures import all_figures, first_axes
+from wbdit.explain_figures import all_figures, head_name
 from wbdit.files import write_atomically
 from wbdit.findings import SIGNIFICANT, findings
 from wbdit.page import render_page
@@ -45,7 +45,7 @@ def write_explanation(explanation: Explanation, out_dir: str | Path, *, title: s
         explanation=explanation,
         findings=answers,
         figures=figures,
-        heads=[_head(explanation, unit) for unit in first_axes(explanation)],
+        heads=[_head(explanation, unit) for unit in explanation.units.first_axes()],
         hits={kind: [_row(explanation, *pair) for pair in _pairs(explanation, kind)] for kind in explanation.hits},
         weights=[_weights(i, w) for i, w in enumerate(explanation.weights)],
         significant=SIGNIFICANT,
@@ -83,7 +83,7 @@ def _row(explanation: Explanation, hit: Hit, before: Hit) -> dict[str, Any]:
 def _head(explanation: Explanation, unit: int) -> dict[str, str]:
     units = explanation.units
     block, head = units.block[unit] + 1, units.number[unit] + 1
-    return {"name": f"Block {block}, head {head}", "figure": f"block-{block}-head-{head}"}
+    return {"name": f"Block {block}, head {head}", "figure": head_name(explanation, unit)}
 
 
 def _weights(number: int, weights: Any) -> dict[str, str]:

@@ -57,7 +57,7 @@ def _falls_through(e: Explanation) -> Finding:
 
 def _sparsifies(e: Explanation) -> Finding:
     m = e.means
-    before, after = m["fit_before"] + m["size_before"], m["fit_after"] + m["size_after"]
+    before, after = e.objective
     rebuilt = m["fit_after"] < m["fit_empty"]
     errors = f"half its squared error is {m['fit_after'].mean():.0f}, that of nothing {m['fit_empty'].mean():.0f}"
     return Finding(

@@ -56,6 +56,10 @@ class Units(NamedTuple):
         axis = f", axis {self.axis[unit] + 1}" if self.kind[unit] == "head" else ""
         return f"block {self.block[unit] + 1}, {self.kind[unit]} {self.number[unit] + 1}{axis}"
 
+    def first_axes(self) -> list[int]:
+        """Return the unit of each head's widest axis."""
+        return [int(unit) for unit in np.flatnonzero((self.kind == "head") & (self.axis == 0))]
+
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the ends at which units have genes: their numbers ``(E,)``, and 1 or -1 ``(E,)``.
 
