@@ -389,5 +389,5 @@ def test_no_such_run(tmp_path):
 def test_training_by_the_clock_ends_with_enough_of_the_cells():
     said = []
     generator = wbdit.fit(CELLS, label="type", minutes=5, progress=False, say=said.append)
-    assert generator.config["trained"]["epochs"] == 60
-    assert "60 passes over the cells" in said[-1]
+    assert generator.config["trained"]["epochs"] == 50
+    assert "50 passes over the cells" in said[-1]

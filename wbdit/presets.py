@@ -174,7 +174,7 @@ PRESETS = {
         },
         schedule="cosine",
         budget=Budget(minutes=3),
-        training=Training(weight_decay=0.1, most_epochs=60),
+        training=Training(weight_decay=0.1, most_epochs=50),
     ),
     # one GPU
     "base": Preset(
