@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from conftest import make_cells
 
 import wbdit
+from bench import residual
 from bench.peers import runs
 from bench.peers.__main__ import PEERS, compare
 from bench.peers.baselines import IndependentGenes, PcaGaussian
@@ -21,6 +22,7 @@ from bench.peers.runs import Plan, Run
 from bench.peers.table import markdown
 from bench.peers.variational import _Vae
 from wbdit import DiT, InputError, WBDiT
+from wbdit.alignment import align
 from wbdit.generator import make_model
 from wbdit.presets import find_preset
 from wbdit.recipe import variable_genes
@@ -260,3 +262,27 @@ def test_the_table(data, tmp_path):
     assert rows["`w2`"] == ["", ""]  # not there for every seed
     assert rows["measure"] == ["floor", "PCA, Gaussian"]
     assert {"training, s", "generating, s", "parameters"} <= rows.keys()
+
+
+# the picture of what is left
+
+
+def test_what_is_left_is_nothing_between_a_set_and_itself(split):
+    twice = {"real": split.test, residual.TRAINING: split.train, "the same": split.test}
+    sets = align(twice, label="type", n_genes=40)
+    types = ["B", "NK", "T"]
+    assert residual.fold_changes(sets, "the same", types) == pytest.approx(np.ones(3))
+    assert residual.detected(sets, "the same", types) == pytest.approx(np.ones(3))
+
+
+def test_weaker_fold_changes_and_copies_are_seen():
+    cells = bound_genes()
+    cells.X = cells.X.toarray()
+    cells.X[1::2, 2:5] *= 4  # in type b
+    weak = cells.copy()
+    weak.X[1::4] = cells.X[0::4]  # half of type b are cells of type a
+    sets = align({"real": cells, residual.TRAINING: cells[:300], "weak": weak}, label="type", n_genes=8)
+    assert (residual.fold_changes(sets, "weak", ["a", "b"]) < 0.7).all()
+    assert residual.spread(sets, "weak", ["a", "b"])[1] > 1.2  # label b is two types now
+    near = residual.nearness(sets, ["weak"], 0)
+    assert near["weak"][0] > 0.4  # half of its cells are training cells

@@ -59,7 +59,7 @@ def _draw_maps(evaluation: Evaluation, left: Any, right: Any) -> None:
     points, types = data.layout, data.types()
     sets = ((left, "Real cells", ~data.is_synthetic, REAL), (right, "Synthetic cells", data.is_synthetic, SYNTHETIC))
     for axes, title, rows, colour in sets:
-        _title(axes, title, f"UMAP of both, {int(rows.sum())} cells")
+        write_title(axes, title, f"UMAP of both, {int(rows.sum())} cells")
         axes.scatter(*points[~rows].T, s=5, c=LINE, linewidths=0)
         for i, name in enumerate(types):
             chosen = points[rows & (np.asarray(data.labels) == name)]
@@ -80,7 +80,7 @@ def _draw_maps(evaluation: Evaluation, left: Any, right: Any) -> None:
 
 def _draw_scores(scores: list[Score], axes: Any) -> None:
     """Draw a line a metric: from the floor outwards, in units of its tolerance."""
-    _title(
+    write_title(
         axes, "How far from real cells", "coloured bands: our reading; 0 is the real-against-real floor", shift=-0.85
     )
     for x, shade in enumerate(("#e6f4f2", "#faf0dd", "#f9e7ec")):
@@ -117,7 +117,7 @@ def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
         each.plot([scale.low, scale.high], [scale.low, scale.high], color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
         if scale.log:
             each.set(xscale="log", yscale="log")
-        _title(each, f"Gene {name}" if i < 2 else "Fraction of zeros", "a dot a gene")
+        write_title(each, f"Gene {name}" if i < 2 else "Fraction of zeros", "a dot a gene")
         each.set_xlabel("real", fontsize=9, color=SOFT)
         each.set_ylabel("compared", fontsize=9, color=SOFT)
         each.tick_params(labelsize=8.5, colors=SOFT, length=3)
@@ -130,7 +130,7 @@ def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
             )
 
 
-def _title(axes: Any, title: str, subtitle: str, shift: float = 0.0) -> None:
+def write_title(axes: Any, title: str, subtitle: str, shift: float = 0.0) -> None:
     """Write a title and a line below it, ``shift`` axes widths to the right."""
     for text, above, size, weight, colour in ((title, 19, 12.5, "bold", INK), (subtitle, 6, 9, "normal", SOFT)):
         axes.annotate(

@@ -54,6 +54,16 @@ class Run:
     seed: int
     plan: Plan
 
+    @property
+    def stem(self) -> Path:
+        """Where the result is kept, without an ending."""
+        return self.plan.out / self.data.name / f"{self.peer.name}-{self.seed}-{_key(self.settings())}"
+
+    @property
+    def cells(self) -> Path:
+        """Where the synthetic cells are kept."""
+        return self.stem.with_name(f"{self.stem.name}.h5ad")
+
     def settings(self) -> Result:
         """Return what the synthetic cells depend on."""
         return {
@@ -79,8 +89,7 @@ class Run:
         kept_only
             Return None in place of doing anything.
         """
-        settings = self.settings()
-        stem = self.plan.out / self.data.name / f"{self.peer.name}-{self.seed}-{_key(settings)}"
+        stem, settings = self.stem, self.settings()
         scored = stem.with_name(f"{stem.name}.scores-{_key({'metrics': list(METRICS)})}.json")
         made = stem.with_name(f"{stem.name}.json")
         if made.exists() and scored.exists() and not again:
@@ -89,11 +98,10 @@ class Run:
             return None
         where = f"{self.data.name}, seed {self.seed}, {self.peer.name}"
         split = self.data.split(self.plan.choice, self.seed)
-        cells = stem.with_name(f"{stem.name}.h5ad")
         if again or not made.exists():
             say(f"{where}: training, {self.plan.minutes:g} minutes at most")
             synthetic, facts = self._make(split.train, split.test)
-            write_h5ad(synthetic, cells)
+            write_h5ad(synthetic, self.cells)
             about = {"name": self.data.name, "n_train": split.train.n_obs, "n_test": split.test.n_obs}
             about |= {"n_genes": split.train.n_vars, "notes": split.notes}
             # last, as its presence says that the cells are there
@@ -101,7 +109,7 @@ class Run:
         say(f"{where}: scoring")
         evaluation = evaluate(
             split.test,
-            read_h5ad(cells),
+            read_h5ad(self.cells),
             train=split.train,
             label=self.data.labels[0],
             n_cells=split.test.n_obs,

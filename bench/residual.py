@@ -1,0 +1,206 @@
+"""What is left between synthetic and real cells: a picture of what ``make peers`` kept.
+
+    python -m bench.residual DATA.h5ad --seeds 3 --out docs/study/residual.svg
+
+Label by label, how strong fold changes are, how many genes a cell detects and how far the label's cells spread; and how
+near cells lie to training cells. Held-out cells are the measure in all four, and training cells show what chance does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.spatial import cKDTree
+
+from bench.peers.__main__ import PEERS
+from bench.peers.cells import Choice, DataSet
+from bench.peers.runs import Plan, Run
+from bench.results import refuse
+from wbdit.alignment import Aligned, CellSet, align
+from wbdit.cells import read_h5ad
+from wbdit.errors import InputError
+from wbdit.families import Basis
+from wbdit.figure_data import Cells
+from wbdit.files import replacing
+from wbdit.metrics import fold_change_slope, log_fold_changes
+from wbdit.picture import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, write_title
+from wbdit.scoring import common_types, split_halves
+
+SHOWN = {name: PEERS[name].title for name in ("wbdit", "scvi-posterior")}
+HELD_OUT, TRAINING = "held-out cells", "training cells"
+COLOURS = dict(zip((*SHOWN.values(), TRAINING, HELD_OUT), (SYNTHETIC, REAL, OTHER, INK), strict=True))
+WIDEST = 5  # components
+PERCENTILES = np.array([0.5, 1, 2, 5, 10, 20, 50])
+
+Array = np.ndarray[Any, Any]
+
+
+def fold_changes(sets: Aligned, name: str, types: Sequence[str]) -> Array:
+    """Return the slope of each label's fold changes on the held-out cells', ``(types,)``; 1 for as strong."""
+    real, got = (_changes(sets.sets[one], types) for one in ("real", name))
+    return np.array([fold_change_slope(real[i], got[i]) for i in range(len(types))])
+
+
+def detected(sets: Aligned, name: str, types: Sequence[str]) -> Array:
+    """Return how many genes cells of each label detect, over what the held-out ones do, ``(types,)``."""
+    real, got = ([_detected(sets.sets[one], label) for label in types] for one in ("real", name))
+    return np.array(got) / np.array(real)
+
+
+def spread(sets: Aligned, name: str, types: Sequence[str]) -> Array:
+    """Return how far the cells of each label spread, over what the held-out ones do, ``(types,)``.
+
+    The deviation from the label's mean along the widest components of the held-out cells: of one half of them while the
+    other is looked at, and the other way round, as components fit best the cells that they are of.
+    """
+    halves = split_halves(sets.sets["real"], np.random.default_rng(0))
+    found = []
+    for measured, fitted in (halves, halves[::-1]):
+        basis = Basis.fit(Cells(fitted.values.toarray(), None))
+        places = [basis.project(cells.values.toarray())[:, :WIDEST] for cells in (measured, sets.sets[name])]
+        labels = measured.labels, sets.sets[name].labels
+        real, got = ([place[of == t].var(0).sum() for t in types] for place, of in zip(places, labels, strict=True))
+        found.append(np.sqrt(np.array(got) / np.array(real)))
+    return np.mean(found, axis=0)
+
+
+def nearness(sets: Aligned, names: Sequence[str], seed: int) -> dict[str, Array]:
+    """Return the share of cells as near to a training cell as ``PERCENTILES`` of training cells are to another.
+
+    As ``copies`` takes it (:func:`wbdit.scoring.score_memory`), twice: principal components of one half of the held-out
+    cells while the other is looked at, and the other way round.
+    """
+    halves = split_halves(sets.sets["real"], np.random.default_rng(seed))
+    found = []
+    for measured, fitted in (halves, halves[::-1]):
+        basis = Basis.fit(Cells(fitted.values.toarray(), None))
+        train = basis.project(sets.sets[TRAINING].values.toarray())
+        tree = cKDTree(train)
+        limits = np.percentile(tree.query(train, k=2)[0][:, 1], PERCENTILES)  # the first is the cell itself
+        shares = {}
+        for name, cells in {HELD_OUT: measured, **{name: sets.sets[name] for name in names}}.items():
+            distances, _ = tree.query(basis.project(cells.values.toarray()))
+            shares[name] = (distances[:, None] <= limits).mean(axis=0)
+        found.append(shares)
+    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+
+
+def _changes(cells: CellSet, types: Sequence[str]) -> Array:
+    assert cells.labels is not None
+    return log_fold_changes(cells.values.toarray(), cells.labels, types)
+
+
+def _detected(cells: CellSet, label: str) -> float:
+    assert cells.depth is not None
+    return float(cells.depth[cells.labels == label, 1].mean())
+
+
+PANELS = {
+    fold_changes: ("Strength of fold changes", "slope on held-out cells"),
+    detected: ("Detected genes a cell", "over held-out cells"),
+    spread: ("Spread within a label", f"along {WIDEST} components, over held-out cells"),
+}
+
+
+def draw(
+    axes: Sequence[Any], per_label: Sequence[dict[str, Array]], near: dict[str, Array], types: Sequence[str]
+) -> None:
+    """Draw the four panels.
+
+    Parameters
+    ----------
+    axes
+        Four of matplotlib's.
+    per_label
+        Fold changes, detected genes and spread, ``(seeds, types)`` by the set's name.
+    near
+        ``(seeds, percentiles)`` by the set's name.
+    types
+        From the one with most cells to the one with fewest.
+    """
+    *panels, last = axes
+    for panel, gaps, (title, subtitle) in zip(panels, per_label, PANELS.values(), strict=True):
+        write_title(panel, title, subtitle)
+        panel.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
+        for i, (name, values) in enumerate(gaps.items()):
+            rows = np.arange(len(types)) + 0.2 * (i - (len(gaps) - 1) / 2)
+            panel.hlines(rows, values.min(0), values.max(0), color=COLOURS[name], linewidth=1.4, alpha=0.5)
+            panel.scatter(values.mean(0), rows, s=26, color=COLOURS[name], label=name, zorder=3)
+        panel.set_yticks(range(len(types)), types, fontsize=9, color=INK)
+        panel.set_ylim(len(types) - 0.5, -0.5)
+    for panel in panels[1:]:
+        panel.set_yticklabels([])
+    write_title(last, "Nearness to training cells", "dashed: training cells among themselves")
+    last.plot(PERCENTILES, PERCENTILES, color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
+    for name, shares in near.items():
+        last.plot(PERCENTILES, 100 * shares.mean(0), "o-", color=COLOURS[name], markersize=4, label=name)
+    last.set(xscale="log", yscale="log")
+    for axis in (last.xaxis, last.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    last.set_xlabel("percentile of real-to-real distances", fontsize=9, color=SOFT)
+    last.set_ylabel("% of cells as near", fontsize=9, color=SOFT)
+    for panel in axes:
+        panel.tick_params(axis="x", labelsize=8.5, colors=SOFT, length=3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.spines[["left", "bottom"]].set_color(LINE)
+
+
+def measure(data: DataSet, names: Sequence[str], seeds: int, plan: Plan) -> tuple[list[dict], dict, list[str]]:
+    """Return what :func:`draw` draws."""
+    runs = []
+    for seed in range(seeds):
+        split = data.split(plan.choice, seed)
+        kept = {SHOWN[name]: read_h5ad(Run(data, PEERS[name], seed, plan).cells) for name in names}
+        sets = {"real": split.test, TRAINING: split.train, **kept}
+        runs.append(align(sets, label=data.labels[0], n_genes=plan.choice.genes))
+    labels = [cells.labels for run in runs for cells in run.sets.values()]
+    sizes = runs[0].sets["real"].labels
+    types = sorted(common_types(labels), key=lambda name: -int(np.sum(sizes == name)))
+    shown = [TRAINING, *(SHOWN[name] for name in names)]
+    per_label = [{name: np.stack([gap(run, name, types) for run in runs]) for name in shown} for gap in PANELS]
+    near = [nearness(run, shown[1:], seed) for seed, run in enumerate(runs)]
+    return per_label, {name: np.stack([one[name] for one in near]) for name in near[0]}, types
+
+
+@click.command()
+@click.argument("data")
+@click.option("--label", default="cell_type", show_default=True, help="Where DATA names none.")
+@click.option("--peer", "names", multiple=True, default=list(SHOWN), type=click.Choice(list(SHOWN)), show_default=True)
+@click.option("--minutes", default=5.0, show_default=True, help="As given to make peers.")
+@click.option("--seeds", default=3, show_default=True, help="As given to make peers.")
+@click.option("--kept", type=Path, default=Path("bench/out/peers"), show_default=True, help="What make peers kept.")
+@click.option("--out", type=Path, required=True, help="The picture, SVG or PNG.")
+def main(data, label, names, minutes, seeds, kept, out):
+    """Draw what is left between held-out cells and those that make peers kept of DATA."""
+    try:
+        found = measure(DataSet.parse(data, [label]), names, seeds, Plan(Choice(), minutes, kept))
+    except InputError as error:
+        refuse(f"residual: {error}")
+    per_label, near, types = found
+    figure = Figure(figsize=(15, 1.6 + 0.36 * len(types)), facecolor="white", layout="constrained")
+    axes = figure.subplots(1, len(PANELS) + 1)
+    draw(axes, per_label, near, types)
+    handles, shown = axes[0].get_legend_handles_labels()
+    line = axes[-1].get_lines()[1]
+    figure.legend([*handles, line], [*shown, HELD_OUT], loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format=out.suffix.lstrip("."), metadata={"Date": None})
+    for (title, _), gaps in zip(PANELS.values(), per_label, strict=True):
+        for name, values in gaps.items():
+            click.echo(
+                f"{title}, {name}: " + ", ".join(f"{t} {v:.3f}" for t, v in zip(types, values.mean(0), strict=True))
+            )
+    for name, shares in near.items():
+        click.echo(
+            f"{name}: " + ", ".join(f"{p:g} %: {100 * s:.2f}" for p, s in zip(PERCENTILES, shares.mean(0), strict=True))
+        )
+
+
+if __name__ == "__main__":
+    main()
