@@ -163,7 +163,11 @@ class CountDenoiser(nn.Module):
     Parameters
     ----------
     denoiser
-        What answers each gene's logarithm of the mean count, beyond what the conditions make of it.
+        What answers each gene's logarithm of the mean count, beyond what the conditions make of it; with `learn_sigma`
+        also what is added to the logits of :attr:`CountLikelihood.mixing`: how wide the count's distribution is. A gene
+        that is on or off in cells of a label is as uncertain as can be where both are likely, and neither before nor
+        after. With one spread for all cells of a label, counts' means come out right, and those of their logarithms,
+        which samplers go by, too close to one another.
     likelihood
         The distribution of counts.
     schedule
@@ -311,7 +315,9 @@ class CountDenoiser(nn.Module):
         """Return what :meth:`CountLikelihood.terms` takes: log rates and shapes, ``(B, G)`` fp32."""
         vector, rates, shapes = given.split([self.denoiser.hidden_size, x.shape[-1], x.shape[-1]], dim=1)
         seen = F.dropout(x, self.input_dropout, self.training)
-        return self.denoiser(seen, t, vector)[:, 0].float() + rates, shapes
+        answer = self.denoiser(seen, t, vector).float()
+        spread = shapes + answer[:, 1] if self.denoiser.out_channels == 2 else shapes
+        return answer[:, 0] + rates, spread
 
     def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
         """Return the first arguments of :func:`wbdit.ops.count_nll` and its kin."""

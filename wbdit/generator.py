@@ -300,10 +300,14 @@ def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
     """Make a run's model with its seed's weights, leaving the user's own random numbers alone."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config["seed"])
-        denoiser = DENOISERS[config.get("denoiser", "wbdit")](**config["model"])  # early runs do not name theirs
-        if "likelihood" not in config:
+        facts = config.get("likelihood")
+        arguments = dict(config["model"])
+        if facts is not None and facts.get("learned_spread", False):  # not in early runs
+            arguments["learn_sigma"] = True
+        denoiser = DENOISERS[config.get("denoiser", "wbdit")](**arguments)  # early runs do not name theirs
+        if facts is None:
             return denoiser
-        schedule, facts = NoiseSchedule(**config["schedule"]), config["likelihood"]
+        schedule = NoiseSchedule(**config["schedule"])
         likelihood = CountLikelihood(denoiser.input_size, facts["levels"], schedule.noise_steps)
         return CountDenoiser(denoiser, likelihood, schedule, facts["input_dropout"])
 

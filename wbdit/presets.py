@@ -103,10 +103,13 @@ class Likelihood:
         Timestep at which sampling ends and counts are drawn.
     input_dropout
         Share of the genes that the denoiser does not see in training.
+    learned_spread
+        Whether the denoiser answers how wide each count's distribution is, too.
     """
 
     stop: int = 500
     input_dropout: float = 0.3
+    learned_spread: bool = True
 
 
 @dataclass(frozen=True)
