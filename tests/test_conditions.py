@@ -18,6 +18,7 @@ from wbdit.checkpoint import FORMAT, read_recipe, write_json, write_tensors
 from wbdit.conditions import read_request
 from wbdit.labels import Labels
 from wbdit.layers import LabelEmbedder
+from wbdit.presets import PRESETS, Likelihood
 from wbdit.recipe import Recipe
 from wbdit.samplers import Guided
 
@@ -515,6 +516,18 @@ def test_a_run_of_format_3(tmp_path):
     write_tensors(run / "model.safetensors", state)
     config = json.loads((run / "config.json").read_text())
     write_json(run / "config.json", {**config, "format": 3})
+    assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
+
+
+def test_a_run_of_format_4(tmp_path, monkeypatch):
+    """Before the denoiser answered spreads, nothing was said of them."""
+    small = replace(PRESETS["small"], likelihood=Likelihood(learned_spread=False))
+    monkeypatch.setitem(PRESETS, "small", small)
+    run = tmp_path / "run"
+    made = wbdit.fit(CELLS, label="type", steps=1, progress=False, max_genes=30, out=run)
+    config = json.loads((run / "config.json").read_text())
+    assert not config["likelihood"].pop("learned_spread")
+    write_json(run / "config.json", {**config, "format": 4})
     assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
 
 

@@ -190,6 +190,30 @@ def test_labels_have_spreads_of_their_own():
     assert better < loss - 0.2
 
 
+def test_a_cell_has_spreads_of_its_own(cells):
+    """The second channel adds to the labels' shapes, and nothing to the rates; it is learned."""
+    counts, codes = cells
+    one, two = model_of(counts, codes), model_of(counts, codes, learn_sigma=True)
+    x, t, y = torch.randn(9, 1, GENES), torch.full((9,), 700), torch.from_numpy(codes[:9, 0])
+    depth = torch.from_numpy(counts[:9].sum(1)).log()
+    (rates, shapes), (own_rates, own_shapes) = (
+        model._answer(x, t, model.embed_labels(y, depth)) for model in (one, two)
+    )
+    torch.testing.assert_close(own_rates, rates)  # at the start the denoiser answers zero
+    torch.testing.assert_close(own_shapes, shapes)
+    with torch.no_grad():
+        two.denoiser.final_layer.linear.weight.normal_(std=0.1)
+    given = two.embed_labels(y, depth)
+    answer = two.denoiser(x, t, given[:, :16])
+    own_rates, own_shapes = two._answer(x, t, given)
+    torch.testing.assert_close(own_rates, rates + answer[:, 0])
+    torch.testing.assert_close(own_shapes, shapes + answer[:, 1])
+    assert answer[:, 1].std(0).min() > 1e-3  # from cell to cell
+    levels = torch.from_numpy(Levels(two.likelihood.lowest.numpy(), two.likelihood.highest.numpy()).of(counts[:9]))
+    (gradient,) = torch.autograd.grad(two.nll(x, t, given, levels).mean(), two.denoiser.final_layer.linear.bias)
+    assert (gradient != 0).all()
+
+
 def test_label_rates_are_ratios_of_counts(cells):
     counts, codes = cells
     rates = label_rates(counts, codes, [2], strength=1e-9)

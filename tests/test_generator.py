@@ -219,7 +219,9 @@ def test_the_folder_of_a_run(tmp_path):
 
 
 def test_a_diverging_loss_is_said(monkeypatch):
-    monkeypatch.setattr(wbdit.WBDiT, "forward", lambda self, x, t, y: x * self.pos_embed.mean() * torch.nan)
+    monkeypatch.setattr(
+        wbdit.WBDiT, "forward", lambda self, x, t, y: x.repeat(1, 2, 1) * self.pos_embed.mean() * torch.nan
+    )
     with pytest.raises((InputError, RuntimeError), match="diverged|grad"):
         wbdit.fit(CELLS, **QUICK)
 
