@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
@@ -189,7 +190,8 @@ def main(data, label, names, minutes, seeds, kept, out):
     handles, shown = axes[0].get_legend_handles_labels()
     line = axes[-1].get_lines()[1]
     figure.legend([*handles, line], [*shown, HELD_OUT], loc="outside lower left", ncols=4, frameon=False, fontsize=9)
-    with replacing(out) as temporary:
+    # letters as letters, and the same file from the same figures
+    with replacing(out) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "residual"}):
         figure.savefig(temporary, format=out.suffix.lstrip("."), metadata={"Date": None})
     for (title, _), gaps in zip(PANELS.values(), per_label, strict=True):
         for name, values in gaps.items():
