@@ -146,6 +146,7 @@ def draw(
         axis.set_minor_formatter("")
     last.set_xlabel("percentile of real-to-real distances", fontsize=9, color=SOFT)
     last.set_ylabel("% of cells as near", fontsize=9, color=SOFT)
+    last.tick_params(axis="y", labelsize=8.5, colors=SOFT, length=3)
     for panel in axes:
         panel.tick_params(axis="x", labelsize=8.5, colors=SOFT, length=3)
         panel.spines[["top", "right"]].set_visible(False)
