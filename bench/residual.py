@@ -8,7 +8,7 @@ near cells lie to training cells. Held-out cells are the measure in all four, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,10 @@ def detected(sets: Aligned, name: str, types: Sequence[str]) -> Array:
 def spread(sets: Aligned, name: str, types: Sequence[str]) -> Array:
     """Return how far the cells of each label spread, over what the held-out ones do, ``(types,)``.
 
-    The deviation from the label's mean along the widest components of the held-out cells: of one half of them while the
-    other is looked at, and the other way round, as components fit best the cells that they are of.
+    The deviation from the label's mean along the widest components of the held-out cells, see :func:`_held_out`.
     """
-    halves = split_halves(sets.sets["real"], np.random.default_rng(0))
     found = []
-    for measured, fitted in (halves, halves[::-1]):
-        basis = Basis.fit(Cells(fitted.values.toarray(), None))
+    for measured, basis in _held_out(sets, 0):
         places = [basis.project(cells.values.toarray())[:, :WIDEST] for cells in (measured, sets.sets[name])]
         labels = measured.labels, sets.sets[name].labels
         real, got = ([place[of == t].var(0).sum() for t in types] for place, of in zip(places, labels, strict=True))
@@ -73,13 +70,10 @@ def spread(sets: Aligned, name: str, types: Sequence[str]) -> Array:
 def nearness(sets: Aligned, names: Sequence[str], seed: int) -> dict[str, Array]:
     """Return the share of cells as near to a training cell as ``PERCENTILES`` of training cells are to another.
 
-    As ``copies`` takes it (:func:`wbdit.scoring.score_memory`), twice: principal components of one half of the held-out
-    cells while the other is looked at, and the other way round.
+    As ``copies`` takes it (:func:`wbdit.scoring.score_memory`), but with all held-out cells, see :func:`_held_out`.
     """
-    halves = split_halves(sets.sets["real"], np.random.default_rng(seed))
     found = []
-    for measured, fitted in (halves, halves[::-1]):
-        basis = Basis.fit(Cells(fitted.values.toarray(), None))
+    for measured, basis in _held_out(sets, seed):
         train = basis.project(sets.sets[TRAINING].values.toarray())
         tree = cKDTree(train)
         limits = np.percentile(tree.query(train, k=2)[0][:, 1], PERCENTILES)  # the first is the cell itself
@@ -89,6 +83,16 @@ def nearness(sets: Aligned, names: Sequence[str], seed: int) -> dict[str, Array]
             shares[name] = (distances[:, None] <= limits).mean(axis=0)
         found.append(shares)
     return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+
+
+def _held_out(sets: Aligned, seed: int) -> Iterator[tuple[CellSet, Basis]]:
+    """Yield each half of the held-out cells with the principal components of the other half.
+
+    Components fit best the cells that they are of, which would lie apart from all others along them.
+    """
+    halves = split_halves(sets.sets["real"], np.random.default_rng(seed))
+    for measured, fitted in (halves, halves[::-1]):
+        yield measured, Basis.fit(Cells(fitted.values.toarray(), None))
 
 
 def _changes(cells: CellSet, types: Sequence[str]) -> Array:
