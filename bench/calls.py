@@ -1,6 +1,6 @@
 """How many calls of the model cells need: one training, and every metric against sampler and number of calls.
 
-    python -m bench.calls DATA.h5ad --label cell_type [--sampler ddim ...] [--calls 5,8,10,15,20,50,100] [--draws 3]
+    python -m bench.calls DATA.h5ad --label cell_type [--sampler unipc ...] [--calls 5,8,10,15,20,50,100] [--draws 3]
 
 Prints a Markdown table: the floor first, then a row for each sampler and number. Counts are drawn at random, so one
 draw of the cells says little of differences under 3 %: a row can be the mean over several.
@@ -26,8 +26,8 @@ def row(name: str, calls: object, values: list[dict[str, float]]) -> str:
 @click.argument("data")
 @click.option("--label", default="cell_type", show_default=True)
 @click.option("--minutes", default=10.0, show_default=True, help="Most to train.")
-@click.option("--sampler", "names", multiple=True, default=["ddim"], type=click.Choice(list(samplers.BY_NAME)))
-@click.option("--grid", help="The sampler's own by default.")
+@click.option("--sampler", "names", multiple=True, default=["unipc"], type=click.Choice(list(samplers.BY_NAME)))
+@click.option("--grid", help="Of the calls.  [default: uniform]")
 @click.option("--calls", default="5,8,10,15,20,50,100", show_default=True)
 @click.option("--draws", default=1, show_default=True, help="How often to generate and score.")
 @click.option("--seed", default=0, show_default=True, help="Of the split, the training and the first draw.")

@@ -257,7 +257,7 @@ def test_what_comes_out(generator):
     np.testing.assert_allclose(cells.layers["lognorm"].toarray(), expected, rtol=1e-5)
     assert list(cells.var_names) == list(CELLS.var_names)
     facts = cells.uns["wbdit"]
-    assert (facts["seed"], facts["sampler"], facts["steps"], facts["grid"]) == (3, "ddim", 5, "uniform")
+    assert (facts["seed"], facts["sampler"], facts["steps"], facts["grid"]) == (3, "unipc", 5, "uniform")
     assert facts["model_hash"] == weights(generator)
     assert set(facts) >= {"wbdit", "torch", "guidance", "trained_on", "values", "target_sum", "label"}
     assert list(facts["genes"]) == list(CELLS.var_names)
@@ -273,11 +273,11 @@ def test_the_batch_size_does_not_change_the_cells(generator, sampler):
 
 
 def test_each_sampler_has_its_steps_and_grid(generator):
-    """Where counts are drawn on the way, 15 even steps of ddim by default."""
-    facts = generator.generate(2, sampler="unipc").uns["wbdit"]
-    assert (facts["steps"], facts["grid"]) == (15, "logsnr")
-    assert same_cells(generator.generate(5), generator.generate(5, sampler="ddim", steps=15, grid="uniform"))
-    assert not same_cells(generator.generate(5, steps=8), generator.generate(5, steps=8, grid="sqrt"))
+    """Where counts are drawn on the way, 15 even steps of any, by default of unipc."""
+    facts = generator.generate(2, sampler="sde-dpmpp").uns["wbdit"]
+    assert (facts["steps"], facts["grid"]) == (15, "uniform")
+    assert same_cells(generator.generate(5), generator.generate(5, sampler="unipc", steps=15, grid="uniform"))
+    assert not same_cells(generator.generate(40, steps=3), generator.generate(40, steps=3, grid="logsnr"))
 
 
 def test_labels_like_other_cells(generator):

@@ -69,9 +69,9 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--n", type=int, help="Number of cells; with --like, in its proportions of labels.")
 @click.option("--like", type=FILE, help="An .h5ad whose labels to imitate, cell by cell.")
 @click.option("--counts", help='Number of cells of each label: "NK=200,B=100"; "NK/stim=200,B/*=100".')
-@click.option("--sampler", default="ddim", show_default=True, help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.")
+@click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
 @click.option("--steps", type=int, help="Calls of the model.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]")
-@click.option("--grid", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for ddim, ddpm; else logsnr]")
+@click.option("--grid", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for counts, ddim and ddpm]")
 @click.option(
     "--guidance", multiple=True, help="Classifier-free guidance: 2, or condition=3 for a column.  [default: 1]"
 )

@@ -27,8 +27,11 @@ DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 # counters of the noise that draws library sizes and counts, out of reach of any sampler's step
 LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
 
-
-CALLS = 15  # of the model where counts are drawn on the way: more gain nothing (docs/study.md)
+# where counts are drawn on the way: more than 15 calls, or calls closer together toward its end, gain nothing, and a
+# solver of second order is as good with them as the first order is with 100 (docs/study.md)
+COUNTS_SAMPLER: samplers.Name = "unipc"
+COUNTS_CALLS = 15
+COUNTS_GRID: samplers.Grid = "uniform"
 
 
 class CellGenerator:
@@ -70,7 +73,7 @@ class CellGenerator:
         *,
         like: ad.AnnData | None = None,
         counts: Counts | None = None,
-        sampler: samplers.Name = "ddim",
+        sampler: samplers.Name | None = None,
         steps: int | None = None,
         grid: samplers.Grid | None = None,
         guidance: float | Mapping[str, float] = 1.0,
@@ -98,12 +101,13 @@ class CellGenerator:
             :meth:`wbdit.labels.Labels.counted`. Combinations that no training cell had are tried all the same.
         sampler
             "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
-            see :mod:`wbdit.samplers`.
+            see :mod:`wbdit.samplers`. By default "unipc" where counts are drawn from a likelihood, else "ddim".
         steps
             Calls of the model. By default 15 where counts are drawn from a likelihood, else those of
             :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
         grid
-            Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`); from that table too.
+            Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). By default "uniform"
+            where counts are drawn from a likelihood, else from that table.
         guidance
             Weight of classifier-free guidance, 1 for none; or a weight by label column, ``{"condition": 3.0}``, 1 for
             those not named. See :class:`wbdit.samplers.Guided`.
@@ -134,19 +138,9 @@ class CellGenerator:
             If the request makes no sense for this run: no or too few cells, unknown labels, sampler or grid.
         """
         asked = read_request(self.recipe.labels, n, like, counts, guidance, toward, mix)
-        if sampler not in samplers.BY_NAME:
-            raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
-        default = samplers.BY_NAME[sampler]
-        grid = grid or default.grid
-        if grid not in samplers.GRIDS:
-            raise InputError(f"no grid {grid!r}: choose one of {', '.join(samplers.GRIDS)}")
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
-        longest = self.schedule.noise_steps - 1
-        if steps is None:
-            steps = min(default.steps or longest, CALLS if self.stop else longest)
-        if not 1 <= steps <= longest:
-            raise InputError(f"steps must be between 1 and {longest}, not {steps}")
+        sampler, steps, grid = self._choose_walk(sampler, steps, grid)
         path = samplers.timesteps(self.schedule, steps, grid, stop=self.stop)
         unseen = asked.unseen(self.recipe.labels)
         if unseen:
@@ -194,6 +188,24 @@ class CellGenerator:
     def stop(self) -> int:
         """Timestep at which sampling ends: 0, or where counts are drawn from their likelihood."""
         return self.config["likelihood"]["stop"] if isinstance(self.model, CountDenoiser) else 0
+
+    def _choose_walk(
+        self, sampler: samplers.Name | None, steps: int | None, grid: samplers.Grid | None
+    ) -> tuple[samplers.Name, int, samplers.Grid]:
+        """Return what is asked for, with the defaults of this run in place of None."""
+        sampler = sampler or (COUNTS_SAMPLER if self.stop else "ddim")
+        if sampler not in samplers.BY_NAME:
+            raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+        default = samplers.BY_NAME[sampler]
+        grid = grid or (COUNTS_GRID if self.stop else default.grid)
+        if grid not in samplers.GRIDS:
+            raise InputError(f"no grid {grid!r}: choose one of {', '.join(samplers.GRIDS)}")
+        longest = self.schedule.noise_steps - 1
+        if steps is None:
+            steps = COUNTS_CALLS if self.stop else default.steps or longest
+        if not 1 <= steps <= longest:
+            raise InputError(f"steps must be between 1 and {longest}, not {steps}")
+        return sampler, steps, grid
 
     def _library(self, asked: Conditions, seed: int) -> np.ndarray:
         """Draw the library size of each cell."""
