@@ -11,6 +11,7 @@ import pandas as pd
 
 import wbdit
 from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
+from wbdit.generator import COUNTS_CALLS, COUNTS_GRID, COUNTS_SAMPLER
 from wbdit.presets import find_preset
 
 
@@ -32,7 +33,9 @@ class Diffusion(Peer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"preset": asdict(find_preset(self.preset)), "wbdit": wbdit.__version__}
+        preset = find_preset(self.preset)
+        walk = {} if preset.lognorm else {"walk": [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_GRID]}  # lognorm: none of counts
+        return {"preset": asdict(preset), "wbdit": wbdit.__version__, **walk}
 
     def fit(self, train: ad.AnnData, labels: Sequence[str], minutes: float, seed: int) -> Fitted:
         generator = wbdit.fit(
