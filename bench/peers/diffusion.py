@@ -34,10 +34,10 @@ class Diffusion(Peer):
     @property
     def settings(self) -> dict[str, Any]:
         preset = find_preset(self.preset)
-        walk = (
-            {} if preset.lognorm else {"walk": [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_GRID]}
-        )  # lognorm: none of counts
-        return {"preset": asdict(preset), "wbdit": wbdit.__version__, **walk}
+        settings = {"preset": asdict(preset), "wbdit": wbdit.__version__}
+        if not preset.lognorm:  # counts are drawn on the way
+            settings["walk"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_GRID]
+        return settings
 
     def fit(self, train: ad.AnnData, labels: Sequence[str], minutes: float, seed: int) -> Fitted:
         generator = wbdit.fit(
