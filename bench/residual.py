@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import numpy as np
+from anndata import AnnData
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
@@ -162,7 +163,7 @@ def measure(data: DataSet, names: Sequence[str], seeds: int, plan: Plan) -> tupl
     runs = []
     for seed in range(seeds):
         split = data.split(plan.choice, seed)
-        kept = {SHOWN[name]: read_h5ad(Run(data, PEERS[name], seed, plan).cells) for name in names}
+        kept = {SHOWN[name]: _kept(Run(data, PEERS[name], seed, plan)) for name in names}
         sets = {"real": split.test, TRAINING: split.train, **kept}
         runs.append(align(sets, label=data.labels[0], n_genes=plan.choice.genes))
     labels = [cells.labels for run in runs for cells in run.sets.values()]
@@ -172,6 +173,12 @@ def measure(data: DataSet, names: Sequence[str], seeds: int, plan: Plan) -> tupl
     per_label = [{name: np.stack([gap(run, name, types) for run in runs]) for name in shown} for gap in PANELS]
     near = [nearness(run, shown[1:], seed) for seed, run in enumerate(runs)]
     return per_label, {name: np.stack([one[name] for one in near]) for name in near[0]}, types
+
+
+def _kept(run: Run) -> AnnData:
+    if not run.cells.exists():
+        raise InputError(f"no {run.cells}: run make peers with the same data, peers, minutes and seeds first")
+    return read_h5ad(run.cells)
 
 
 @click.command()
@@ -185,6 +192,8 @@ def measure(data: DataSet, names: Sequence[str], seeds: int, plan: Plan) -> tupl
 def main(data, label, names, minutes, seeds, kept, out):
     """Draw what is left between held-out cells and those that make peers kept of DATA."""
     try:
+        if out.suffix not in (".svg", ".png"):
+            raise InputError(f"--out {out}: a name that ends in .svg or .png says which picture to draw")
         found = measure(DataSet.parse(data, [label]), names, seeds, Plan(Choice(), minutes, kept))
     except InputError as error:
         refuse(f"residual: {error}")

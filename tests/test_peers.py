@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from click.testing import CliRunner
 from conftest import make_cells
 
 import wbdit
@@ -286,3 +287,15 @@ def test_weaker_fold_changes_and_copies_are_seen():
     assert residual.spread(sets, "weak", ["a", "b"])[1] > 1.2  # label b is two types now
     near = residual.nearness(sets, ["weak"], 0)
     assert near["weak"][0] > 0.4  # half of its cells are training cells
+
+
+@pytest.mark.parametrize(
+    ("out", "needle"), [("left.svg", "run make peers with the same data"), ("left", "ends in .svg or .png")]
+)
+def test_a_picture_that_cannot_be_drawn_is_one_line_that_says_what_to_do(data, tmp_path, out, needle):
+    args = [f"{data.path}:type", "--kept", str(tmp_path / "kept"), "--out", str(tmp_path / out)]
+    result = CliRunner().invoke(residual.main, args)
+    assert result.exit_code == 2
+    assert needle in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / out).exists()
