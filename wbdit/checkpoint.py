@@ -18,7 +18,7 @@ from wbdit.files import write_atomically
 from wbdit.labels import Labels
 from wbdit.recipe import Recipe
 
-FORMAT = 5  # of the RUN folder; raised when an older wbdit could not read it
+FORMAT = 6  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
 RECIPE_FACTS = ("space", "values", "genes", "scale")
 RECIPE_ARRAYS = ("centre", "smallest", "library")

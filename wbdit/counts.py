@@ -34,6 +34,7 @@ MOST = 64  # levels, as many as the kernels take
 ROOM = 1.3  # the last level reaches this far beyond the largest count that was seen
 LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
 ROUNDS = 4  # of bringing the expected counts to the library size
+NOISE_AXES = 16  # directions that starting noise may be wider along; beyond them spread is mostly sequencing's
 KNOTS = 12  # timesteps between which the prior's shape is interpolated
 
 
@@ -182,6 +183,9 @@ class CountDenoiser(nn.Module):
     label_shapes
         What a label adds to the logits of :attr:`CountLikelihood.mixing`, of the same shape; learned. In noise a
         gene's counts are spread as the label's are: with one spread for all labels, means fit and zeros do not.
+    noise_axes, noise_factors
+        Orthonormal directions ``(K, G)`` along which sampling begins with wider noise, and how much wider ``(K,)``; see
+        :mod:`wbdit.spread`.
     """
 
     prediction: Prediction = "x0"
@@ -203,9 +207,13 @@ class CountDenoiser(nn.Module):
         self.register_buffer("label_rates", torch.zeros(rows, genes))
         self.label_shapes = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
         self.register_buffer("depth_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
+        self.register_buffer("noise_axes", torch.zeros(NOISE_AXES, genes))
+        self.register_buffer("noise_factors", torch.ones(NOISE_AXES))
 
     label_rates: Tensor
     depth_scale: Tensor
+    noise_axes: Tensor
+    noise_factors: Tensor
 
     @torch.no_grad()
     def begin(self, counts: np.ndarray, codes: np.ndarray, centre: np.ndarray, scale: float) -> None:
@@ -226,6 +234,11 @@ class CountDenoiser(nn.Module):
         self.label_rates.copy_(torch.from_numpy(label_rates(counts, codes, self.denoiser.label_sizes)))
         if self.denoiser.has_cell_token:
             self.denoiser.cell_token.look_along(torch.from_numpy((np.log1p(counts) - centre) / scale))
+
+    def widen(self, noise: Tensor) -> Tensor:
+        """Return starting noise ``(B, 1, G)`` that is wider along :attr:`noise_axes`."""
+        with torch.autocast(noise.device.type, enabled=False):
+            return noise + (noise @ self.noise_axes.mT * (self.noise_factors - 1)) @ self.noise_axes
 
     def embed_labels(self, y: Tensor | None, depth: Tensor) -> Tensor:
         """Return the conditions ``(B, d + 2 G)`` fp32.

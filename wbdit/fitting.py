@@ -24,9 +24,12 @@ from wbdit.objectives import CountNLL, Objective, SquaredError
 from wbdit.presets import Budget, Training, check_precision, find_preset
 from wbdit.recipe import Recipe
 from wbdit.schedule import NoiseSchedule
+from wbdit.spread import match_spread, matching_seconds
 from wbdit.trainer import Trainer, choose_precision
 from wbdit.version import __version__
 from wbdit.whitebox import glance
+
+MOST_RESERVED = 0.25  # of training by the clock, for the spread that is matched in the end
 
 
 def fit(
@@ -99,7 +102,7 @@ def fit(
             raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
         generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, precision, say)
     with board(tensorboard) as write:
-        finished = _train(generator, trainer, run, write, progress)
+        finished = _train(generator, trainer, adata, run, write, progress)
     if not finished:
         kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
         say(f"stopped at step {trainer.step}{kept}")
@@ -199,11 +202,14 @@ def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) 
 def _train(
     generator: CellGenerator,
     trainer: Trainer,
+    adata: ad.AnnData,
     run: Path | None,
     write: Callable[[dict[str, Any]], object],
     progress: bool,
 ) -> bool:
     """Train, saving into `run` and telling `write`; afterwards the generator's model holds the averaged weights."""
+    if trainer.budget.minutes is not None:
+        trainer.reserved = min(matching_seconds(generator, adata), MOST_RESERVED * 60 * trainer.budget.minutes)
 
     def log(record: dict[str, Any]) -> None:
         generator.history.append(record)
@@ -218,6 +224,9 @@ def _train(
 
     save()  # finds out now, not after hours, that the folder cannot be written
     finished = trainer.train(log, save, progress)
+    if finished:
+        noise = match_spread(_use_average(generator, trainer), adata)
+        trainer.model.load_state_dict(noise, strict=False)
     averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
     return finished

@@ -262,9 +262,10 @@ class CellGenerator:
         counting = isinstance(self.model, CountDenoiser)
         depth = torch.from_numpy(np.log(np.maximum(library[rows], 1))).to(device, torch.float32)
         model: Any = asked.model(AtDepth(denoiser, depth) if counting else denoiser, rows, device)
+        start = self.model.widen(noise(-1)) if isinstance(self.model, CountDenoiser) else noise(-1)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             x = samplers.BY_NAME[sampler].sample(
-                model, noise(-1), self.schedule, path, stop=self.stop, clamp_min=None, noise=noise, callback=update
+                model, start, self.schedule, path, stop=self.stop, clamp_min=None, noise=noise, callback=update
             )
             if not isinstance(self.model, CountDenoiser):
                 return x[:, 0].cpu().numpy()
@@ -298,6 +299,8 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
         model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
         if isinstance(model, CountDenoiser) and config["format"] < 4:  # these had one shape for all labels
             state["label_shapes"] = torch.zeros_like(model.label_shapes)
+        if isinstance(model, CountDenoiser) and config["format"] < 6:  # these began with the same noise everywhere
+            state |= {name: getattr(model, name) for name in ("noise_axes", "noise_factors")}
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

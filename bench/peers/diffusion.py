@@ -11,8 +11,10 @@ import pandas as pd
 
 import wbdit
 from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
+from wbdit.counts import NOISE_AXES
 from wbdit.generator import COUNTS_CALLS, COUNTS_GRID, COUNTS_SAMPLER
 from wbdit.presets import find_preset
+from wbdit.spread import CELLS, ROUNDS
 
 
 class Diffusion(Peer):
@@ -37,6 +39,7 @@ class Diffusion(Peer):
         settings = {"preset": asdict(preset), "wbdit": wbdit.__version__}
         if not preset.lognorm:  # counts are drawn on the way
             settings["walk"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_GRID]
+            settings["spread"] = [NOISE_AXES, CELLS, ROUNDS]
         return settings
 
     def fit(self, train: ad.AnnData, labels: Sequence[str], minutes: float, seed: int) -> Fitted:

@@ -1,0 +1,136 @@
+"""Starting noise that lets cells of a label spread as far as real ones."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from conftest import make_cells
+
+import wbdit
+from wbdit import spread
+from wbdit.counts import NOISE_AXES, CountDenoiser
+from wbdit.recipe import Recipe
+
+
+def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b")):
+    """Return cells that vary along two directions of their own within each label, `factor` times as far."""
+    rng = np.random.default_rng(seed)
+    code = np.arange(n) % len(labels)
+    directions = np.linalg.qr(np.random.default_rng(9).normal(size=(genes, 2)))[0].T * genes**0.5
+    places = rng.normal(size=(n, 2)) * [0.2, 0.12] * factor
+    rates = np.exp(3 + 0.5 * code[:, None] * np.sin(np.arange(genes)) + places @ directions)
+    cells = ad.AnnData(rng.poisson(rates * rng.lognormal(0, 0.2, (n, 1))).astype(np.float32))
+    cells.obs["type"] = np.array(labels)[code]
+    return cells
+
+
+class Narrow:
+    """A generator whose cells spread 0.7 times as far as real ones, times its noise's factors."""
+
+    def __init__(self, cells):
+        self.recipe = Recipe.fit(cells, label="type")
+        self.config = {"seed": 0}
+        self.asked = []
+        self.model = CountDenoiser.__new__(CountDenoiser)
+        torch.nn.Module.__init__(self.model)
+        self.model.register_buffer("noise_axes", torch.ones(NOISE_AXES, 60))
+        self.model.register_buffer("noise_factors", torch.full((NOISE_AXES,), 5.0))
+
+    def generate(self, *, like, seed):
+        self.asked.append(like.n_obs)
+        return spreading(like.n_obs, 0.7 * self.model.noise_factors[:2].numpy(), seed=seed % 1000)
+
+
+def test_noise_is_wider_along_the_axes_alone():
+    torch.manual_seed(0)
+    cells = make_cells(40, 30)
+    generator = wbdit.fit(cells, label="type", steps=1, progress=False)
+    model, noise = generator.model, torch.randn(5, 1, 30)
+    assert torch.equal(model.widen(noise), noise)  # of so few cells no axis is learned
+    axes = torch.linalg.qr(torch.randn(30, NOISE_AXES))[0].T.contiguous()
+    model.noise_axes.copy_(axes)
+    model.noise_factors.copy_(torch.linspace(0.8, 2, NOISE_AXES))
+    wide = model.widen(noise)
+    torch.testing.assert_close(wide @ axes.T, noise @ axes.T * model.noise_factors)
+    rest = torch.eye(30) - axes.T @ axes
+    torch.testing.assert_close(wide @ rest, noise @ rest)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.widen(noise), wide)
+
+
+def test_factors_give_back_the_spread_that_is_lost():
+    cells = spreading(1000)
+    generator = Narrow(cells)
+    noise = spread.match_spread(generator, cells)
+    assert noise["noise_factors"][:2].numpy() == pytest.approx(np.full(2, 1 / 0.7), rel=0.1)
+    assert noise["noise_factors"][2:].mean() == pytest.approx(1, abs=0.1)  # sequencing's own
+    torch.testing.assert_close(noise["noise_axes"] @ noise["noise_axes"].T, torch.eye(NOISE_AXES), atol=1e-4, rtol=0)
+    assert generator.asked == [spread.CELLS] * spread.ROUNDS
+    again = spread.match_spread(generator, cells)
+    assert all(torch.equal(noise[name], again[name]) for name in noise)
+
+
+def test_what_follows_from_library_sizes_is_no_spread():
+    cells = spreading(600)
+    cells.X = np.random.default_rng(1).poisson(cells.X * np.array([1, 4])[np.arange(600) // 2 % 2][:, None])
+    cells.X = cells.X.astype(np.float32)
+    recipe = Recipe.fit(cells, label="type")
+    depth = np.log(cells.X.sum(1))
+    assert abs(np.corrcoef(recipe.encode(cells).mean(1), depth)[0, 1]) > 0.9
+    beyond = spread.within_labels(recipe, cells)  # label by label, as the cells lie alternately
+    assert abs(np.corrcoef(beyond.mean(1), np.concatenate([depth[::2], depth[1::2]]))[0, 1]) < 1e-3
+    assert beyond.mean(0) == pytest.approx(np.zeros(60), abs=1e-5)
+
+
+def test_a_few_cells_far_off_change_little():
+    places = np.random.default_rng(0).normal(size=(1000, 1))
+    off = places.copy()
+    off[:10] *= 100
+    assert spread._width(off) == pytest.approx(spread._width(places), rel=0.02)
+    assert off.std() > 3 * places.std()
+
+
+def test_too_few_cells_leave_the_noise_as_it_is():
+    cells = spreading(2 * spread.FEWEST - 2)
+    generator = Narrow(cells)
+    noise = spread.match_spread(generator, cells)
+    assert not noise["noise_axes"].any()
+    assert (noise["noise_factors"] == 1).all()
+    assert generator.asked == []
+
+
+def test_a_label_of_few_cells_is_left_out():
+    cells = spreading(303)
+    cells.obs["type"] = np.where(np.arange(303) < 3, "rare", cells.obs["type"])
+    assert len(spread.within_labels(Recipe.fit(cells, label="type"), cells)) == 300
+
+
+def test_values_without_a_likelihood_are_left_alone():
+    cells = make_cells(40, 30)
+    generator = wbdit.fit(cells, preset="paper", steps=1, progress=False)
+    assert spread.match_spread(generator, cells) == {}
+    assert spread.matching_seconds(generator, cells) == 0
+
+
+def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "CELLS", 200)
+    cells, run = spreading(240), tmp_path / "run"
+    quick = {"label": "type", "progress": False}
+    made = wbdit.fit(cells, steps=3, out=run, **quick)
+    assert (made.model.noise_factors != 1).any()
+    loaded = wbdit.load(run)
+    assert torch.equal(loaded.model.noise_factors, made.model.noise_factors)
+    assert torch.equal(loaded.model.noise_axes, made.model.noise_axes)
+    assert loaded.config["model_hash"] == made.config["model_hash"]
+    longer = wbdit.fit(cells, steps=40, out=run, resume=True, **quick)
+    factors = longer.model.noise_factors.clone()
+    assert torch.equal(spread.match_spread(longer, cells)["noise_factors"], factors)
+    assert not torch.equal(factors, made.model.noise_factors)
+
+
+def test_the_clock_includes_the_matching(monkeypatch):
+    monkeypatch.setattr(spread, "CELLS", 200)
+    monkeypatch.setattr("wbdit.fitting.matching_seconds", lambda *args: 1e9)
+    cells = spreading(240)
+    generator = wbdit.fit(cells, label="type", minutes=0.05, progress=False)
+    assert 2 < generator.config["trained"]["seconds"] < 2.9  # 3 s, a quarter of them reserved
