@@ -130,7 +130,15 @@ def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monke
 
 def test_the_clock_includes_the_matching(monkeypatch):
     monkeypatch.setattr(spread, "CELLS", 200)
-    monkeypatch.setattr("wbdit.fitting.matching_seconds", lambda *args: 1e9)
     cells = spreading(240)
-    generator = wbdit.fit(cells, label="type", minutes=0.05, progress=False)
-    assert 2 < generator.config["trained"]["seconds"] < 2.9  # 3 s, a quarter of them reserved
+    told = []
+
+    def timed(*args):
+        told.append(spread.matching_seconds(*args))
+        return told[0]
+
+    monkeypatch.setattr("wbdit.fitting.matching_seconds", timed)
+    generator = wbdit.fit(cells, label="type", minutes=0.1, progress=False)
+    assert told[0] > 0.05
+    left = 6 - min(told[0], 1.5)  # a quarter at most is reserved
+    assert left - 0.06 < generator.config["trained"]["seconds"] < left + 0.5

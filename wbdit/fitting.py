@@ -208,8 +208,6 @@ def _train(
     progress: bool,
 ) -> bool:
     """Train, saving into `run` and telling `write`; afterwards the generator's model holds the averaged weights."""
-    if trainer.budget.minutes is not None:
-        trainer.reserved = min(matching_seconds(generator, adata), MOST_RESERVED * 60 * trainer.budget.minutes)
 
     def log(record: dict[str, Any]) -> None:
         generator.history.append(record)
@@ -222,11 +220,13 @@ def _train(
             checkpoint.write_tensors(run / RESUME, *trainer.state())
         return averaged
 
-    save()  # finds out now, not after hours, that the folder cannot be written
+    untrained = save()  # finds out now, not after hours, that the folder cannot be written
+    if trainer.budget.minutes is not None:
+        trainer.reserved = min(matching_seconds(untrained, adata), MOST_RESERVED * 60 * trainer.budget.minutes)
     finished = trainer.train(log, save, progress)
     if finished:
         noise = match_spread(_use_average(generator, trainer), adata)
-        trainer.model.load_state_dict(noise, strict=False)
+        trainer.model.load_state_dict(noise, strict=False)  # two buffers, for the weights that are saved now
     averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
     return finished
