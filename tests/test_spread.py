@@ -116,8 +116,10 @@ def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monke
     monkeypatch.setattr(spread, "CELLS", 200)
     cells, run = spreading(240), tmp_path / "run"
     quick = {"label": "type", "progress": False}
-    made = wbdit.fit(cells, steps=3, out=run, **quick)
+    lines = []
+    made = wbdit.fit(cells, steps=3, out=run, say=lines.append, **quick)
     assert (made.model.noise_factors != 1).any()
+    assert f"times the noise along {NOISE_AXES} directions" in lines[-1]
     loaded = wbdit.load(run)
     assert torch.equal(loaded.model.noise_factors, made.model.noise_factors)
     assert torch.equal(loaded.model.noise_axes, made.model.noise_axes)
@@ -126,6 +128,16 @@ def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monke
     factors = longer.model.noise_factors.clone()
     assert torch.equal(spread.match_spread(longer, cells)["noise_factors"], factors)
     assert not torch.equal(factors, made.model.noise_factors)
+
+
+def test_what_was_trained_is_saved_before_the_spread_is_matched(tmp_path, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wbdit.fitting.match_spread", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        wbdit.fit(spreading(240), steps=3, out=tmp_path, progress=False)
+    assert wbdit.load(tmp_path).config["trained"]["steps"] == 3
 
 
 def test_the_clock_includes_the_matching(monkeypatch):

@@ -15,7 +15,7 @@ from wbdit import checkpoint
 from wbdit.batches import Batches
 from wbdit.board import board
 from wbdit.checkpoint import CONFIG, FORMAT, RESUME
-from wbdit.counts import CountDenoiser, Levels
+from wbdit.counts import NOISE_AXES, CountDenoiser, Levels
 from wbdit.errors import InputError
 from wbdit.files import check_writable
 from wbdit.generator import CellGenerator, find_device, load, make_model
@@ -108,6 +108,9 @@ def fit(
         say(f"stopped at step {trainer.step}{kept}")
     elif trainer.has_seen_enough:
         say(f"ended after {trainer.training.most_epochs:g} passes over the cells, which is enough of them")
+    if finished and isinstance(generator.model, CountDenoiser) and generator.model.noise_axes.any():
+        low, high = (float(factor) for factor in generator.model.noise_factors.aminmax())
+        say(f"sampling begins with {low:.2f} to {high:.2f} times the noise along {NOISE_AXES} directions")
     return generator
 
 
@@ -224,10 +227,10 @@ def _train(
     if trainer.budget.minutes is not None:
         trainer.reserved = min(matching_seconds(untrained, adata), MOST_RESERVED * 60 * trainer.budget.minutes)
     finished = trainer.train(log, save, progress)
-    if finished:
-        noise = match_spread(_use_average(generator, trainer), adata)
-        trainer.model.load_state_dict(noise, strict=False)  # two buffers, for the weights that are saved now
     averaged = save()
+    if finished:  # two more buffers, of the averaged weights
+        trainer.model.load_state_dict(match_spread(averaged, adata), strict=False)
+        averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
     return finished
 
