@@ -531,6 +531,19 @@ def test_a_run_of_format_4(tmp_path, monkeypatch):
     assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
 
 
+def test_a_run_of_format_5(tmp_path):
+    """Before spread was matched, sampling began with the same noise in all directions."""
+    run = tmp_path / "run"
+    made = wbdit.fit(CELLS, label="type", steps=1, progress=False, max_genes=30)
+    made.save(run)
+    state = dict(made.model.state_dict())
+    del state["noise_axes"], state["noise_factors"]
+    write_tensors(run / "model.safetensors", state)
+    config = json.loads((run / "config.json").read_text())
+    write_json(run / "config.json", {**config, "format": 5})
+    assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
+
+
 @pytest.mark.parametrize("label", ["type", None])
 def test_a_run_of_format_1(tmp_path, label):
     run, recipe = tmp_path / "run", Recipe.fit(CELLS, label=label)
