@@ -229,7 +229,7 @@ class CountDenoiser(nn.Module):
             Of the values, see :class:`wbdit.recipe.Recipe`.
         """
         self.likelihood.begin(counts, centre, scale)
-        depth = np.log(np.maximum(counts.sum(1), 1))
+        depth = log_depth(counts)
         self.depth_scale.copy_(torch.tensor([depth.mean(), max(depth.std(), 1e-3)]))
         self.label_rates.copy_(torch.from_numpy(label_rates(counts, codes, self.denoiser.label_sizes)))
         if self.denoiser.has_cell_token:
@@ -370,6 +370,11 @@ class AtDepth:
         """Answer for noised cells ``(B, 1, G)`` at timesteps ``(B,)``, with labels or conditions `y`."""
         given = y if y is not None and y.is_floating_point() else self.embed_labels(y)
         return self.model(x, t, given)
+
+
+def log_depth(counts: np.ndarray) -> np.ndarray:
+    """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
+    return np.log(np.maximum(counts.sum(1), 1))
 
 
 def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int], strength: float = 1.0) -> np.ndarray:

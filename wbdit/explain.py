@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wbdit.counts import CountDenoiser
+from wbdit.counts import CountDenoiser, log_depth
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
 from wbdit.model import WBDiT, WhiteBoxBlock
@@ -181,7 +181,7 @@ def conditions(generator: CellGenerator, adata: ad.AnnData) -> Tensor | None:
     y = torch.from_numpy(recipe.labels.codes(adata)).to(device) if recipe.labels.columns else None
     if not isinstance(model, CountDenoiser):
         return y
-    depth = torch.from_numpy(np.log(np.maximum(recipe.matrix(adata).sum(1), 1))).to(device)
+    depth = torch.from_numpy(log_depth(recipe.matrix(adata))).to(device)
     return model.embed_labels(y, depth)[:, : model.denoiser.hidden_size]
 
 

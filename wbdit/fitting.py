@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import numpy as np
 import torch
 
 from wbdit import checkpoint
 from wbdit.batches import Batches
 from wbdit.board import board
 from wbdit.checkpoint import CONFIG, FORMAT, RESUME
-from wbdit.counts import NOISE_AXES, CountDenoiser, Levels
+from wbdit.counts import NOISE_AXES, CountDenoiser, Levels, log_depth
 from wbdit.errors import InputError
 from wbdit.files import check_writable
 from wbdit.generator import CellGenerator, find_device, load, make_model
@@ -192,7 +191,7 @@ def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) 
     if isinstance(model, CountDenoiser):
         counts = recipe.matrix(adata)
         x = torch.from_numpy(model.likelihood.level_of(counts)).to(device)
-        depth = torch.from_numpy(np.log(np.maximum(counts.sum(1), 1))).to(device)
+        depth = torch.from_numpy(log_depth(counts)).to(device)
         batches = Batches(x, y, training.batch_size, depth)
         objective = CountNLL(model, generator.schedule, generator.stop)
     else:
@@ -224,8 +223,10 @@ def _train(
         return averaged
 
     untrained = save()  # finds out now, not after hours, that the folder cannot be written
-    if trainer.budget.minutes is not None:
-        trainer.reserved = min(matching_seconds(untrained, adata), MOST_RESERVED * 60 * trainer.budget.minutes)
+    minutes = trainer.budget.minutes
+    if minutes is not None:
+        reserved = min(matching_seconds(untrained, adata) / 60, MOST_RESERVED * minutes)
+        trainer.budget = Budget(minutes=minutes - reserved)
     finished = trainer.train(log, save, progress)
     averaged = save()
     if finished:  # two more buffers, of the averaged weights

@@ -26,6 +26,8 @@ from wbdit.schedule import NoiseSchedule
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 # counters of the noise that draws library sizes and counts, out of reach of any sampler's step
 LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
+# tensors of a count denoiser, and the first run format with them: as they begin, it does what it did without them
+ADDED = {"label_shapes": 4, "noise_axes": 6, "noise_factors": 6}
 
 # where counts are drawn on the way: more than 15 calls, or calls closer together toward its end, gain nothing, and a
 # solver of second order is as good with them as the first order is with 100 (docs/study.md)
@@ -297,10 +299,9 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
         raise InputError(f"{run} is of an older wbdit, whose counts came from thresholds: train it again")
     try:
         model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
-        if isinstance(model, CountDenoiser) and config["format"] < 4:  # these had one shape for all labels
-            state["label_shapes"] = torch.zeros_like(model.label_shapes)
-        if isinstance(model, CountDenoiser) and config["format"] < 6:  # these began with the same noise everywhere
-            state |= {name: getattr(model, name) for name in ("noise_axes", "noise_factors")}
+        if isinstance(model, CountDenoiser):
+            begun = model.state_dict()
+            state |= {name: begun[name] for name, since in ADDED.items() if config["format"] < since}
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -38,10 +38,10 @@ class Budget:
         if given[0] <= 0:
             raise InputError(f"the training budget must be positive, not {given[0]:g}")
 
-    def progress(self, seconds: float, epochs: float, steps: int, reserved: float = 0.0) -> float:
-        """Return the share of the budget that is used, 1 or more when it is spent; of minutes some may be reserved."""
+    def progress(self, seconds: float, epochs: float, steps: int) -> float:
+        """Return the share of the budget that is used, 1 or more when it is spent."""
         if self.minutes is not None:
-            return seconds / (60 * self.minutes - reserved)
+            return seconds / (60 * self.minutes)
         return epochs / self.epochs if self.epochs is not None else steps / self.steps  # type: ignore[operator]
 
 

@@ -137,7 +137,11 @@ class Recipe:
         InputError
             If genes are missing or the cells are in another space than the training cells.
         """
-        return (_values(self.matrix(adata), self.values) - self.centre) / np.float32(self.scale)
+        return self.scaled(self.matrix(adata))
+
+    def scaled(self, matrix: np.ndarray) -> np.ndarray:
+        """Return what :meth:`matrix` gives as the model sees it, of the same shape."""
+        return (_values(matrix, self.values) - self.centre) / np.float32(self.scale)
 
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
         """Return cells in the training cells' space over the run's genes, ``(cells, G)`` fp32; raises as `encode`."""

@@ -22,7 +22,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from wbdit.counts import CountDenoiser
+from wbdit.counts import CountDenoiser, log_depth
 
 if TYPE_CHECKING:
     from wbdit.generator import CellGenerator
@@ -69,10 +69,9 @@ def match_spread(generator: CellGenerator, adata: ad.AnnData) -> dict[str, Tenso
     axes = eigsh(one.T @ one, k, v0=np.ones(len(recipe.genes), np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
-    labels = _labels_alone(adata)
     for turn in range(ROUNDS):
         rows = np.resize(np.roll(order, -turn * CELLS), CELLS)
-        made = within_labels(recipe, generator.generate(like=labels[rows], seed=SEED + turn))
+        made = within_labels(recipe, generator.generate(like=adata[rows], seed=SEED + turn))
         ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
         model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
@@ -82,15 +81,11 @@ def matching_seconds(generator: CellGenerator, adata: ad.AnnData) -> float:
     """Return about how long :func:`match_spread` will take, by generating a few cells."""
     if not isinstance(generator.model, CountDenoiser) or adata.n_obs < 2 * FEWEST:
         return 0.0
-    few = _labels_alone(adata)[:PROBE]
+    few = adata[:PROBE]
     generator.generate(like=few, steps=1)  # the first call may compile kernels
     start = time.monotonic()
     generator.generate(like=few)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
-
-
-def _labels_alone(adata: ad.AnnData) -> ad.AnnData:
-    return ad.AnnData(obs=adata.obs.set_axis(np.arange(adata.n_obs).astype(str)))
 
 
 def within_labels(recipe: Recipe, adata: ad.AnnData) -> Array:
@@ -99,8 +94,8 @@ def within_labels(recipe: Recipe, adata: ad.AnnData) -> Array:
     A line in the logarithm of the library size is fitted to the values of each combination of labels; cells of
     combinations with too few cells for it are left out.
     """
-    values, which = recipe.encode(adata), recipe.labels.which(recipe.labels.codes(adata))
-    depth = np.log(np.maximum(recipe.matrix(adata).sum(1), 1))
+    counts, which = recipe.matrix(adata), recipe.labels.which(recipe.labels.codes(adata))
+    values, depth = recipe.scaled(counts), log_depth(counts)
     beyond = [np.empty((0, values.shape[1]), values.dtype)]
     for label in np.unique(which):
         mine = which == label

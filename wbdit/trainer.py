@@ -52,8 +52,6 @@ class Trainer:
     ----------
     step, seconds
         Optimiser steps and training time so far, earlier sessions included.
-    reserved
-        Seconds of a budget of minutes that are left for what comes after the last step.
     low_precision
         Whether products are formed in bf16.
     average
@@ -86,7 +84,6 @@ class Trainer:
         self.last: tuple[Batch, Tensor] | None = None  # the batch of the last step, and its timesteps
         self.step = 0
         self.seconds = 0.0
-        self.reserved = 0.0
         with self._forked():
             torch.manual_seed(seed)
             self.random = self._random_state()
@@ -95,7 +92,7 @@ class Trainer:
     def progress(self) -> float:
         """Share of the budget that is used."""
         epochs = self.step / self.batches.per_epoch
-        return max(self.budget.progress(self.seconds, epochs, self.step, self.reserved), self._share_of_most_epochs)
+        return max(self.budget.progress(self.seconds, epochs, self.step), self._share_of_most_epochs)
 
     @property
     def has_seen_enough(self) -> bool:
