@@ -21,9 +21,15 @@ ARCHITECTURES = (80, 90, 100)
 
 
 def launches(
-    dtype: torch.dtype, batch: int = 4, tokens: int = 200, d: int = 768, heads: int = 8
-) -> dict[str, Callable]:
-    """Return each op with arguments of the model's shapes and types, ready to be launched."""
+    dtype: torch.dtype,
+    batch: int = 4,
+    tokens: int = 200,
+    d: int = 768,
+    heads: int = 8,
+    genes: int = 2000,
+    levels: int = 27,
+) -> dict[str, Callable[[], object]]:
+    """Return each op with arguments of the model's types and of some shapes, ready to be launched."""
     fused = Fused(Triton())
 
     def low(*shape: int) -> Tensor:
@@ -34,13 +40,13 @@ def launches(
 
     x, z, lse = wide(batch, tokens, d), low(batch, tokens, d), wide(batch, heads, tokens)
     gate, shift, scale = (wide(batch, d) for _ in range(3))
-    bias, cells = wide(d), wide(batch, 1, 2000)
+    bias, cells = wide(d), wide(batch, 1, genes)
     samples, alpha = torch.zeros(batch, dtype=torch.int64), wide(batch)
     parts, matrices = [wide(batch, d) for _ in range(8)], [low(d, d)]
     blocks = (x, parts, matrices, matrices, [bias], matrices, heads, 0.1, 0.1, 1e-6)
-    genes, levels = wide(batch, 2000), wide(2000, 27)
-    level_tables = (alpha, alpha, levels, levels, levels, wide(27), torch.ones(2000, dtype=torch.int32))
-    target = torch.zeros(batch, 2000, dtype=torch.uint8)
+    values, table = wide(batch, genes), wide(genes, levels)
+    tables = (alpha, alpha, table, table, table, wide(levels), torch.ones(genes, dtype=torch.int32))
+    target = torch.zeros(batch, genes, dtype=torch.uint8)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
     return {
         "adaln": lambda: fused.adaln(x, shift, scale, 1e-6, dtype),
@@ -55,20 +61,20 @@ def launches(
         "ista_backward": lambda: fused.engine.shrink_backward(z, z, z),
         "mssa": lambda: fused.mssa(z, heads),
         "mssa_backward": lambda: fused.mssa_backward(z, z, z, lse, heads),
-        **({"trunk": lambda: fused.engine.trunk(*blocks)} if dtype == torch.bfloat16 else {}),
+        **({"trunk": lambda: fused.engine.trunk(*blocks)} if dtype == torch.bfloat16 and d % 16 == 0 else {}),
         "noising": lambda: fused.noising(cells, cells, alpha, alpha),
         "sampler_step": lambda: fused.sampler_step(cells, cells, cells, None, None, samples, *scalars),
-        "normal": lambda: fused.normal(7, samples, 3, 2000),
-        "count_mean": lambda: fused.count_mean(genes, genes, genes, *level_tables),
-        "count_nll": lambda: fused.count_nll(genes, genes, genes, *level_tables, target),
-        "count_nll_backward": lambda: fused.count_nll_backward(genes, genes, genes, genes, *level_tables, target),
+        "normal": lambda: fused.normal(7, samples, 3, genes),
+        "count_mean": lambda: fused.count_mean(values, values, values, *tables),
+        "count_nll": lambda: fused.count_nll(values, values, values, *tables, target),
+        "count_nll_backward": lambda: fused.count_nll_backward(values, values, values, values, *tables, target),
     }
 
 
-def compile_op(name: str, arch: int, dtype: torch.dtype) -> list[Resources]:
-    """Compile an op's kernels and read them."""
+def compile_op(name: str, arch: int, dtype: torch.dtype, **sizes: int) -> list[Resources]:
+    """Compile an op's kernels, of the published model's sizes unless told, and read them."""
     with dry(arch) as compiled:
-        launches(dtype)[name]()
+        launches(dtype, **sizes)[name]()
     return [resources(kernel, arch) for kernel in compiled]
 
 

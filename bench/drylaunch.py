@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 # shared memory that one program may take, in bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA)
-SHARED = {80: 166912, 90: 232448, 100: 232448, "gfx942": 65536}
+SHARED = {75: 65536, 80: 166912, 86: 101376, 90: 232448, 100: 232448, 120: 101376, "gfx942": 65536}
 _serial = itertools.count()
 
 
@@ -125,7 +125,7 @@ class Resources:
 
 
 # the matrix and copy instructions that an architecture should be using, as its disassembly names them
-MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA"}
+MATRIX = {75: r"HMMA", 80: r"HMMA", 86: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA", 120: r"HMMA"}
 ASYNCHRONOUS = r"LDGSTS|UTMALDG"
 
 

@@ -40,7 +40,7 @@ def _shrink(z, product, eta, threshold):
 
 
 @triton.jit
-def _forward(
+def _adaln_forward(
     x_ptr,
     out_ptr,
     bias_ptr,
@@ -89,7 +89,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _adaln_backward(
     dz_new_ptr,
     dx_new_ptr,
     x_new_ptr,
@@ -180,7 +180,7 @@ def residual_adaln(
     if x.numel() == 0:
         return
     rows = 8
-    _forward[(batch * triton.cdiv(tokens, rows),)](
+    _adaln_forward[(batch * triton.cdiv(tokens, rows),)](
         *(x, out, bias, z, gate, shift, scale, x_new, z_new, tokens, d),
         *(_stride(gate), shift.stride(0), scale.stride(0), eta, eta * lam, eps),
         ROWS=rows,
@@ -219,7 +219,7 @@ def residual_adaln_backward(
     sums = torch.zeros if x_new.numel() == 0 else torch.empty
     sum_of = sums((batch, parts, 4, d), dtype=torch.float32, device=x_new.device)
     if x_new.numel():
-        _backward[(batch * parts,)](
+        _adaln_backward[(batch * parts,)](
             *(dz_new, dx_new, x_new, out, bias, z, gate, scale, dx, dout, sum_of, tokens, d),
             *(_stride(gate), scale.stride(0), eta, eta * lam, eps),
             ROWS=rows,

@@ -29,7 +29,7 @@ def _logit(level, x, eta, weight, alpha, inverse, base0_ptr, base1_ptr, values_p
 
 
 @triton.jit
-def _counts(
+def _count_likelihood(
     dnll_ptr,
     x_ptr,
     eta_ptr,
@@ -114,7 +114,7 @@ def _counts(
             deta += dlogit * count
             dweight += dlogit * slope[None, :]
             tl.store(sums + level, tl.sum(dlogit * (1.0 - weight), 0), mask=real)
-            tl.store(sums + genes.to(tl.int64) * levels + level, tl.sum(dlogit * weight, 0), mask=real)
+            tl.store(sums + tl.cast(genes, tl.int64) * levels + level, tl.sum(dlogit * weight, 0), mask=real)
         tl.store(deta_ptr + to, deta, mask=inside)
         tl.store(dweight_ptr + to, dweight, mask=inside)
 
@@ -203,7 +203,7 @@ def _launch(
     if x.numel() == 0:
         return
     strides = (0 if dnll is None else dnll.stride(0), x.stride(0), eta.stride(0), weight.stride(0))
-    _counts[(triton.cdiv(cells, CELLS) * triton.cdiv(genes, GENES),)](
+    _count_likelihood[(triton.cdiv(cells, CELLS) * triton.cdiv(genes, GENES),)](
         *(dnll, x, eta, weight, *tables, target, mean, nll, deta, dweight, sums),
         *(cells, genes, tables[5].shape[0], *strides),
         CELLS=CELLS,

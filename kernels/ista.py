@@ -10,7 +10,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.constexpr):
+def _ista_shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -21,7 +21,7 @@ def _shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.conste
 
 
 @triton.jit
-def _shrink_backward(dout_ptr, out_ptr, dz_ptr, count, BLOCK: tl.constexpr):
+def _ista_shrink_backward(dout_ptr, out_ptr, dz_ptr, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -32,10 +32,10 @@ def _shrink_backward(dout_ptr, out_ptr, dz_ptr, count, BLOCK: tl.constexpr):
 def shrink(z: Tensor, product: Tensor, out: Tensor, eta: float, lam: float) -> None:
     """Write ``relu(z + eta product - eta lam)`` to `out`; all dense and of one shape."""
     if z.numel():
-        _shrink[(triton.cdiv(z.numel(), BLOCK),)](z, product, out, z.numel(), eta, eta * lam, BLOCK=BLOCK)
+        _ista_shrink[(triton.cdiv(z.numel(), BLOCK),)](z, product, out, z.numel(), eta, eta * lam, BLOCK=BLOCK)
 
 
 def shrink_backward(dout: Tensor, out: Tensor, dz: Tensor) -> None:
     """Write to `dz` what of `dout` passes the threshold; all dense and of one shape."""
     if out.numel():
-        _shrink_backward[(triton.cdiv(out.numel(), BLOCK),)](dout, out, dz, out.numel(), BLOCK=BLOCK)
+        _ista_shrink_backward[(triton.cdiv(out.numel(), BLOCK),)](dout, out, dz, out.numel(), BLOCK=BLOCK)

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from wbdit.kernels import tuning
+from wbdit.kernels import card, tuning
 
 WIDEST = 128  # numbers a head: of wider ones the sums do not stay in registers
 
@@ -65,7 +65,7 @@ def _gram(a0, a1, b0, b1, TAIL: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _mssa_forward(
     w_ptr,
     out_ptr,
     lse_ptr,
@@ -116,7 +116,7 @@ def _forward(
 
 
 @triton.jit
-def _delta(
+def _mssa_delta(
     dout_ptr,
     out_ptr,
     delta_ptr,
@@ -133,7 +133,7 @@ def _delta(
 
 
 @triton.jit
-def _backward(
+def _mssa_backward(
     dout_ptr,
     w_ptr,
     lse_ptr,
@@ -201,6 +201,20 @@ class Blocks:
     warps: int
     stages: int
 
+    def shared(self, width: int, operands: int, size: int) -> int:
+        """Return the bytes of shared memory that a program takes: its own rows, what it reads, and the weights.
+
+        Parameters
+        ----------
+        width
+            Numbers per head, as split into powers of two.
+        operands
+            Tensors that are read: 1 forward, 2 backward.
+        size
+            Bytes per number.
+        """
+        return (self.rows + self.stages * self.columns) * width * operands * size + self.rows * self.columns * size
+
 
 # What is tried, by whether products are fp32 (by plain multiply-adds, so small). Forward: a warp group multiplies 64
 # rows, two share what they read; few tokens waste less in narrow steps. Backward: five products of one tile, so less.
@@ -209,9 +223,20 @@ FORWARD = {
     True: (Blocks(32, 32, 8, 1),),
 }
 BACKWARD = {
-    False: (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2), Blocks(64, 64, 8, 2)),
+    False: (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2)),
     True: (Blocks(16, 16, 8, 1),),
 }
+BACKWARD_NARROW = (Blocks(64, 16, 4, 2),)  # in place of the first two where operands take registers: they spill there
+
+
+def candidates(backward: bool, dtype: torch.dtype, p: int, device: torch.device) -> tuple[Blocks, ...]:
+    """Return the blocks whose programs fit a device, the expected best first; maybe none."""
+    limits, exact = card.card_of(device), dtype == torch.float32
+    table = (BACKWARD if backward else FORWARD)[exact]
+    if backward and not exact and not limits.wide_products:
+        table = BACKWARD_NARROW
+    width, operands = sum(split(p)), 2 if backward else 1
+    return tuple(blocks for blocks in table if blocks.shared(width, operands, dtype.itemsize) <= limits.shared)
 
 
 def mssa(w: Tensor, out: Tensor, lse: Tensor) -> None:
@@ -223,12 +248,13 @@ def mssa(w: Tensor, out: Tensor, lse: Tensor) -> None:
     if w.numel() == 0:
         return
 
-    def launch(blocks: Blocks) -> None:
-        _forward[(w.shape[0] * heads * triton.cdiv(tokens, blocks.rows),)](
+    def launch(blocks: Blocks) -> tuple[Any]:
+        kernel = _mssa_forward[(w.shape[0] * heads * triton.cdiv(tokens, blocks.rows),)](
             *(w, out, lse, tokens, heads, p, math.log2(math.e) / math.sqrt(p)), **_options(blocks, w, p)
         )
+        return (kernel,)
 
-    launch(_choose("mssa", FORWARD, w, lse, launch))
+    launch(_choose("mssa", False, w, lse, launch))
 
 
 def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, dw: Tensor) -> None:
@@ -237,17 +263,18 @@ def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, dw: Tensor)
     if w.numel() == 0:
         return
     delta = torch.empty_like(lse)
-    _delta[(w.shape[0] * heads * triton.cdiv(tokens, 64),)](
+    _mssa_delta[(w.shape[0] * heads * triton.cdiv(tokens, 64),)](
         dout, out, delta, tokens, heads, p, WIDTH=max(16, triton.next_power_of_2(p)), ROWS=64
     )
 
-    def launch(blocks: Blocks) -> None:
-        _backward[(w.shape[0] * heads * triton.cdiv(tokens, blocks.rows),)](
+    def launch(blocks: Blocks) -> tuple[Any]:
+        kernel = _mssa_backward[(w.shape[0] * heads * triton.cdiv(tokens, blocks.rows),)](
             *(dout, w, lse, delta, dw, tokens, heads, p, math.log2(math.e) / math.sqrt(p), 1 / math.sqrt(p)),
             **_options(blocks, w, p),
         )
+        return (kernel,)
 
-    launch(_choose("mssa_backward", BACKWARD, w, lse, launch))
+    launch(_choose("mssa_backward", True, w, lse, launch))
 
 
 def split(p: int) -> tuple[int, int]:
@@ -261,22 +288,19 @@ def split(p: int) -> tuple[int, int]:
     return (whole, 0) if whole // 2 + tail >= whole else (whole // 2, tail)
 
 
-def _choose(op: str, table: dict[bool, tuple[Blocks, ...]], w: Tensor, lse: Tensor, launch: Any) -> Blocks:
+def _choose(op: str, backward: bool, w: Tensor, lse: Tensor, launch: tuning.Launch[Blocks]) -> Blocks:
     batch, heads, tokens = lse.shape
+    p = w.shape[2] // heads
     # how many programs there are decides only while they do not fill the GPU
-    shape = (
-        w.dtype,
-        w.shape[2] // heads,
-        triton.next_power_of_2(tokens),
-        min(2**10, triton.next_power_of_2(batch * heads)),
-    )
-    return tuning.choose(op, shape, table[w.dtype == torch.float32], launch, w.device)
+    shape = (w.dtype, p, triton.next_power_of_2(tokens), min(2**10, triton.next_power_of_2(batch * heads)))
+    return tuning.choose(op, shape, candidates(backward, w.dtype, p, w.device), launch, w.device)
 
 
 def _options(blocks: Blocks, w: Tensor, p: int) -> dict[str, object]:
     head, tail = split(p)
-    # PyTorch's own switch: fp32 products are exact unless the user allows tf32
-    precision = "tf32" if w.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # PyTorch's own switch: fp32 products are exact unless the user allows TF32. `allow_tf32` follows it where that is
+    # what the user sets, and raises where it is not.
+    precision = "tf32" if w.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     return {
         "HEAD": head,
         "TAIL": tail,

@@ -54,6 +54,7 @@ def _pair(radius, angle):
 @triton.jit
 def _normals(seed, sample, step, quads):
     """Return the normals of the counters `quads` in the order of their positions, four times as many."""
+    sample = sample.to(tl.int64)
     low = (sample & 0xFFFFFFFF).to(tl.uint32)
     high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
     zero = quads.to(tl.uint32) * 0

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from wbdit.kernels import adaln, mssa, tuning
+from wbdit.kernels import adaln, card, mssa, tuning
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,20 @@ class Tiles:
     warps: int
     stages: int
 
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a program takes: both operands of a bf16 product, in each stage."""
+        return self.stages * (self.rows + self.columns) * self.inner * 2
 
-# The first reads the least out of L2; of the second two programs share a multiprocessor, and one multiplies while the
-# other is in its epilogue.
-TILES = (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 8, 3))
+
+# The first reads the least out of L2. Two programs of the second share a multiprocessor: one multiplies while the other
+# is in its epilogue. The third fits every card, and makes enough programs of a small model.
+TILES = (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 8, 3), Tiles(64, 64, 64, 4, 3))
+
+
+def candidates(device: torch.device) -> tuple[Tiles, ...]:
+    """Return the tiles whose programs fit into the shared memory of a device, the expected best first; maybe none."""
+    return tuple(tiles for tiles in TILES if tiles.shared <= card.card_of(device).shared)
 
 
 @triton.jit
@@ -133,7 +144,7 @@ def _emit(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, coun
 
 
 @triton.jit
-def _project(
+def _block_project(
     u_ptr,
     w_ptr,
     centre_ptr,
@@ -201,7 +212,7 @@ def _compress_half(
 
 
 @triton.jit
-def _compress(
+def _block_compress(
     a_ptr,
     w_ptr,
     bias_ptr,
@@ -300,7 +311,7 @@ def _sparsify_half(
 
 
 @triton.jit
-def _sparsify(
+def _block_sparsify(
     u_ptr,
     w_ptr,
     slope_ptr,
@@ -367,7 +378,7 @@ def _sparsify(
 
 
 @triton.jit
-def _begin(
+def _block_begin(
     x_ptr,
     scale_ptr,
     new_x_ptr,
@@ -429,13 +440,16 @@ def trunk(
     Takes what :func:`wbdit.ops.reference.trunk` takes; d is a multiple of 16, and so is what the heads make of it. The
     stream is kept in the products' type.
     """
-    weights = projections, outs, biases, folded
+    x = x.contiguous()
+    modulations = [m if m.stride(-1) == 1 else m.contiguous() for m in modulations]
+    weights = projections, outs, [bias.contiguous() for bias in biases], folded
 
-    def launch(tiles: Tiles) -> Tensor:
-        return _Launcher(x, modulations, heads, tiles, folded[0].dtype, eps).run(weights, eta, lam)
+    def run(tiles: Tiles) -> tuple[Tensor, list[Any]]:
+        launcher = _Launcher(x, modulations, heads, tiles, folded[0].dtype, eps)
+        return launcher.run(weights, eta, lam), launcher.kernels
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
-    return launch(tuning.choose("trunk", shape, TILES, launch, x.device))
+    return run(tuning.choose("trunk", shape, candidates(x.device), lambda tiles: run(tiles)[1], x.device))[0]
 
 
 class _Launcher:
@@ -451,6 +465,7 @@ class _Launcher:
         self.state, self.spare = (_State(x, self.parts, dtype) for _ in range(2))
         self.modulations, self.rows = modulations, _shared_rows(modulations)
         self.shared = len(self.rows[0]) == 1
+        self.kernels: list[Any] = []  # compiled, of the launches that depend on the tiles
 
     def run(self, weights: tuple[Sequence[Tensor], ...], eta: float, lam: float) -> Tensor:
         table = torch.stack(self.rows).to(self.dtype)  # [6 blocks + 2, B or 1, d]
@@ -466,7 +481,7 @@ class _Launcher:
         return self.end(*self.modulations[-2:])
 
     def begin(self, scale: Tensor) -> None:
-        _begin[(self.count,)](
+        _block_begin[(self.count,)](
             *(self.x, scale, *self.state.tensors, self.tokens, self.d, self.parts, self.stride(self.d)),
             PARTS=triton.next_power_of_2(self.parts),
             WIDTH=triton.next_power_of_2(self.d),
@@ -477,31 +492,34 @@ class _Launcher:
         width = weight.shape[0]
         w = torch.empty((self.batch, self.tokens, width), dtype=self.dtype, device=self.x.device)
         s = self.state
-        _project[self.grid(width)](
+        kernel = _block_project[self.grid(width)](
             *(s.u, weight, s.centre, s.sums, *table, w, self.count, self.tokens, width, self.d, self.parts),
             *(weight.stride(1), weight.stride(0), self.stride(width), self.eps),
             **self.options(self.d, width),
         )
+        self.kernels.append(kernel)
         return w
 
     def compress(self, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, scale: Tensor) -> None:
         s, inner = self.state, a.shape[-1]
-        _compress[self.grid(self.d)](
+        kernel = _block_compress[self.grid(self.d)](
             *(a, weight, bias, gate, scale, s.x, s.centre, s.sums, *self.spare.tensors),
             *(self.count, self.tokens, self.d, inner, self.parts),
             *(weight.stride(1), weight.stride(0), self.stride(self.d), self.eps),
             **self.options(inner, self.d),
         )
+        self.kernels.append(kernel)
         self.state, self.spare = self.spare, self.state
 
     def sparsify(self, weight: Tensor, table: tuple[Tensor, Tensor], gate: Tensor, scale: Tensor, eta: float) -> None:
         s = self.state
-        _sparsify[self.grid(self.d)](
+        kernel = _block_sparsify[self.grid(self.d)](
             *(s.u, weight, *table, gate, scale, s.x, s.centre, s.sums, *self.spare.tensors),
             *(self.count, self.tokens, self.d, self.parts),
             *(weight.stride(0), weight.stride(1), self.stride(self.d), eta, self.eps),
             **self.options(self.d, self.d),
         )
+        self.kernels.append(kernel)
         self.state, self.spare = self.spare, self.state
 
     def end(self, shift: Tensor, scale: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Which block sizes an op takes: the fastest of a few, tried once for a GPU and a class of shapes, then remembered.
+"""Which block sizes an op takes: the fastest of a few, tried once per GPU and class of shapes, then remembered.
 
-The first of the candidates is the one that is reasoned to be best. It is taken untried where there is nothing to time
-(another device, a CUDA graph being captured), where ``WBDIT_AUTOTUNE=0`` says so, and when trying has taken too long.
-The choices are kept in ``tuning-<GPU>.json`` in the folder of the CPU kernels (``WBDIT_CACHE``, else
-``~/.cache/wbdit``); delete it to try again.
+The first candidate is the one reasoned to be best. It is taken untried where there is nothing to time: on another
+device, while a CUDA graph is captured, or with ``WBDIT_AUTOTUNE=0``. Whole searches are kept in ``tuning-<GPU>.json``
+in the folder of the CPU kernels (``WBDIT_CACHE``, else ``~/.cache/wbdit``); delete the file to search again.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,14 +23,16 @@ from wbdit.ops import build
 from wbdit.version import __version__
 
 Candidate = TypeVar("Candidate")
-SECONDS = 5.0  # of trying, compiling included, in one op and class of shapes
-ROUNDS = 5
+Launch = Callable[[Candidate], Iterable[Any]]
+SECONDS = 5.0  # of timing, per op and class of shapes; compiling is not counted
+LAUNCHES = 20  # per round: one launch alone would time Python
+ROUNDS = 3
 
-_chosen: dict[Hashable, int] = {}
+_chosen: dict[Hashable, Any] = {}
 
 
 def choose(
-    op: str, shape: Sequence[Hashable], candidates: Sequence[Candidate], launch: Callable[[Candidate], Any], device: Any
+    op: str, shape: Sequence[Hashable], candidates: Sequence[Candidate], launch: Launch[Candidate], device: torch.device
 ) -> Candidate:
     """Return the candidate whose launch is fastest.
 
@@ -40,74 +41,105 @@ def choose(
     op, shape
         What the choice is kept under: the op's name, and the class of shapes.
     candidates
-        The choices, the expected best first; all give the same results.
+        The choices, the expected best first; all give the same results and fit the card
+        (:mod:`wbdit.kernels.card`).
     launch
-        Runs the op with a candidate; the outputs may be written many times.
+        Runs the op with a candidate and returns the compiled kernels that it launched. The outputs are written many
+        times.
     device
-        The ``torch.device`` of the tensors.
+        The device of the tensors.
     """
     if len(candidates) == 1 or device.type != "cuda" or os.environ.get("WBDIT_AUTOTUNE") == "0":
         return candidates[0]
     key = "/".join(map(str, (op, *shape)))
     file = _file(device)
     if (file, key) not in _chosen:
-        kept = _load(file).get(key)
-        if kept is None or not 0 <= kept < len(candidates):
+        kept = _kept(file, key, candidates)
+        if kept is None:
             if torch.cuda.is_current_stream_capturing():
                 return candidates[0]
-            kept = _fastest(candidates, launch)
-            _save(file, key, kept)
+            kept, whole = _fastest(candidates, launch)
+            if whole:
+                _save(file, key, kept, candidates)
         _chosen[file, key] = kept
-    return candidates[_chosen[file, key]]
+    return _chosen[file, key]
 
 
-def _fastest(candidates: Sequence[Candidate], launch: Callable[[Candidate], Any]) -> int:
-    """Time the candidates until the time is up; one that does not compile or fit is passed over."""
-    start, times = time.monotonic(), {}
+def _fastest(candidates: Sequence[Candidate], launch: Launch[Candidate]) -> tuple[Candidate, bool]:
+    """Compile all candidates, then time them until the time is up; say whether all were timed.
+
+    A candidate that cannot be launched, whatever it raises, is passed over. So is one that spills registers, unless
+    all do.
+    """
+    spills: dict[int, int] = {}
     for index, candidate in enumerate(candidates):
-        if time.monotonic() - start > SECONDS:
-            break
         try:
-            times[index] = _seconds(lambda candidate=candidate: launch(candidate))
-        except triton.runtime.errors.OutOfResources:
+            spills[index] = sum(getattr(kernel, "n_spills", 0) or 0 for kernel in launch(candidate))
+        except Exception:
             continue
-    return min(times, key=times.__getitem__) if times else 0
+    tried = [index for index, count in spills.items() if not count] or list(spills)
+    start, times = time.monotonic(), dict[int, float]()
+    for index in tried:
+        if times and time.monotonic() - start > SECONDS:
+            break
+        times[index] = _seconds(lambda index=index: launch(candidates[index]))
+    best = min(times, key=times.__getitem__) if times else 0  # launching the first says why none can be
+    return candidates[best], bool(times) and len(times) == len(tried)
 
 
 def _seconds(launch: Callable[[], Any]) -> float:
-    """Return the least of a few rounds by the GPU's clock: what disturbs a launch only makes it longer."""
-    launch()
+    """Return the seconds per launch, the least of a few rounds: whatever disturbs a round only makes it longer.
+
+    The GPU waits while the launches are queued, so that it never waits for Python in between.
+    """
+    queued = time.perf_counter()
+    for _ in range(LAUNCHES):
+        launch()
+    queued = time.perf_counter() - queued
+    torch.cuda.synchronize()
     rounds = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int(min(2 * queued, 0.1) * 2e9))  # cycles, of which a GPU has at most 2e9 per second
         start.record()
-        launch()
+        for _ in range(LAUNCHES):
+            launch()
         end.record()
         end.synchronize()
-        rounds.append(start.elapsed_time(end))
+        rounds.append(start.elapsed_time(end) / LAUNCHES / 1e3)
     return min(rounds)
 
 
-def _file(device: Any) -> Path:
+def _file(device: torch.device) -> Path:
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
     return build.cache_folders()[0] / f"tuning-{name}-triton-{triton.__version__}-wbdit-{__version__}.json"
 
 
-def _load(file: Path) -> dict[str, int]:
+def _kept(file: Path, key: str, candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the choice of an earlier search among these very candidates; None if there was none."""
+    entry = _load(file).get(key)
+    names = [str(candidate) for candidate in candidates]
+    if not isinstance(entry, dict) or entry.get("among") != names or entry.get("chosen") not in names:
+        return None
+    return candidates[names.index(entry["chosen"])]
+
+
+def _load(file: Path) -> dict[str, Any]:
     try:
         kept = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in kept.items() if isinstance(v, int)} if isinstance(kept, dict) else {}
+    return kept if isinstance(kept, dict) else {}
 
 
-def _save(file: Path, key: str, index: int) -> None:
+def _save(file: Path, key: str, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
     """Add a choice to the file, as a whole or not at all; where it cannot be written, this process alone knows."""
+    entry = {"chosen": str(chosen), "among": [str(candidate) for candidate in candidates]}
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".tuning.", suffix=".json")
         with os.fdopen(handle, "w") as stream:
-            json.dump({**_load(file), key: index}, stream, indent=1, sort_keys=True)
+            json.dump({**_load(file), key: entry}, stream, indent=1, sort_keys=True)
         Path(temporary).replace(file)
     except OSError:
         return

@@ -131,6 +131,18 @@ def test_counts_are_drawn_from_the_posterior(cells):
     assert (np.diff(drawn[np.argsort(u[:, 0].numpy()), 0]) >= 0).all()  # more u, more counts
 
 
+def test_counts_are_drawn_in_fp32_whatever_the_denoiser_computes_in(cells, monkeypatch):
+    """Under bf16 autocast the answers may change; what is drawn from the same answers may not."""
+    model, n = model_of(*cells), 2000
+    answer = torch.randn(n, GENES), torch.rand(n, GENES)
+    monkeypatch.setattr(model, "_answer", lambda *given: answer)
+    x, u, library = torch.randn(n, 1, GENES), torch.rand(n, GENES), torch.full((n,), 40.0)
+    given = x, torch.full((n,), 500), torch.empty(n, 0), u, library
+    exact = model.draw(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.draw(*given), exact)
+
+
 def test_bins_are_drawn_evenly():
     """Where a level is a bin of counts, each of them comes as often."""
     counts = np.tile(np.array([[0.0, 200.0]], np.float32), (50, 1))

@@ -1,10 +1,13 @@
 """Replaying a denoiser: the recorder made up, since a graph needs a GPU; what is copied in and out is ours."""
 
+import warnings
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 
-from wbdit import WBDiT, graphs, samplers
+from wbdit import WBDiT, backend, graphs, samplers
 from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood, Levels
 from wbdit.schedule import NoiseSchedule
 
@@ -64,6 +67,65 @@ def test_each_shape_is_recorded_once(recorded):
         with torch.autocast("cpu", torch.bfloat16):
             graphed(torch.randn(4, 1, 12), t.expand(4))
     assert len(recorded) == 3
+
+
+def test_a_recording_holds_for_its_backend_and_mode(recorded):
+    graphed, x, t = graphs.Graphed(model()), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
+    with torch.no_grad():
+        graphed(x, t)
+        with backend("reference"):
+            graphed(x, t)
+            graphed(x, t)
+    with torch.inference_mode():
+        graphed(x, t)
+    assert len(recorded) == 3
+
+
+def test_recording_and_replaying_are_on_the_inputs_device(recorded, monkeypatch):
+    """A model on cuda:1 while cuda:0 is current: made up, the device being where `device_of` was told to go."""
+    current, seen = ["cuda:0"], []
+
+    @contextmanager
+    def device_of(x):
+        before, current[0] = current[0], "cuda:1"
+        yield
+        current[0] = before
+
+    class Replayed(graphs._Recorded):
+        def __call__(self, x, t, y):
+            seen.append(current[0])
+            return super().__call__(x, t, y)
+
+    capture = graphs.capture
+    monkeypatch.setattr(graphs, "_Recorded", Replayed)
+    monkeypatch.setattr(graphs, "capture", lambda call: seen.append(current[0]) or capture(call))
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    graphed, t = graphs.Graphed(model()), torch.tensor([7])
+    with torch.no_grad():
+        for _ in range(2):
+            graphed(torch.randn(3, 1, 12), t.expand(3))
+    assert seen == ["cuda:1"] * 3
+    assert current == ["cuda:0"]
+
+
+def test_what_cannot_be_recorded_is_called(recorded, monkeypatch):
+    tried = []
+
+    def capture(call):
+        tried.append(call)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    denoiser, x, t = model(), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
+    graphed = graphs.Graphed(denoiser)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="not permitted when stream is capturing$"):
+            first = graphed(x, t)
+        assert torch.equal(first, denoiser(x, t))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(graphed(x, t), first)
+    assert len(tried) == 1
 
 
 def test_an_answer_outlives_the_next_call(recorded):

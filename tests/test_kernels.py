@@ -243,6 +243,34 @@ def test_trunk(tokens, d, heads, rows, dtype):
     assert relative_error(out, run_trunk(inputs, torch.float64)) < TOLERANCE[dtype]
 
 
+def test_the_blocks_inputs_may_have_gaps():
+    """Rows, channels and biases that are not neighbours in memory are read for what they are."""
+    x, parts, *weights, heads = trunk_inputs(9, 48, 3)
+    weights = [[t.bfloat16() for t in ts] for ts in weights]
+    dense = ops.trunk(x.bfloat16(), parts, *weights, heads)
+    gaps = [[with_gaps(t) for t in ts] for ts in (parts, *weights)]
+    x = x.bfloat16()
+    for strided in (with_gaps(x), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert not strided.is_contiguous()
+        assert torch.equal(ops.trunk(strided, *gaps, heads), dense)
+
+
+def test_a_bias_may_have_gaps():
+    x, out, bias, m = rand(2, 5, 24), rand(2, 5, 24, seed=1), rand(24, seed=2), rand(2, 24, seed=3)
+    for op in (ops.gated_adaln, ops.gated_adaln_):
+        dense, strided = (op(x.clone(), out.clone(), m, m, m, bias=b) for b in (bias, with_gaps(bias)))
+        assert all(map(torch.equal, dense, strided))
+    gradients = [
+        torch.autograd.grad(ops.gated_adaln(x, out, m, m, m, bias=b)[1].square().sum(), b)[0]
+        for b in (bias.requires_grad_(), with_gaps(bias.detach()).requires_grad_())
+    ]
+    assert torch.equal(*gradients)
+
+
+def with_gaps(t):
+    return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0]
+
+
 def test_trunk_is_its_blocks():
     x, parts, projections, outs, biases, folded, heads = trunk_inputs(7, 24, 3)
     z = ops.adaln(x, *parts[:2])
@@ -288,6 +316,7 @@ def test_sampler_step_draws_its_noise():
     torch.testing.assert_close(drawn, 1.5 * x - 0.5 * out + 0.3 * noise, rtol=1e-5, atol=1e-6)
     alone = ops.sampler_step(x[2:3], out[2:3], a=1.5, b=-0.5, e=0.3, samples=samples[2:3], seed=11, step=3)
     assert torch.equal(alone, drawn[2:3])
+    assert torch.equal(ops.sampler_step(x, out, a=1.5, b=-0.5, e=0.3, samples=samples.int(), seed=11, step=3), drawn)
 
 
 # counts of a few levels a gene

@@ -6,6 +6,7 @@ the Triton kernels serve CPU tensors (see conftest).
 
 import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
@@ -103,9 +105,35 @@ def test_products_are_by_matrix_instructions(codegen, op, arch):
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_the_blocks_products_are_too(codegen, arch):
     kernels = {kernel.name: kernel for kernel in codegen.compile_op("trunk", arch, torch.bfloat16)}
-    for name in ("project", "compress", "sparsify"):
+    for name in ("block_project", "block_compress", "block_sparsify"):
         assert kernels[name].matrix > 0, kernels[name]
         assert kernels[name].asynchronous > 0, kernels[name]
+
+
+def test_sizes_of_one_compile(codegen):
+    """Triton makes a constant of an argument that is 1; the interpreter does not, so it cannot see what that breaks."""
+    dtype = torch.bfloat16
+    for op, d in (*dict.fromkeys(codegen.launches(dtype, d=1, heads=1), 1).items(), ("trunk", 16)):
+        assert codegen.compile_op(op, 90, dtype, batch=1, tokens=1, d=d, heads=1, genes=1, levels=1), op
+
+
+@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 86, 100, 120))])
+def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
+    """Each block size that an architecture is offered compiles there, in its shared memory and without spills."""
+    from drylaunch import dry
+    from wbdit.kernels import mssa, trunk
+
+    cpu, bf16 = torch.device("cpu"), torch.bfloat16
+    with dry(arch):
+        offered = [("mssa", mssa, blocks) for blocks in mssa.candidates(False, bf16, 96, cpu)]
+        offered += [("mssa_backward", mssa, blocks) for blocks in mssa.candidates(True, bf16, 96, cpu)]
+        offered += [("trunk", trunk, tiles) for tiles in trunk.candidates(cpu)]
+    assert {op for op, *_ in offered} == {"mssa", "mssa_backward", "trunk"}
+    for op, module, candidate in offered:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "candidates", lambda *_, only=candidate: (only,))
+            for kernel in codegen.compile_op(op, arch, bf16, batch=1):
+                assert kernel.spills == 0, (candidate, kernel)
 
 
 def test_the_guards_fire(codegen, monkeypatch):
@@ -113,10 +141,13 @@ def test_the_guards_fire(codegen, monkeypatch):
     from triton.runtime.errors import OutOfResources
     from wbdit.kernels import mssa
 
-    monkeypatch.setitem(mssa.BACKWARD, False, (mssa.Blocks(rows=128, columns=128, warps=4, stages=1),))
+    def only(blocks):
+        monkeypatch.setattr(mssa, "candidates", lambda *_: (blocks,))
+
+    only(mssa.Blocks(rows=128, columns=128, warps=4, stages=1))
     *_, kernel = codegen.compile_op("mssa_backward", 90, torch.bfloat16)
     assert kernel.spills > 0
-    monkeypatch.setitem(mssa.FORWARD, False, (mssa.Blocks(rows=128, columns=256, warps=8, stages=6),))
+    only(mssa.Blocks(rows=128, columns=256, warps=8, stages=6))
     with pytest.raises(OutOfResources):
         codegen.compile_op("mssa", 90, torch.bfloat16)
 
@@ -170,6 +201,97 @@ def test_a_head_is_split_where_that_saves(width):
     assert head + tail >= width
     assert head + tail - width < max(16, width / 2)
     assert all(part == 0 or (part >= 16 and part & (part - 1) == 0) for part in (head, tail))
+
+
+def test_kernels_have_names_of_their_own():
+    """A profiler shows the names of kernels alone."""
+    from triton.runtime.jit import JITFunction
+
+    from wbdit import kernels
+
+    launched = []
+    for module in pkgutil.iter_modules(kernels.__path__):
+        code = importlib.import_module(f"wbdit.kernels.{module.name}")
+        source = Path(code.__file__).read_text()
+        functions = {name for name, value in vars(code).items() if isinstance(value, JITFunction)}
+        launched += [name for name in functions if f"{name}[" in source]
+    assert len(launched) == len(set(launched)) > 10, sorted(launched)
+    assert {"_mssa_forward", "_adaln_forward", "_block_project"} < set(launched)
+
+
+@pytest.mark.parametrize("switch", ["torch.backends.cuda.matmul", "torch.backends"])
+def test_products_follow_the_users_precision(switch):
+    """Both of PyTorch's switches, the one named fp32_precision and the older allow_tf32."""
+    code = (
+        "import torch\nfrom wbdit.kernels import mssa\n"
+        "w, blocks = torch.empty(1, 2, 96), mssa.FORWARD[True][0]\n"
+        "precision = lambda: mssa._options(blocks, w, 96)['PRECISION']\n"
+        "assert precision() == 'ieee'\n"
+        f"{switch}.fp32_precision = 'tf32'\n"
+        "assert precision() == 'tf32'\n"
+        f"{switch}.fp32_precision = 'ieee'\n"
+        "assert precision() == 'ieee'\n"
+        "torch.backends.cuda.matmul.allow_tf32 = True\n"
+        "assert precision() == 'tf32'\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def made_up_card(monkeypatch, capability, shared):
+    """Let CUDA tensors, which need no GPU while they are fake, be of a card of our choice."""
+    from wbdit.kernels import card
+
+    from wbdit.ops import cuda
+
+    for cached in (cuda._is_served, cuda._attends):
+        cached.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(card, "card_of", lambda device: card.Card(shared, capability[0] in (9, 10)))
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Return a function that says whether attention, forward and backward, fits a made-up card."""
+    from wbdit.ops import cuda
+
+    def fits(capability, shared, dtype, width=96):
+        made_up_card(monkeypatch, capability, shared)
+        with FakeTensorMode():
+            w = torch.empty(2, 200, 8 * width, dtype=dtype, device="cuda")
+        return cuda._fits("mssa", (w, 8)), cuda._fits("mssa_backward", (w, w, w, w, 8))
+
+    yield fits
+    for cached in (cuda._is_served, cuda._attends):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_attention_fits_what_the_card_has(fits, dtype):
+    assert fits((9, 0), 232448, dtype) == (True, True)
+    assert fits((8, 6), 101376, dtype) == (True, True)
+    assert fits((7, 5), 65536, dtype) == (False, False)  # an architecture that Triton does not serve
+    assert fits((8, 6), 16384, dtype) == (False, False)
+    if dtype == torch.bfloat16:
+        assert fits((8, 6), 36000, dtype) == (True, False)  # the backward reads twice as much
+
+
+def test_tiles_never_exceed_the_card(monkeypatch):
+    """144 KB are no first choice on a card of 99; where no tile fits, the blocks go op by op."""
+    from wbdit.kernels import trunk
+
+    from wbdit.ops import cuda
+
+    wide = trunk.Tiles(128, 256, 64, 8, 3)
+    monkeypatch.setattr(trunk, "TILES", (wide, *trunk.TILES))
+    bf16 = torch.bfloat16
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 200, 768, device="cuda"), [torch.empty(768, 768, dtype=bf16, device="cuda")]
+    blocks = x, [], weight, weight, [], weight, 8, 0.1, 0.1, 1e-6
+    for capability, shared, first in (((9, 0), 232448, wide), ((8, 6), 101376, trunk.TILES[1]), ((8, 6), 8192, None)):
+        made_up_card(monkeypatch, capability, shared)
+        assert trunk.candidates(x.device)[:1] == ((first,) if first else ())
+        assert cuda._is_one(*blocks) == (first is not None)
 
 
 def test_a_gpu_is_asked_for_nothing_here():

@@ -7,21 +7,22 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from triton.runtime.errors import OutOfResources
 from wbdit.kernels import tuning
 
 GPU = SimpleNamespace(type="cuda")
-CANDIDATES = ("expected", "faster", "slower")
+SECONDS = {"expected": 2.0, "faster": 1.0, "slower": 3.0}
+CANDIDATES = tuple(SECONDS)
 
 
 @pytest.fixture
 def timed(monkeypatch, tmp_path):
     """Return the candidates that were timed; "faster" is, and nothing is remembered from other tests."""
     seen = []
-    seconds = {"expected": 2.0, "faster": 1.0, "slower": 3.0}
 
     def time(launch):
-        seen.append(launch())
-        return seconds[seen[-1]]
+        seen.append(launch()[0].name)
+        return SECONDS[seen[-1]]
 
     monkeypatch.setattr(tuning, "_seconds", time)
     monkeypatch.setattr(tuning, "_chosen", {})
@@ -31,15 +32,20 @@ def timed(monkeypatch, tmp_path):
     return seen
 
 
-def choose(device=GPU, shape=(96, 200)):
-    return tuning.choose("mssa", shape, CANDIDATES, lambda candidate: candidate, device)
+def kernel(name, spills=0):
+    return (SimpleNamespace(name=name, n_spills=spills),)
+
+
+def choose(device=GPU, shape=(96, 200), candidates=CANDIDATES, launch=kernel):
+    return tuning.choose("mssa", shape, candidates, launch, device)
 
 
 def test_the_fastest_is_taken_and_remembered(timed, tmp_path):
     assert choose() == "faster"
     assert choose() == "faster"
     assert timed == list(CANDIDATES)
-    assert json.loads((tmp_path / "deeper" / "tuning.json").read_text()) == {"mssa/96/200": 1}
+    kept = json.loads((tmp_path / "deeper" / "tuning.json").read_text())
+    assert kept == {"mssa/96/200": {"chosen": "faster", "among": list(CANDIDATES)}}
     assert not list((tmp_path / "deeper").glob(".tuning.*"))
 
 
@@ -62,27 +68,87 @@ def test_nothing_is_tried(timed, monkeypatch, case):
     assert timed == []
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"mssa/96/200": 7}', '{"mssa/96/200": "x"}'])
-def test_a_spoilt_file_is_tried_again(timed, tmp_path, text):
+@pytest.mark.parametrize("text", ["", "[1]", '{"mssa/96/200": 1}', '{"mssa/96/200": {"chosen": "x", "among": ["x"]}}'])
+def test_a_spoilt_file_is_searched_again(timed, tmp_path, text):
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "tuning.json").write_text(text)
     assert choose() == "faster"
 
 
-def test_the_time_is_limited(timed, monkeypatch):
-    clock = iter([0.0, 1.0, 100.0])
+def test_other_candidates_are_searched_again(timed, monkeypatch):
+    """A choice is kept by what it was made among, not by its place in a table that has changed."""
+    choose()
+    monkeypatch.setattr(tuning, "_chosen", {})
+    assert choose(candidates=("slower", "expected")) == "expected"
+    assert timed == [*CANDIDATES, "slower", "expected"]
+
+
+def test_a_search_cut_short_is_not_kept(timed, monkeypatch, tmp_path):
+    clock = iter([0.0, 100.0])
     monkeypatch.setattr(tuning.time, "monotonic", lambda: next(clock))
     assert choose() == "expected"
+    assert choose() == "expected"  # this process does not search again
     assert timed == ["expected"]
+    assert not (tmp_path / "deeper").exists()
 
 
-def test_what_does_not_fit_is_passed_over(timed, monkeypatch):
-    from triton.runtime.errors import OutOfResources
+def test_compiling_takes_none_of_the_time(timed, monkeypatch):
+    """Every candidate is launched once before the clock starts."""
+    launched = []
 
-    def time(launch):
-        if launch() == "faster":
-            raise OutOfResources(2, 1, "shared memory")
-        return 1.0
+    def clock():
+        assert launched[:3] == list(CANDIDATES)
+        return 0.0
 
-    monkeypatch.setattr(tuning, "_seconds", time)
-    assert choose() == "expected"
+    monkeypatch.setattr(tuning.time, "monotonic", clock)
+    assert choose(launch=lambda name: launched.append(name) or kernel(name)) == "faster"
+
+
+@pytest.mark.parametrize("error", [OutOfResources(2, 1, "shared memory"), RuntimeError("PassManager::run failed")])
+def test_what_does_not_compile_is_passed_over(timed, error):
+    def launch(name):
+        if name == "faster":
+            raise error
+        return kernel(name)
+
+    assert choose(launch=launch) == "expected"
+    assert timed == ["expected", "slower"]
+
+
+def test_what_spills_is_passed_over(timed):
+    assert choose(launch=lambda name: kernel(name, spills=4 * (name == "faster"))) == "expected"
+    assert timed == ["expected", "slower"]
+    assert choose(shape=(64, 200), launch=lambda name: kernel(name, spills=4)) == "faster"  # all do
+
+
+def test_where_nothing_compiles_the_first_says_why(timed):
+    def launch(name):
+        raise RuntimeError(name)
+
+    assert choose(launch=launch) == "expected"
+    assert timed == []
+
+
+def test_a_round_is_many_launches_behind_a_busy_gpu(monkeypatch):
+    """The GPU sleeps while a round is queued, so that its clock is not Python's."""
+    order = []
+
+    class Event:
+        def __init__(self, **_):
+            pass
+
+        def record(self):
+            order.append("event")
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 40.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep") if cycles > 0 else None)
+    assert tuning._seconds(lambda: order.append("launch")) == pytest.approx(40e-3 / tuning.LAUNCHES)
+    launches = ["launch"] * tuning.LAUNCHES
+    assert order == [*launches, "wait", *(["sleep", "event", *launches, "event"] * tuning.ROUNDS)]

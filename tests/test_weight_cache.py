@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import relative_error
 from test_model import SMALL, stirred
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wbdit import DiT, WBDiT, backend, ops
+from wbdit import DiT, WBDiT, backend, halfsteps, ops
 from wbdit.weight_cache import WeightCache
 
 BOTH = pytest.mark.parametrize("kind", [WBDiT, DiT])
@@ -317,3 +318,17 @@ def test_labels_are_dropped_in_training_without_gradients_too():
     assert relative_error(sample(model.train()), null) < 1e-6
     assert relative_error(labelled, null) > 1e-4
     assert torch.equal(sample(model.eval()), labelled)
+
+
+def test_a_gpu_folds_in_fp32(monkeypatch):
+    """The dictionary is rounded once, after it is folded; a fake tensor has a device without there being one."""
+    seen = []
+    monkeypatch.setattr(ops, "fold", lambda weight: seen.append(weight.dtype) or torch.empty_like(weight))
+    monkeypatch.setattr(halfsteps, "product_dtype", lambda weight: torch.bfloat16)  # as under autocast on a GPU
+    step = halfsteps.ISTA(8)
+    with FakeTensorMode():
+        step.weight = torch.nn.Parameter(torch.empty(8, 8, device="cuda"))
+        assert step.folded().dtype == torch.bfloat16
+        with torch.no_grad():
+            assert step.folded().dtype == torch.bfloat16
+    assert seen == [torch.float32] * 2

@@ -307,8 +307,13 @@ class CountDenoiser(nn.Module):
         -------
         Counts ``(B, G)`` int32.
         """
-        known = self.likelihood
         log_rate, shape = self._answer(x, t, given)
+        # the denoiser may compute in bf16; expected counts of a whole cell, rounded to 8 bits, would miss its library
+        with torch.autocast(x.device.type, enabled=False):
+            return self._draw(x, t, log_rate, shape, u, library)
+
+    def _draw(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor, u: Tensor, library: Tensor) -> Tensor:
+        known = self.likelihood
         for _ in range(ROUNDS):
             p = self._probabilities(x, t, log_rate, shape)
             log_rate = log_rate + (library / (p @ known.middle).sum(1)).log()[:, None]

@@ -83,23 +83,45 @@ def register(device: str = "cuda") -> None:
 
 
 def _fits(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether the rows of an op's arguments can be kept in registers."""
-    from wbdit.kernels import adaln, mssa
+    """Whether the kernels take an op's arguments: an architecture and a program's registers and shared memory."""
+    from wbdit.kernels import adaln
 
+    device = next(a for a in args if isinstance(a, Tensor)).device
+    if not _is_served(device):
+        return False
     if name in NO_ROWS:
         return True
     rows = args[2] if name.endswith("adaln_backward") and name != "adaln_backward" else args[0]
     if name.startswith("mssa"):
-        return rows.shape[-1] // args[-1] <= mssa.WIDEST
+        return _attends(rows.shape[-1] // args[-1], rows.dtype, device, backward=name == "mssa_backward")
     if name == "trunk":
         projections, heads = args[2], args[6]
-        return rows.shape[-1] <= adaln.WIDEST and projections[0].shape[0] // heads <= mssa.WIDEST
+        width, dtype = projections[0].shape[0] // heads, args[5][0].dtype
+        return rows.shape[-1] <= adaln.WIDEST and _attends(width, dtype, device, backward=False)
     return rows.shape[-1] <= adaln.WIDEST
+
+
+@functools.cache
+def _is_served(device: torch.device) -> bool:
+    """Whether Triton compiles for a device: NVIDIA's since compute capability 8.0, says its README."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def _attends(width: int, dtype: torch.dtype, device: torch.device, backward: bool) -> bool:
+    """Whether attention with so many numbers per head fits a device."""
+    from wbdit.kernels import mssa
+
+    if device.type != "cuda":
+        return width <= mssa.WIDEST
+    return width <= mssa.WIDEST and bool(mssa.candidates(backward, dtype, width, device))
 
 
 def _is_one(x: Tensor, *others: Any) -> bool:
     """Whether :mod:`wbdit.kernels.trunk` takes these blocks: bf16 products, and widths that load without masks."""
+    from wbdit.kernels import trunk
+
     _, projections, _, _, folded, *_ = others
     weights = (*projections, *folded)
     even = all(t.dtype == torch.bfloat16 and t.shape[0] % 16 == t.shape[1] % 16 == 0 for t in weights)
-    return even and x.dtype in fused.TYPES and x.numel() > 0
+    return even and x.dtype in fused.TYPES and x.numel() > 0 and bool(trunk.candidates(x.device))

@@ -104,7 +104,7 @@ class Fused:
     ) -> tuple[Tensor, Tensor]:
         x_new, z_new = _like(x), _like(out)
         self.engine.residual_adaln(
-            *(x.contiguous(), out.contiguous(), bias, None, _rows(gate), _rows(shift), _rows(scale)),
+            *(x.contiguous(), out.contiguous(), _dense(bias), None, _rows(gate), _rows(shift), _rows(scale)),
             *(x_new, z_new, 0.0, 0.0, eps),
         )
         return x_new, z_new
@@ -114,7 +114,8 @@ class Fused:
     ) -> None:
         if not (x.is_contiguous() and out.is_contiguous()):
             return reference.gated_adaln_(x, out, bias, gate, shift, scale, eps)
-        self.engine.residual_adaln(x, out, bias, None, _rows(gate), _rows(shift), _rows(scale), x, out, 0.0, 0.0, eps)
+        modulation = _rows(gate), _rows(shift), _rows(scale)
+        self.engine.residual_adaln(x, out, _dense(bias), None, *modulation, x, out, 0.0, 0.0, eps)
         return None
 
     def gated_adaln_backward(
@@ -134,10 +135,10 @@ class Fused:
         self.engine.residual_adaln_backward(
             *(
                 dz_new.contiguous(),
-                None if dx_new is None else dx_new.contiguous(),
+                _dense(dx_new),
                 x_new,
                 out.contiguous(),
-                bias,
+                _dense(bias),
                 None,
             ),
             *(_rows(gate), _rows(scale), dx, dout, dgate, dshift, dscale, dbias, 0.0, 0.0, eps),
@@ -246,7 +247,7 @@ class Fused:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         dx, g, dgate, dshift, dscale = _like(x_new), _like(z), _like(gate), _like(shift), _like(scale)
         self.engine.residual_adaln_backward(
-            *(dz_new.contiguous(), None if dx_new is None else dx_new.contiguous(), x_new),
+            *(dz_new.contiguous(), _dense(dx_new), x_new),
             *(product.to(z.dtype), None, z.contiguous()),
             *(_rows(gate), _rows(scale), dx, g, dgate, dshift, dscale, None, eta, lam, eps),
         )
@@ -303,14 +304,14 @@ class Fused:
         step: int,
     ) -> Tensor:
         new = _like(x)
-        terms = (None if term is None else term.contiguous() for term in (x, out, previous, earlier, noise, samples))
+        terms = map(_dense, (x, out, previous, earlier, noise))
         lowest = -torch.inf if clamp_min is None else clamp_min
-        self.engine.sampler_step(*terms, new, a, b, c, d, e, lowest, seed, step)
+        self.engine.sampler_step(*terms, _samples(samples), new, a, b, c, d, e, lowest, seed, step)
         return new
 
     def normal(self, seed: int, samples: Tensor, step: int, length: int) -> Tensor:
         out = torch.empty(samples.shape[0], length, device=samples.device)
-        self.engine.normal(samples.to(torch.int64).contiguous(), out, seed, step)
+        self.engine.normal(_samples(samples), out, seed, step)
         return out
 
     # counts of a few levels a gene: always in fp32
@@ -342,6 +343,15 @@ def _counts(x: Tensor, eta: Tensor, weight: Tensor, *tables: Tensor) -> tuple[Te
     *floats, sizes = tables
     dense = (t.float().contiguous() for t in floats)
     return *(_rows(t.float()) for t in (x, eta, weight)), *dense, sizes.to(torch.int32).contiguous()
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _samples(samples: Tensor | None) -> Tensor | None:
+    """Return sample numbers as the engines read them: dense int64."""
+    return None if samples is None else samples.to(torch.int64).contiguous()
 
 
 def _rows(modulation: Tensor) -> Tensor:
