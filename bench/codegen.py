@@ -28,25 +28,27 @@ def launches(
     heads: int = 8,
     genes: int = 2000,
     levels: int = 27,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Callable[[], object]]:
     """Return each op with arguments of the model's types and of some shapes, ready to be launched."""
     fused = Fused(Triton())
 
     def low(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
+        return torch.randn(shape, dtype=dtype, device=device)
 
     def wide(*shape: int) -> Tensor:
-        return torch.empty(shape)
+        return torch.randn(shape, device=device)
 
     x, z, lse = wide(batch, tokens, d), low(batch, tokens, d), wide(batch, heads, tokens)
     gate, shift, scale = (wide(batch, d) for _ in range(3))
     bias, cells = wide(d), wide(batch, 1, genes)
-    samples, alpha = torch.zeros(batch, dtype=torch.int64), wide(batch)
+    samples, alpha = torch.zeros(batch, dtype=torch.int64, device=device), wide(batch).sigmoid()
     parts, matrices = [wide(batch, d) for _ in range(8)], [low(d, d)]
     blocks = (x, parts, matrices, matrices, [bias], matrices, heads, 0.1, 0.1, 1e-6)
     values, table = wide(batch, genes), wide(genes, levels)
-    tables = (alpha, alpha, table, table, table, wide(levels), torch.ones(genes, dtype=torch.int32))
-    target = torch.zeros(batch, genes, dtype=torch.uint8)
+    present = torch.full((genes,), min(10, levels), dtype=torch.int32, device=device)  # levels of a gene, on average
+    tables = (alpha, alpha, table, table, table, wide(levels), present)
+    target = torch.zeros(batch, genes, dtype=torch.uint8, device=device)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
     return {
         "adaln": lambda: fused.adaln(x, shift, scale, 1e-6, dtype),

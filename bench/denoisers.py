@@ -36,7 +36,7 @@ class Row:
     def call(self, model: nn.Module) -> Forward:
         """Return the row's denoiser on a model's weights, as a function of (x, t, y)."""
         forward = functools.partial(self.forward, model)
-        forward = torch.compile(forward) if self.compiled else forward
+        forward = torch.compile(forward, dynamic=False) if self.compiled else forward
         if self.precision == "fp32":
             return forward
 

@@ -1,24 +1,21 @@
 """One phase of the model, warmed up, for Nsight: a forward, a train step, or sampling.
 
     nsys profile -t cuda,nvtx -c cudaProfilerApi -o train python bench/nsight.py train
-    ncu --nvtx --nvtx-include "wbdit@trunk/" -c 12 python bench/nsight.py forward
+    ncu --nvtx --nvtx-include "trunk/" -c 12 python bench/nsight.py forward
 
-What lies between is in docs/profiling.md. Without a GPU it runs too, and times the phase.
+What lies between is in docs/profiling.md. It runs from an unpacked tree, with torch, triton and numpy alone. Without a
+GPU it times the phase.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
-import click
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the baseline is the tests'
-
+import uninstalled  # noqa: F401  first: it says where the project lies
 from configs import Config, gpu_configs, make_inputs, make_model
 from denoisers import ROWS, sample, train_step, trained
 
@@ -50,17 +47,31 @@ def phases(config: Config, batch: int, device: torch.device, calls: int) -> dict
     return {"forward": forward, "train": train, "sampling": sampling}
 
 
-@click.command()
-@click.argument("phase", type=click.Choice(["forward", "train", "sampling"]))
-@click.option("--model", "name", type=click.Choice(["published", "base"]), default="published", show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Cells.")
-@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Of the phase, recorded.")
-@click.option("--calls", type=click.IntRange(min=1), default=15, show_default=True, help="Of the model, in sampling.")
-@click.option("--quick", is_flag=True, help="Tiny sizes: tries the script.")
-def main(phase: str, name: str, batch: int, steps: int, calls: int, quick: bool) -> None:
-    """Run a PHASE of the model between the start and the stop of a profiler."""
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Run a phase of the model between the start and the stop of a profiler."
+    )
+    parser.add_argument("phase", choices=["forward", "train", "sampling"])
+    parser.add_argument("--model", choices=["published", "base"], default="published")
+    parser.add_argument("--batch", type=positive, default=256, help="cells")
+    parser.add_argument("--steps", type=positive, default=3, help="of the phase, recorded")
+    parser.add_argument("--calls", type=positive, default=15, help="of the model, in sampling")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the script")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Warm up, then run the phase between the start and the stop of a profiler."""
+    given = parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = phases(gpu_configs(quick)[name], batch, device, calls)[phase]()
+    step = phases(gpu_configs(given.quick)[given.model], given.batch, device, given.calls)[given.phase]()
     for _ in range(WARM):
         step()
     gpu = device.type == "cuda"
@@ -68,16 +79,15 @@ def main(phase: str, name: str, batch: int, steps: int, calls: int, quick: bool)
         torch.cuda.synchronize()
     start = time.perf_counter()
     with torch.cuda.profiler.profile() if gpu else nullcontext():
-        for _ in range(steps):
-            with span(phase):
+        for _ in range(given.steps):
+            with span(given.phase):
                 step()
         if gpu:
             torch.cuda.synchronize()
-    click.echo(
-        f"{phase}, {name}, {batch} cells on {device.type}: {(time.perf_counter() - start) / steps * 1e3:.2f} ms a step"
-    )
+    milliseconds = (time.perf_counter() - start) / given.steps * 1e3
+    print(f"{given.phase}, {given.model}, {given.batch} cells on {device.type}: {milliseconds:.2f} ms a step")
     if nvtx is None:
-        click.echo("no named ranges: pip install nvtx brings them")
+        print('the ranges are PyTorch\'s own, in no domain: ncu --nvtx-include "trunk/", not "wbdit@trunk/"')
 
 
 if __name__ == "__main__":

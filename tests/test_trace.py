@@ -56,8 +56,20 @@ def test_the_steps_of_a_sampler(ranges):
     assert [n for n in ranges if n in ("sampler step", "denoiser")] == ["denoiser", "sampler step"] * 2
 
 
-def test_nothing_without_nvtx(monkeypatch):
+def test_pytorchs_own_without_nvtx(ranges, monkeypatch):
+    """In no domain, and where there is a GPU alone: its NVTX raises in a PyTorch without CUDA."""
+    annotate = trace.nvtx.annotate
     monkeypatch.setattr(trace, "nvtx", None)
+    monkeypatch.setattr(trace, "_has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda.nvtx, "range", lambda name: annotate(name, "wbdit"))
+    with trace.span("forward"):
+        pass
+    assert ranges == ["forward", None]
+
+
+def test_nothing_without_nvtx_and_gpu(monkeypatch):
+    monkeypatch.setattr(trace, "nvtx", None)
+    monkeypatch.setattr(trace, "_has_gpu", lambda: False)
     assert trace.span("forward") is trace.span("backward")
     with trace.span("forward"):
         pass

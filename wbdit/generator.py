@@ -88,7 +88,8 @@ class CellGenerator:
     ) -> ad.AnnData:
         """Generate synthetic cells.
 
-        The cells depend on the seed, their place in the result and their labels, not on the batch size.
+        The cells depend on the seed, their place in the result and their labels, not on the batch size; on a GPU up to
+        rounding, because products take other block sizes for other batches.
 
         Parameters
         ----------
@@ -265,7 +266,7 @@ class CellGenerator:
         depth = torch.from_numpy(np.log(np.maximum(library[rows], 1))).to(device, torch.float32)
         model: Any = asked.model(AtDepth(denoiser, depth) if counting else denoiser, rows, device)
         start = self.model.widen(noise(-1)) if isinstance(self.model, CountDenoiser) else noise(-1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with sampling_precision(device):
             x = samplers.BY_NAME[sampler].sample(
                 model, start, self.schedule, path, stop=self.stop, clamp_min=None, noise=noise, callback=update
             )
@@ -326,6 +327,11 @@ def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
         schedule = NoiseSchedule(**config["schedule"])
         likelihood = CountLikelihood(denoiser.input_size, facts["levels"], schedule.noise_steps)
         return CountDenoiser(denoiser, likelihood, schedule, facts["input_dropout"])
+
+
+def sampling_precision(device: torch.device) -> torch.autocast:
+    """Return the context that a denoiser is sampled in: bf16 products on a GPU, the model's own type elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def find_device(name: str) -> torch.device:

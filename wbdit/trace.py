@@ -1,7 +1,8 @@
-"""Named ranges on the timeline of NVIDIA's Nsight tools (NVTX), which vanish where the package ``nvtx`` is absent."""
+"""Named ranges on the timeline of NVIDIA's Nsight tools (NVTX), which vanish where there is nothing to name."""
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,10 +18,11 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def span(name: str) -> AbstractContextManager[Any]:
-    """Return a context whose duration Nsight shows under `name`, in the domain ``wbdit``.
+    """Return a context whose duration Nsight shows under `name`.
 
-    Without the package ``nvtx``, and where ``torch.compile`` or ``torch.jit`` is looking, it is a context that does
-    nothing. Ranges nest; one costs about a microsecond, and nothing is recorded unless a tool is listening.
+    The range lies in the domain ``wbdit`` with the package ``nvtx``, and in no domain without it, where PyTorch's own
+    NVTX writes it. Without a GPU as well, and where ``torch.compile`` or ``torch.jit`` is looking, it is a context that
+    does nothing. Ranges nest; one costs about a microsecond, and nothing is recorded unless a tool is listening.
 
     Parameters
     ----------
@@ -32,6 +34,13 @@ def span(name: str) -> AbstractContextManager[Any]:
     >>> with span("forward"):
     ...     out = model(x, t)
     """
-    if nvtx is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _NOTHING
-    return nvtx.annotate(name, domain=DOMAIN)
+    if nvtx is not None:
+        return nvtx.annotate(name, domain=DOMAIN)
+    return torch.cuda.nvtx.range(name) if _has_gpu() else _NOTHING
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()

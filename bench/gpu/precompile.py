@@ -1,0 +1,84 @@
+"""Every kernel and every candidate, compiled beforehand by as many processes as there are cores.
+
+The processes launch nothing (`drylaunch.py`); what they compile lies in Triton's own cache, where later stages find it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from rows import AbsentError, Line
+from setting import Setting
+
+Job = tuple[str, int]  # an op, and which of its candidates
+
+
+def compile_all(s: Setting) -> None:
+    """Compile for the card that is here; on a CPU, which none is compiled for, one op for sm_90 tries the machinery."""
+    if "TRITON_INTERPRET" in os.environ:
+        s.rows.attempt("mssa 0", lambda: _absent("nothing is compiled where kernels are interpreted"))
+        return
+    arch = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1] if s.on_gpu else 90
+    jobs = [job for job in _jobs() if s.on_gpu or job == ("mssa", 0)]
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        running = {job: pool.submit(compile_job, job, arch) for job in jobs}
+        for (op, candidate), future in running.items():
+            s.rows.attempt(f"{op} {candidate}", future.result)
+
+
+def _jobs() -> list[Job]:
+    from codegen import launches
+    from wbdit.kernels import mssa, trunk
+
+    counts = {"mssa": len(mssa.FORWARD[False]), "mssa_backward": len(mssa.BACKWARD[False]), "trunk": len(trunk.TILES)}
+    # the slowest to compile first
+    names = sorted(launches(torch.bfloat16, batch=1), key=lambda op: -counts.get(op, 0))
+    return [(op, i) for op in names for i in range(counts.get(op, 1))]
+
+
+def compile_job(job: Job, arch: int) -> Line:
+    """Compile one op with one candidate in bf16, and with the first in fp32 too; runs in a process of its own."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import uninstalled  # noqa: F401
+    from codegen import launches
+    from drylaunch import dry
+    from wbdit.kernels import mssa, trunk
+
+    op, index = job
+    kernels = 0
+    with offering(mssa, index), offering(trunk, index):
+        for dtype in (torch.bfloat16, torch.float32)[: 1 if index else 2]:
+            launch = launches(dtype).get(op)
+            if launch is not None:
+                with dry(arch) as compiled:
+                    launch()
+                kernels += len(compiled)
+    return {"kernels": kernels}
+
+
+@contextlib.contextmanager
+def offering(module: ModuleType, index: int) -> Iterator[None]:
+    """Offer the candidate of an index alone; the first where there is none."""
+    offered = module.candidates
+
+    def candidates(*given: object) -> tuple[object, ...]:
+        every = offered(*given)
+        return every[index : index + 1] or every[:1]
+
+    module.candidates = candidates
+    try:
+        yield
+    finally:
+        module.candidates = offered
+
+
+def _absent(why: str) -> Line:
+    raise AbsentError(why)

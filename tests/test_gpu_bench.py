@@ -1,0 +1,159 @@
+"""The GPU run rehearsed on a CPU, with faults put in: whatever happens to a row, every other one is in the file."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parent.parent / "bench"
+CEILINGS = ["copy", "mm bf16", "mm fp32"]
+
+
+def start(out, *arguments):
+    command = [sys.executable, BENCH / "gpu" / "run.py", *arguments, "--quick", "--out", out]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rehearse(out, *arguments):
+    process = start(out, *arguments, "--device", "cpu")
+    stdout, stderr = process.communicate()
+    lines = [json.loads(line) for line in (out / f"gpu-{arguments[0]}.jsonl").read_text().splitlines()]
+    return process.returncode, {(line["stage"], line["row"]): line for line in lines}, stdout + stderr
+
+
+def test_every_row_but_the_faulty_is_in_the_file(tmp_path):
+    """A row that hangs, one that crashes, one that spoils the context: a new process goes on after each."""
+    faults = {"mm fp32": "hang", "addmm_ bf16 204800 x 768 x 768": "crash", "mm bf16": "raise"}
+    given = [word for row, fault in faults.items() for word in ("--fault", f"ceilings/{row}={fault}")]
+    status, lines, out = rehearse(tmp_path, "A", "--only", "ceilings", "--row-limit", "5", *given)
+    assert status == 1, out
+    rows = {row: line for (stage, row), line in lines.items() if stage == "ceilings" and row != "whole stage"}
+    assert "no end within 5 s" in rows["mm fp32"]["failed"]
+    assert "SIGSEGV" in rows["addmm_ bf16 204800 x 768 x 768"]["failed"]
+    assert "illegal memory access" in rows["mm bf16"]["failed"]
+    good = {row for row, line in rows.items() if "seconds" in line or "absent" in line}
+    assert good == rows.keys() - faults.keys()
+    assert {"copy", "mm bf16 204800 x 768 x 768", "sdpa backward"} <= good
+    assert lines["card", "card"]["card"] == "CPU"
+    report = (tmp_path / "gpu-A.md").read_text()
+    assert report.index("mm fp32: FAILED") < report.index("## Ceilings")  # what is wrong comes first
+
+
+def test_a_red_row_is_named_and_the_rest_goes_on(tmp_path):
+    status, lines, out = rehearse(tmp_path, "A", "--only", "blocks", "--fault", "blocks/op by op, bf16=red")
+    assert status == 1
+    red = lines["blocks", "op by op, bf16"]
+    assert not red["green"]
+    assert "seconds" not in red
+    assert "RED" in out
+    assert all(lines["blocks", f"{row}"]["green"] for row in ("blocks at once, bf16", "op by op, fp32"))
+
+
+def test_a_kill_in_the_middle_loses_one_row(tmp_path):
+    """Nothing is written at the end that was not in the file before."""
+    file = tmp_path / "gpu-A.jsonl"
+    process = start(tmp_path, "A", "--device", "cpu", "--only", "ceilings", "--fault", "ceilings/mm fp32=hang")
+    written = f'"row": "{CEILINGS[1]}"'
+    while written not in (file.read_text() if file.exists() else ""):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    rows = [json.loads(line)["row"] for line in file.read_text().splitlines()]
+    assert rows == ["card", "whole stage", *CEILINGS[:2]]
+    assert (tmp_path / "gpu-A.now").read_text() == CEILINGS[2]
+    with file.open("a") as half:
+        half.write('{"run": "cut o')
+    done = subprocess.run([sys.executable, BENCH / "gpu" / "report.py", file], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert CEILINGS[1] in done.stdout
+
+
+def test_time_that_is_up_is_said(tmp_path):
+    _, lines, _ = rehearse(tmp_path, "B", "--only", "ceilings", "--seconds", "1")
+    assert lines["ceilings", "the rest"]["absent"] == "the time was up"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_one_line(tmp_path):
+    process = start(tmp_path, "A")
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Return a function that imports a module of bench/gpu."""
+    for folder in (BENCH, BENCH / "gpu"):
+        monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module
+    for name in ("rows", "plan", "precision", "report", "run", "roofline", "timer", "setting"):
+        sys.modules.pop(name, None)
+
+
+def test_the_stages_fit_their_part(bench):
+    plan = bench("plan")
+    for part, stages in plan.PARTS.items():
+        assert sum(plan.STAGES[stage].limit for stage in stages) <= plan.SECONDS[part] == {"A": 330, "B": 240}[part]
+
+
+def test_no_fp32_product_is_tf32():
+    """In a process of its own: the switches are the process's."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCH / 'gpu')!r})\n"
+        "import torch; from precision import exact_fp32; exact_fp32()\n"
+        "assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == 'ieee'\n"
+        "assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_roofline_is_the_slower_of_two(bench):
+    roofline = bench("roofline")
+    cost = roofline.Cost(bytes=3e9, flops=8e11)
+    assert cost.seconds(3e12, 8e14) == pytest.approx(1e-3)
+    assert cost.seconds(1e12, 8e14) == pytest.approx(3e-3)
+    published = roofline.Shape(1024, 200, 768, 8, 2000)
+    # one product of 204,800 tokens by 768 x 768: 242 GFLOP, .30 ms at 800 TFLOP/s, as counted in the review
+    assert roofline.predicted("block_project Tiles(...)", published) == pytest.approx(0.302e-3, rel=0.01)
+    assert roofline.predicted("block_compress", published) == pytest.approx(0.419e-3, rel=0.01)
+
+
+def test_predicted_beside_measured(bench, tmp_path, capsys):
+    rows, roofline = bench("rows"), bench("roofline")
+    file = tmp_path / "gpu-A.jsonl"
+    rows.append(file, {"run": "1", "stage": "launches", "row": "mssa", "seconds": 4e-4, "roofline": 2e-4})
+    assert roofline.main([str(file)]) == 0
+    assert "| mssa | 200.0 | 400.0 | 50% |" in capsys.readouterr().out
+    assert roofline.main([str(tmp_path / "missing")]) == 2
+
+
+def test_a_profile_runs_from_an_unpacked_tree(tmp_path):
+    """Without an installed package: kernels and C++ sources are found beside it."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for part in ("wbdit", "kernels", "csrc", "bench", "tests"):
+        (tree / part).symlink_to(BENCH.parent / part)
+    code = "import uninstalled, wbdit, importlib.util as u; print(wbdit.__file__, u.find_spec('wbdit.kernels').origin)"
+    env = {**os.environ, "PYTHONPATH": str(BENCH)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(BENCH.parent / "wbdit") in done.stdout
+    done = subprocess.run(
+        [sys.executable, tree / "bench" / "nsight.py", "forward", "--quick", "--batch", "2", "--steps", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "forward, published, 2 cells" in done.stdout
