@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-sanitized lint bench peers wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized lint bench peers wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -15,6 +15,16 @@ test: lint
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
+
+# The Triton kernels compiled for every architecture, under each Triton that a torch brings: minutes.
+TRITONS := 3.6.0 3.7.1
+
+test-triton: $(VENV)/installed
+	for version in $(TRITONS); do \
+		$(PIP) install --no-deps --upgrade --target build/triton-$$version triton==$$version && \
+		PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest tests/test_triton.py -m "slow or not slow" \
+			-k "compile or candidate or products or registers or guards" || exit 1; \
+	done
 
 # The C++ kernels' tests with every read and write checked. Python itself is not built so, hence the preloading; it and
 # torch keep memory to the end, which is not looked for. A report goes to the real stderr, which pytest must not capture.

@@ -29,7 +29,7 @@ STAGES = {
     "blocks": Plan(("denoisers_gpu", "blocks"), 15, 8),
     "profile": Plan(("profiles", "profiles"), 20, 15),
     "end to end": Plan(("end_to_end", "end_to_end"), 35, 30),
-    "sanitizer": Plan(("tools", "sanitizer"), 30, 15),
+    "sanitizer": Plan(("tools", "sanitizer"), 30, 40),
     # B: after what A taught
     "counters": Plan(("tools", "counters"), 55, 30),
     "again": Plan(("denoisers_gpu", "again"), 25, 20),
