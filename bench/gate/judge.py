@@ -1,0 +1,109 @@
+"""What the times say: red, ungated or fine, row by row.
+
+A row's shift in a generation is the median over its rounds of log(head / base): neighbors in time are compared, because
+a shared machine changes its speed within a second. The row's ratio is the median over the generations. Its spread is the
+median difference of two processes of the same code, the threshold a multiple of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.gate.measure import Rounds, RowTimes
+
+FLOOR = 0.03  # a smaller slowdown is never red
+NOISY = 0.05  # with a larger spread no verdict is given
+FACTOR = 4.5  # of spread / sqrt(generations): the ratio's own error is 1.25 times that
+GENERATIONS = 2  # with fewer no verdict is given
+LEAST = 0.95  # lower quintile of reference / kernel
+
+FINE, FASTER, RED, UNGATED = "", "faster", "RED", "ungated"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row beside the base: head's time over base's, both as measured in the same rounds."""
+
+    name: str
+    word: str
+    why: str = ""
+    ratio: float | None = None
+    spread: float | None = None
+    threshold: float | None = None
+
+    @property
+    def needs_another_look(self) -> bool:
+        """Whether more generations could change the word: it is red, or the row is too noisy to be sharp."""
+        return self.spread is not None and (self.word == RED or self.spread > NOISY / 2)
+
+
+def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
+    """Return the verdict on one row, of no fewer generations."""
+    if times.failed.get("head"):
+        return Verdict(name, UNGATED if "base" in times.failed else RED, f"does not run: {times.failed['head']}")
+    if times.failed:
+        return Verdict(name, UNGATED, f"does not run at the base: {times.failed['base']}")
+    if times.red_check:
+        worst = max(times.errors[side] for side in times.red_check)
+        sides = " and ".join(times.red_check)
+        return Verdict(name, RED, f"{sides} off by {worst:.1e} from fp64, {times.tolerance:.0e} allowed; not timed")
+    if len(times.generations) < fewest:
+        return Verdict(name, UNGATED, "out of time")
+    shifts, differences = _differences(times.generations)
+    ratio, spread = float(np.median(shifts)), float(np.median(np.abs(differences)))
+    threshold = max(FLOOR, FACTOR * spread / math.sqrt(len(shifts)))
+    figures = {"ratio": math.exp(ratio), "spread": math.expm1(spread), "threshold": math.exp(threshold)}
+    if spread > NOISY:
+        return Verdict(name, UNGATED, "too noisy", **figures)
+    # one generation alone, a compiler beside it for instance, makes no row red
+    if ratio > threshold and min(shifts) > threshold / 2:
+        return Verdict(name, RED, "slower", **figures)
+    faster = ratio < -threshold and max(shifts) < -threshold / 2
+    return Verdict(name, FASTER if faster else FINE, **figures)
+
+
+def _differences(generations: Iterable[Rounds]) -> tuple[list[float], list[float]]:
+    """Return log(head / base) by generation, and the same of the two processes of each side."""
+    shifts, differences = [], []
+    for rounds in generations:
+        logs = {process: np.log([one[process] for one in rounds]) for process in rounds[0]}
+        base, head = (logs[f"{side} 1"] + logs[f"{side} 2"] for side in ("base", "head"))
+        shifts.append(float(np.median(head - base)) / 2)
+        differences += [float(np.median(logs[f"{side} 1"] - logs[f"{side} 2"])) for side in ("base", "head")]
+    return shifts, differences
+
+
+@dataclass(frozen=True)
+class Absolute:
+    """An operation beside its reference: reference's time over the kernel's."""
+
+    name: str
+    word: str
+    why: str = ""
+    median: float | None = None
+    quintile: float | None = None
+
+
+def judge_pair(name: str, answer: dict) -> Absolute:
+    """Return the verdict on one operation, given a worker's answer to "compare"."""
+    if "failed" in answer:
+        return Absolute(name, RED, f"does not run: {answer['failed']}")
+    if not answer:
+        return Absolute(name, UNGATED, "out of time")
+    if not answer["error"] <= answer["tolerance"]:
+        off = f"off by {answer['error']:.1e} from fp64, {answer['tolerance']:.0e} allowed; not timed"
+        return Absolute(name, RED, off)
+    reference, kernel = (np.array(answer[side]) for side in ("reference", "kernel"))
+    ratios = reference.sum(1) / kernel.sum(1)
+    median, quintile = float(np.median(ratios)), float(np.quantile(ratios, 0.2))
+    if quintile >= LEAST:
+        return Absolute(name, FINE, "", median, quintile)
+    # the same code against itself: where that is under the bar, so is any fair match now and then
+    itself = float(np.quantile(np.concatenate([side[:, 0] / side[:, 1] for side in (reference, kernel)]), 0.2))
+    if median >= LEAST and itself < LEAST:
+        return Absolute(name, UNGATED, f"too noisy: the same code against itself {itself:.2f}", median, quintile)
+    return Absolute(name, RED, "slower than the reference", median, quintile)

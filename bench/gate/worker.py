@@ -1,0 +1,175 @@
+"""One process that times the rows of one tree: requests as lines of JSON on stdin, answers as lines on stdout.
+
+    python bench/gate/worker.py TREE [--quick]
+
+`wbdit` comes from TREE, the rows from the code beside this file. Requests, by their "do":
+
+    hello                      the rows and their work, the pairs, the kernels' level, processor, versions, commit
+    prepare row check          make a row ready; with `check` its error against fp64 and what is allowed
+    visit calls chunks         seconds a call, one figure a chunk of so many calls
+    compare pair rounds until  seconds of reference and kernel, each twice a round, until that many seconds have gone by
+
+An answer has "failed" in place of all else where the request raised. The end of stdin ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = 1
+HERE = Path(__file__).resolve().parent
+CHUNK_SECONDS = 0.002  # of a pair: shorter calls are timed several at once
+LONG_SECONDS = 0.02  # of shorter calls the faster of two chunks counts
+
+
+def main(tree: Path, quick: bool) -> None:
+    answers = _claim_stdout()
+    _use(tree)
+    worker = Worker(tree, quick)
+    gc.disable()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:  # the row's own; the gate goes on with the others
+            text = str(error).strip().splitlines() or [""]
+            answer = {"failed": f"{type(error).__name__}: {text[0]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _claim_stdout():
+    """Keep stdout for answers: whatever else prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _use(tree: Path) -> None:
+    """Take `wbdit` from the tree, wherever else it is installed, and the bench's modules from beside this file."""
+    sys.path[:0] = [str(tree), str(HERE.parent), str(HERE.parent.parent / "tests")]
+    import wbdit
+
+    # csrc and kernels lie beside the package in a checkout; an installed one would else lend its own
+    wbdit.__path__.append(str(tree))
+    where = Path(wbdit.__file__).resolve()
+    if tree not in where.parents:
+        raise SystemExit(f"wbdit comes from {where}, not from {tree}")
+
+
+class Worker:
+    def __init__(self, tree: Path, quick: bool) -> None:
+        import rows
+
+        self.tree = tree
+        self.rows = rows.rows(quick)
+        self.pairs = rows.pairs(quick)
+        self.timed: rows.Timed | None = None
+
+    def hello(self) -> dict[str, Any]:
+        import machine
+        import wbdit
+
+        _check_origin(self.tree)
+        gc.freeze()  # the collections between rows need not look at the libraries
+        return {
+            "protocol": PROTOCOL,
+            "rows": {row.name: row.work for row in self.rows.values()},
+            "pairs": list(self.pairs),
+            "machine": machine.machine(),
+            "versions": machine.versions(),
+            "wbdit": str(Path(wbdit.__file__).parent),
+        }
+
+    def prepare(self, row: str, check: bool) -> dict[str, Any]:
+        self.timed = None  # the last row's memory goes first
+        gc.collect()
+        self.timed = timed = self.rows[row].ready()
+        with _mode(timed.gradient):
+            answer = {"error": timed.check(), "tolerance": timed.tolerance} if check else {}
+            first = self._chunk(1)
+            return {**answer, "seconds": min(first, self._chunk(1))}
+
+    def visit(self, calls: int, chunks: int) -> dict[str, Any]:
+        with _mode(self.timed.gradient):
+            if calls * chunks > 1:  # what another process left in the caches is not timed
+                self._chunk(1)
+            return {"seconds": [self._chunk(calls) for _ in range(chunks)]}
+
+    def _chunk(self, calls: int) -> float:
+        """Return the seconds a call takes, of so many."""
+        step, fresh = self.timed.step, self.timed.fresh
+        if fresh is None:
+            return _clock(step, calls)
+        seconds = 0.0
+        for _ in range(calls):
+            given = fresh()
+            seconds += _clock(lambda: step(given), 1)  # noqa: B023
+        return seconds / calls
+
+    def compare(self, pair: str, rounds: int, until: float) -> dict[str, Any]:
+        import wbdit
+
+        deadline = time.perf_counter() + until
+        self.timed = None
+        gc.collect()
+        sides = {name: self.pairs[pair].ready(name) for name in ("reference", "auto")}
+        kernel = sides["auto"]
+        with _mode(kernel.gradient):
+            answer = {"error": kernel.check(), "tolerance": kernel.tolerance}
+        found: dict[str, list[tuple[float, float]]] = {"reference": [], "kernel": []}
+        if not answer["error"] <= answer["tolerance"]:
+            return {**answer, **found}
+
+        def clock(name: str, calls: int, chunks: int) -> float:
+            with wbdit.backend(name):
+                return min(_clock(sides[name].step, calls) for _ in range(chunks))
+
+        with _mode(kernel.gradient):
+            slower = max(clock(name, 1, 2) for name in sides)
+            calls, chunks = max(1, round(CHUNK_SECONDS / slower)), 1 if slower > LONG_SECONDS else 2
+            for number in range(rounds):
+                outer, inner = ("reference", "auto") if number % 2 else ("auto", "reference")
+                seconds = [clock(name, calls, chunks) for name in (outer, inner, inner, outer)]
+                outside, inside = (seconds[0], seconds[3]), (seconds[1], seconds[2])
+                found["reference"].append(outside if number % 2 else inside)
+                found["kernel"].append(inside if number % 2 else outside)
+                if time.perf_counter() > deadline:
+                    break
+        return {**answer, **found}
+
+
+def _clock(step: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - start) / calls
+
+
+@contextlib.contextmanager
+def _mode(gradient: bool) -> Iterator[None]:
+    """Time on the kernels whatever the environment says, with gradients where the row has them."""
+    import torch
+    import wbdit
+
+    with torch.set_grad_enabled(gradient), wbdit.backend("auto"):
+        yield
+
+
+def _check_origin(tree: Path) -> None:
+    for name, module in sys.modules.items():
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] == "wbdit" and file and tree not in Path(file).resolve().parents:
+            raise RuntimeError(f"{name} comes from {file}, not from {tree}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), "--quick" in sys.argv[2:])
