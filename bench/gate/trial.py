@@ -1,0 +1,92 @@
+"""Try the gate itself: base against base, or against a copy in which one operation is slower.
+
+    python -m bench.gate.trial --runs 10                           # how often is a row red that should not be?
+    python -m bench.gate.trial --runs 5 --plant mssa:1.15          # is the slow operation found and named?
+
+The planted operation spins for the given share of its own time. Operations are the methods of `Fused`
+(wbdit/ops/fused.py): mssa, mssa_backward, gated_adaln, count_nll, and so on. The exit status is 1 where a run without a
+plant is red, or a run with one names no row of the operation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.gate import __main__ as gate
+from bench.gate import report, trees
+from bench.gate.judge import RED
+from bench.gate.process import WorkerError
+
+SLOWER = """
+
+def _planted(method, factor):
+    import functools
+    import time
+
+    @functools.wraps(method)
+    def slower(*args, **kwargs):
+        start = time.perf_counter()
+        out = method(*args, **kwargs)
+        until = start + factor * (time.perf_counter() - start)
+        while time.perf_counter() < until:
+            pass
+        return out
+
+    return slower
+
+
+Fused.{method} = _planted(Fused.{method}, {factor})
+"""
+
+
+def plant(tree: Path, method: str, factor: float) -> None:
+    """Make an operation of a tree slower."""
+    source = tree / "wbdit" / "ops" / "fused.py"
+    text = source.read_text()
+    if f"    def {method}(" not in text:
+        raise trees.TreeError(f"no operation {method} in {source.name}")
+    source.write_text(text + SLOWER.format(method=method, factor=factor))
+
+
+def names_it(result: dict[str, Any], method: str) -> bool:
+    """Whether a row of the operation, in its direction, is red."""
+    direction = "backward" if method.endswith("_backward") else "forward"
+    wanted = f" op {method.removesuffix('_backward')} {direction} "
+    return any(wanted in name and row["word"] == RED for name, row in result["rows"].items())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--plant", metavar="OP:FACTOR", help="for instance mssa:1.15")
+    parser.add_argument("--quick", action="store_true", help="Tiny sizes: tries the machinery, no result.")
+    parser.add_argument("--out", type=Path, default=gate.ROOT / "bench/out/trial.jsonl")
+    options = parser.parse_args()
+    method, _, factor = (options.plant or "").partition(":")
+    failures = 0
+    try:
+        commit = trees.resolve(gate.ROOT, "HEAD")
+        with ExitStack() as stack:
+            base, head = (stack.enter_context(trees.files_of(gate.ROOT, commit)) for _ in range(2))
+            if method:
+                plant(head, method, float(factor or 1.15))
+            for number in range(options.runs):
+                result = gate.run(head, base, options.plant or "the same", commit[:12], options.quick)
+                report.append(result, options.out)
+                right = names_it(result, method) if method else not gate.is_red(result)
+                failures += not right
+                print(f"run {number + 1}: {'as it should be' if right else 'WRONG'}, {result['seconds']} s")
+                print(report.markdown(result), flush=True)
+    except (trees.TreeError, WorkerError, ValueError) as error:
+        print(f"trial: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.runs - failures} of {options.runs} runs as they should be")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
