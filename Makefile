@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized lint bench peers wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized lint bench bench-gate bench-chart peers wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -45,6 +45,14 @@ lint: $(VENV)/installed
 # some 15 minutes, on a machine that does nothing else; see bench/README.md
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -c bench/pytest.ini bench
+
+# is this tree slower than a commit? Under six minutes: make bench-gate BASE=main
+bench-gate: $(VENV)/installed
+	@$(BIN)/python -m bench.gate "$(BASE)" $(GATE)
+
+# the history of bench-gate, bench/results/gate.jsonl, as a picture beside it
+bench-chart: $(VENV)/installed
+	@$(BIN)/python -m bench.gate.chart
 
 # every generator on the same cells, hours: make peers DATA="a.h5ad b.h5ad:cell_type,condition"; see bench/README.md
 peers: $(VENV)/installed-peers

@@ -1,6 +1,5 @@
-"""The benchmark's machinery on tiny sizes: what it writes, that a wrong row is not reported, how results compare."""
+"""The benchmark's machinery on tiny sizes: what it writes, that a wrong row is not reported."""
 
-import copy
 import importlib
 import json
 import os
@@ -101,61 +100,26 @@ def test_a_wrong_row_is_neither_timed_nor_printed(tmp_path):
     assert all(f"RED: {gone['what']}: {gone['why']}" in done.stdout for gone in red)
 
 
-@pytest.fixture
-def files(quick, tmp_path):
-    """Return a function that writes the result with its rows changed, and gives the path."""
-
-    def write(name, change=lambda row: row, quick_run=False):
-        result = copy.deepcopy(quick[1]) | {"quick": quick_run}
-        result["rows"] = [row for row in map(change, result["rows"]) if row is not None]
-        path = tmp_path / name
-        path.write_text(json.dumps(result))
-        return path
-
-    return write
-
-
-def scaled(name, factor):
-    return lambda row: row | {"ratio_to_eager": row["ratio_to_eager"] * (factor if row["name"] == name else 1)}
-
-
-@pytest.mark.parametrize(
-    ("change", "status"),
-    [
-        (lambda row: row, 0),
-        (scaled("ours, fp32", 0.95), 0),
-        (scaled("ours, fp32", 0.85), 1),
-        (scaled("kernel", 0.85), 1),
-        (scaled("DiT, eager fp32", 0.5), 0),  # not ours
-        (lambda row: None if row["name"] == "ours, bf16" else row, 1),
-        (lambda row: None if row["name"] == "DiT, eager fp32" else row, 0),
-    ],
-)
-def test_comparing(change, status, files):
-    done = run(BENCH / "compare.py", files("old.json"), files("new.json", change))
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "published / forward / published, eager fp32" in done.stdout
-
-
-def test_what_cannot_be_compared(files, tmp_path):
-    result, garbage = files("whole.json"), tmp_path / "garbage.json"
-    garbage.write_text("[]")
-    nothing = files("nothing.json", lambda row: None)
-    for other in (tmp_path / "missing.json", garbage, nothing, files("quick.json", quick_run=True)):
-        done = run(BENCH / "compare.py", result, other)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-
-
-def test_a_kept_result_has_ratios_alone(files, tmp_path):
-    kept = tmp_path / "results" / "kept.json"
-    assert run(BENCH / "keep.py", files("quick.json", quick_run=True), kept).returncode == 2
-    assert run(BENCH / "keep.py", files("whole.json"), kept).returncode == 0
+def test_a_kept_result_has_ratios_alone(quick, tmp_path):
+    whole, kept = tmp_path / "whole.json", tmp_path / "results" / "kept.json"
+    whole.write_text(json.dumps(quick[1]))
+    assert run(BENCH / "keep.py", whole, kept).returncode == 2  # a quick run's
+    whole.write_text(json.dumps(quick[1] | {"quick": False}))
+    assert run(BENCH / "keep.py", whole, kept).returncode == 0
     text = kept.read_text()
     assert "seconds" not in text
     assert "mib" not in text
     assert "cpu" not in json.loads(text)["machine"]
-    assert run(BENCH / "compare.py", kept, tmp_path / "whole.json").returncode == 0
+
+
+def test_what_is_no_result(tmp_path):
+    garbage = tmp_path / "garbage.json"
+    garbage.write_text("[]")
+    for source in (tmp_path / "missing.json", garbage):
+        done = run(BENCH / "keep.py", source, tmp_path / "kept.json")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "kept.json").exists()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from bench.gate.judge import RED, UNGATED, Absolute, Verdict, judge, judge_pair
 from bench.gate.process import Process, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
+PROTOCOL = 1  # worker.py's
 GENERATIONS, MORE = 3, 2
 ROUNDS = 25
 # seconds from the start, the whole being under six minutes: the generations, another look, each operation by itself
@@ -27,10 +28,13 @@ UNTIL = (205.0, 240.0, 335.0)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-gate", description=__doc__.partition("\n")[0])
-    parser.add_argument("base", help="commit to compare with")
+    parser.add_argument("base", help="commit to compare with, HEAD for what is not committed yet")
     parser.add_argument("--quick", action="store_true", help="Tiny sizes: tries the machinery, no result.")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/out/gate.jsonl", help="File that gets the line.")
     options = parser.parse_args()
+    if not options.base:
+        print("bench-gate: no base: make bench-gate BASE=<commit>", file=sys.stderr)
+        return 2
     try:
         base = trees.resolve(ROOT, options.base)
         with trees.files_of(ROOT, base) as tree:
@@ -76,7 +80,10 @@ def _first_workers(
     head_tree: Path, base_tree: Path, quick: bool
 ) -> tuple[dict[str, dict[str, Any]], Callable[[str], Process]]:
     """Build both sides' kernels; return what each side has, and how a worker of it is started."""
-    places = {"head": (measure.worker_script(head_tree), head_tree), "base": (measure.worker_script(base_tree), base_tree)}
+    places = {
+        "head": (measure.worker_script(head_tree), head_tree),
+        "base": (measure.worker_script(base_tree), base_tree),
+    }
     greetings = {}
     for side in places:
         try:
@@ -100,7 +107,7 @@ def _first_workers(
 def _greet(process: Process) -> dict[str, Any]:
     with process:
         greeting = process.ask("hello")
-    if greeting.get("failed") or greeting.get("protocol") != 1:
+    if greeting.get("failed") or greeting.get("protocol") != PROTOCOL:
         raise WorkerError(greeting.get("failed", "a worker of another protocol"))
     return greeting
 

@@ -1,6 +1,8 @@
 """Draw the history: each commit's rows beside its base, one panel a processor.
 
     python -m bench.gate.chart [LINES.jsonl] [PICTURE.svg]
+
+By default the lines are bench/results/gate.jsonl, and the picture lies beside them.
 """
 
 from __future__ import annotations

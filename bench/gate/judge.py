@@ -1,8 +1,8 @@
 """What the times say: red, ungated or fine, row by row.
 
-A row's shift in a generation is the median over its rounds of log(head / base): neighbors in time are compared, because
-a shared machine changes its speed within a second. The row's ratio is the median over the generations. Its spread is the
-median difference of two processes of the same code, the threshold a multiple of it.
+A row's shift in a generation is the median over its rounds of log(head / base). Neighbors in time are compared, because
+a shared machine changes its speed within a second. The row's ratio is the median over the generations. Its spread is
+the median difference between two processes of the same code, and its threshold is a multiple of that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The measurement: generations of fresh processes, in each the rows, in each row rounds of base and head in turn.
+"""The measurement: generations of fresh processes; in each generation the rows; in each row rounds of base and head.
 
-Two processes of the same code differ by a few per cent, for where their memory lies. So a generation has two of the base
-and two of the head: how far two of one side are apart is what the two sides may be apart by chance.
+Two processes of the same code can differ by a few percent, because their memory lies elsewhere. A generation therefore
+has two processes of each side: the difference within a side shows what chance does between the sides.
 """
 
 from __future__ import annotations
@@ -90,10 +90,9 @@ def _row(workers: dict[str, Process], name: str, times: RowTimes, until: float, 
 
 def _prepare(workers: dict[str, Process], name: str, times: RowTimes, check: bool) -> float:
     """Make the row ready everywhere and return the seconds of a call; with `check`, hold each side to fp64."""
-    answers = {
-        process: worker.ask("prepare", row=name, check=check and process.endswith("1"))  # one at a time: each has all cores
-        for process, worker in workers.items()
-    }
+    answers = {}
+    for process, worker in workers.items():  # one at a time: each has all cores
+        answers[process] = worker.ask("prepare", row=name, check=check and process.endswith("1"))
     for process, answer in answers.items():
         side = process.split()[0]
         if "failed" in answer:

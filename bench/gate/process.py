@@ -23,7 +23,7 @@ class Process:
 
     def __init__(self, script: Path, tree: Path, quick: bool = False) -> None:
         self.script, self.tree, self.quick = script, tree, quick
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (close() closes it)
         # OpenMP's threads spin while they wait for one another: where something else takes a core, a call of 20 ms
         # then takes 400. Asleep they cost every process alike some microseconds.
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -49,8 +49,8 @@ def markdown(result: dict[str, Any]) -> str:
         [
             f"## {title}: {result['commit']} beside {result['base']}",
             "",
-            f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, kernels {result['kernels']}, "
-            f"torch {result['torch']}, {result['seconds']} s",
+            f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, "
+            f"kernels {result['kernels']}, torch {result['torch']}, {result['seconds']} s",
             "",
             "| row | head / base | A/A spread | red from | |",
             "| --- | --- | --- | --- | --- |",

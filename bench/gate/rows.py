@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from agreement import TOLERANCE, gradient_error, relative_error
 from configs import Config, Inputs, configs, make_inputs, make_model
 from denoisers import ROWS, Expected, gradients_of, sample, train_step, trained

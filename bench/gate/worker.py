@@ -77,6 +77,7 @@ class Worker:
 
     def hello(self) -> dict[str, Any]:
         import machine
+
         import wbdit
 
         _check_origin(self.tree)
@@ -165,6 +166,7 @@ def _clock(step: Callable[[], object], calls: int) -> float:
 def _mode(gradient: bool) -> Iterator[None]:
     """Time on the kernels whatever the environment says, with gradients where the row has them."""
     import torch
+
     import wbdit
 
     with torch.set_grad_enabled(gradient), wbdit.backend("auto"):
