@@ -29,26 +29,26 @@ def made_up(slower=1.0, noise=0.01, between=0.01, generations=3, rounds=8, seed=
     return measure.RowTimes(found, **(CHECKED | facts))
 
 
-def words(**made):
-    return [judge.judge("row", made_up(seed=seed, **made)).word for seed in range(200)]
+def verdicts(**made):
+    return [judge.judge("row", made_up(seed=seed, **made)).verdict for seed in range(200)]
 
 
 def test_equal_code_is_hardly_ever_red():
     """At most one red row in ten runs of sixteen rows."""
     for between in (0.002, 0.01, 0.025):
-        assert words(between=between).count(judge.RED) <= 1
+        assert verdicts(between=between).count(judge.RED) <= 1
 
 
 def test_a_slowdown_is_found():
     for between in (0.002, 0.01):
-        assert words(slower=1.15, between=between).count(judge.RED) >= 199
+        assert verdicts(slower=1.15, between=between).count(judge.RED) >= 199
     found = judge.judge("row", made_up(slower=1.15))
     assert found.ratio == pytest.approx(1.15, abs=0.03)
     assert found.threshold < 1.1
 
 
 def test_faster_is_said_but_not_red():
-    assert words(slower=0.85).count(judge.FASTER) >= 199
+    assert verdicts(slower=0.85).count(judge.FASTER) >= 199
 
 
 def test_one_disturbed_generation_is_not_red():
@@ -56,17 +56,17 @@ def test_one_disturbed_generation_is_not_red():
     for one in times.generations[0]:
         one["head 1"] *= 1.4
         one["head 2"] *= 1.4
-    assert judge.judge("row", times).word == judge.FINE
+    assert judge.judge("row", times).verdict == judge.FINE
 
 
 def test_a_noisy_row_is_ungated():
     found = judge.judge("row", made_up(between=0.2))
-    assert (found.word, found.why) == (judge.UNGATED, "too noisy")
+    assert (found.verdict, found.why) == (judge.UNGATED, "too noisy")
     assert found.needs_another_look
 
 
 @pytest.mark.parametrize(
-    ("facts", "word", "why"),
+    ("facts", "verdict", "why"),
     [
         (
             {"errors": {"base": 1e-7, "head": 1e-3}},
@@ -80,9 +80,9 @@ def test_a_noisy_row_is_ungated():
         ({"generations": 0}, judge.UNGATED, "out of time"),
     ],
 )
-def test_what_is_not_timed_is_said(facts, word, why):
+def test_what_is_not_timed_is_said(facts, verdict, why):
     found = judge.judge("row", made_up(**facts))
-    assert found.word == word
+    assert found.verdict == verdict
     assert found.why.startswith(why)
 
 
@@ -94,14 +94,14 @@ def pair(ratio, noise=0.0, seed=0, **facts):
 
 
 def test_operations_beside_their_reference():
-    assert judge.judge_pair("op", pair(1.0, 0.01)).word == judge.FINE
-    assert judge.judge_pair("op", pair(0.9, 0.01)).word == judge.RED
-    assert judge.judge_pair("op", pair(0.9, 0.2)).word == judge.RED
+    assert judge.judge_pair("op", pair(1.0, 0.01)).verdict == judge.FINE
+    assert judge.judge_pair("op", pair(0.9, 0.01)).verdict == judge.RED
+    assert judge.judge_pair("op", pair(0.9, 0.2)).verdict == judge.RED
     noisy = judge.judge_pair("op", pair(1.0, 0.2))
-    assert noisy.word == judge.UNGATED
+    assert noisy.verdict == judge.UNGATED
     assert noisy.why.startswith("too noisy")
     assert judge.judge_pair("op", {}).why == "out of time"
-    assert judge.judge_pair("op", {"failed": "x"}).word == judge.RED
+    assert judge.judge_pair("op", {"failed": "x"}).verdict == judge.RED
     assert judge.judge_pair("op", pair(2.0, error=1.0)).why.endswith("not timed")
 
 
@@ -175,7 +175,7 @@ def test_equal_trees_are_green(repository, capsys, tmp_path, monkeypatch):
     assert "Nothing is red; 0 of 3 ungated." in printed
     assert line["base"] == line["commit"]
     assert (line["processor"], line["threads"], line["quick"]) == ("Test", 2, False)
-    assert line["rows"]["forward"].keys() == {"ratio", "spread", "threshold", "word", "why"}
+    assert line["rows"]["forward"].keys() == {"ratio", "spread", "threshold", "verdict", "why"}
     assert line["operations"]["small op fold"]["median"] == 1
 
 
@@ -197,7 +197,7 @@ def test_what_is_red_is_named(changed, red, repository, capsys):
 def test_rows_that_one_side_lacks_are_ungated(repository):
     status, line = repository(rows={"forward": "5 cells", "op new": "4 cells"})
     assert status == 0
-    assert {name: row["word"] for name, row in line["rows"].items()} == dict.fromkeys(
+    assert {name: row["verdict"] for name, row in line["rows"].items()} == dict.fromkeys(
         ("forward", "op new", "op mssa"), "ungated"
     )
     assert line["rows"]["op new"]["why"] == "not at the base"
@@ -274,7 +274,7 @@ def test_planting(tmp_path):
     assert space["Fused"]().mssa(1) == 2
     with pytest.raises(RuntimeError, match="no operation attention"):
         trial.plant(tmp_path, "attention", 1.15)
-    rows = {"small op mssa backward fp32": {"word": "RED"}, "small op mssa forward fp32": {"word": ""}}
+    rows = {"small op mssa backward fp32": {"verdict": "RED"}, "small op mssa forward fp32": {"verdict": "ok"}}
     assert trial.names_it({"rows": rows}, "mssa_backward")
     assert not trial.names_it({"rows": rows}, "mssa")
 
@@ -282,8 +282,11 @@ def test_planting(tmp_path):
 def test_the_chart(tmp_path):
     facts = {"machine": {"cpu": "A", "cores": 2, "threads": 2, "kernels": "avx2"}, "versions": {"torch": "2"}}
     lines = []
-    for number, (word, ratio) in enumerate([("", 1.0), ("RED", 1.2), ("faster", 0.9)]):
-        rows = [judge.Verdict("small train fp32", word, "", ratio, 0.01, 1.03), judge.Verdict("gone", "ungated", "x")]
+    for number, (verdict, ratio) in enumerate([("ok", 1.0), ("RED", 1.2), ("faster", 0.9)]):
+        rows = [
+            judge.Verdict("small train fp32", verdict, "", ratio, 0.01, 1.03),
+            judge.Verdict("gone", "ungated", "x"),
+        ]
         lines.append(report.line(f"commit{number}", "base", facts, rows, [], 300.0, quick=False))
         facts["machine"]["cpu"] = "B"
     source, picture = tmp_path / "gate.jsonl", tmp_path / "gate.svg"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gate import measure, report, trees
-from bench.gate.judge import RED, UNGATED, Absolute, Verdict, judge, judge_pair
+from bench.gate.judge import FINE, RED, UNGATED, Absolute, Verdict, judge, judge_pair
 from bench.gate.process import Process, WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def is_red(result: dict[str, Any]) -> bool:
-    return any(found["word"] == RED for part in ("rows", "operations") for found in result[part].values())
+    return any(found["verdict"] == RED for part in ("rows", "operations") for found in result[part].values())
 
 
 def run(head_tree: Path, base_tree: Path, head: str, base: str, quick: bool = False) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def _absolute(worker: Process, pairs: list[str], until: float, quick: bool) -> l
     worker.ask("hello")
     rounds = 3 if quick else ROUNDS
     found = {name: judge_pair(name, a) for name, a in measure.beside_reference(worker, pairs, rounds, until).items()}
-    doubtful = [name for name, verdict in found.items() if verdict.quintile is not None and verdict.word]
+    doubtful = [name for name, one in found.items() if one.lower_quintile is not None and one.verdict != FINE]
     for name, answer in measure.beside_reference(worker, doubtful, rounds, until).items():
         again = judge_pair(name, answer)
-        if again.quintile is not None and again.quintile > found[name].quintile:
+        if again.lower_quintile is not None and again.lower_quintile > found[name].lower_quintile:
             found[name] = again
     return list(found.values())
 

@@ -15,7 +15,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 # told apart on paper and by the colour-blind: hue by what is timed, shade by the row
-PALETTES = {"forward": "Blues", "train": "Oranges", "sampling": "Greens", "op": "Greys"}
+PALETTES = {"op": "Greys", "forward": "Blues", "train": "Oranges", "sampling": "Greens"}
 MARKERS = "osD^vP*X<>"
 INK, MUTED, RED = "#1d1e22", "#5b5f69", "#b02a50"
 
@@ -69,13 +69,17 @@ def _panel(axis: Any, title: str, lines: list[dict[str, Any]]) -> None:
         if not found:
             continue
         axis.plot(*zip(*((x, row["ratio"]) for x, row in found), strict=True), label=name, linewidth=0.8, **style)
-        red = [(x, row["ratio"]) for x, row in found if row["word"] == "RED"]
-        if red:
-            axis.plot(*zip(*red, strict=True), "o", color="none", markeredgecolor=RED, markersize=11, linewidth=2)
+        for x, row in found:
+            if row["verdict"] in ("RED", "faster"):
+                right = x > (len(lines) - 1) / 2
+                place = {"xytext": (-9 if right else 9, 0), "ha": "right" if right else "left", "va": "center"}
+                axis.annotate(name, (x, row["ratio"]), textcoords="offset points", fontsize=8, color=INK, **place)
+        red = [(x, row["ratio"]) for x, row in found if row["verdict"] == "RED"]
+        axis.plot(*([p[i] for p in red] for i in (0, 1)), "o", color="none", markeredgecolor=RED, markersize=11)
     axis.set_xticks(range(len(lines)), [line["commit"] for line in lines], rotation=45, ha="right", family="monospace")
     axis.set_xlim(-0.5, len(lines) - 0.5)
-    axis.set_ylabel("time beside the base (1 = the same)")
-    axis.set_title(title, loc="left", color=INK, fontsize=10)
+    axis.set_ylabel("time / time at the base")
+    axis.set_title(f"{title} (circled: red)", loc="left", color=INK, fontsize=10)
     axis.grid(axis="y", color="#dfdcd4", linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right"):

@@ -21,7 +21,7 @@ FACTOR = 4.5  # of spread / sqrt(generations): the ratio's own error is 1.25 tim
 GENERATIONS = 2  # with fewer no verdict is given
 LEAST = 0.95  # lower quintile of reference / kernel
 
-FINE, FASTER, RED, UNGATED = "", "faster", "RED", "ungated"
+FINE, FASTER, RED, UNGATED = "ok", "faster", "RED", "ungated"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Verdict:
     """A row beside the base: head's time over base's, both as measured in the same rounds."""
 
     name: str
-    word: str
+    verdict: str
     why: str = ""
     ratio: float | None = None
     spread: float | None = None
@@ -37,8 +37,8 @@ class Verdict:
 
     @property
     def needs_another_look(self) -> bool:
-        """Whether more generations could change the word: it is red, or the row is too noisy to be sharp."""
-        return self.spread is not None and (self.word == RED or self.spread > NOISY / 2)
+        """Whether more generations could change the verdict: it is red, or the row is too noisy to be sharp."""
+        return self.spread is not None and (self.verdict == RED or self.spread > NOISY / 2)
 
 
 def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
@@ -82,10 +82,10 @@ class Absolute:
     """An operation beside its reference: reference's time over the kernel's."""
 
     name: str
-    word: str
+    verdict: str
     why: str = ""
     median: float | None = None
-    quintile: float | None = None
+    lower_quintile: float | None = None
 
 
 def judge_pair(name: str, answer: dict) -> Absolute:

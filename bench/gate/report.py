@@ -63,7 +63,8 @@ def markdown(result: dict[str, Any]) -> str:
             "| operation | reference / kernel | lower quintile | |",
             "| --- | --- | --- | --- |",
             *(
-                f"| {name} | {_number(pair['median'], '.2f')} | {_number(pair['quintile'], '.2f')} | {_words(pair)} |"
+                f"| {name} | {_number(pair['median'], '.2f')} | {_number(pair['lower_quintile'], '.2f')} "
+                f"| {_words(pair)} |"
                 for name, pair in sorted(pairs.items(), key=_red_first)
             ),
             "",
@@ -75,8 +76,8 @@ def markdown(result: dict[str, Any]) -> str:
 def summary(result: dict[str, Any]) -> str:
     """Return the last line: what is red, by name, or that nothing is."""
     every = [*result["rows"].items(), *((f"{n} (its reference)", found) for n, found in result["operations"].items())]
-    red = [name for name, found in every if found["word"] == RED]
-    ungated = [name for name, found in every if found["word"] == UNGATED]
+    red = [name for name, found in every if found["verdict"] == RED]
+    ungated = [name for name, found in every if found["verdict"] == UNGATED]
     said = f"RED: {', '.join(red)}" if red else "Nothing is red"
     return f"{said}; {len(ungated)} of {len(every)} ungated{': ' + ', '.join(ungated) if ungated else ''}."
 
@@ -97,11 +98,11 @@ def append_to_job(text: str) -> None:
 
 
 def _red_first(item: tuple[str, dict[str, Any]]) -> bool:
-    return item[1]["word"] != RED
+    return item[1]["verdict"] != RED
 
 
 def _words(found: dict[str, Any]) -> str:
-    return f"{found['word']}: {found['why']}" if found["why"] else found["word"]
+    return f"{found['verdict']}: {found['why']}" if found["why"] else found["verdict"]
 
 
 def _number(value: float | None, layout: str) -> str:

@@ -56,7 +56,7 @@ def names_it(result: dict[str, Any], method: str) -> bool:
     """Whether a row of the operation, in its direction, is red."""
     direction = "backward" if method.endswith("_backward") else "forward"
     wanted = f" op {method.removesuffix('_backward')} {direction} "
-    return any(wanted in name and row["word"] == RED for name, row in result["rows"].items())
+    return any(wanted in name and row["verdict"] == RED for name, row in result["rows"].items())
 
 
 def main() -> int:
