@@ -17,7 +17,7 @@ from bench.gate.measure import Rounds, RowTimes
 
 FLOOR = 0.03  # a smaller slowdown is never red
 NOISY = 0.05  # with a larger spread no verdict is given
-FACTOR = 4.5  # of spread / sqrt(generations): the ratio's own error is 1.25 times that
+FACTOR = 4.5  # of spread / sqrt(generations), which is about the ratio's standard error
 GENERATIONS = 2  # with fewer no verdict is given
 LEAST = 0.95  # lower quintile of reference / kernel
 
@@ -55,7 +55,9 @@ def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
         return Verdict(name, UNGATED, "out of time")
     shifts, differences = _differences(times.generations)
     ratio, spread = float(np.median(shifts)), float(np.median(np.abs(differences)))
-    threshold = max(FLOOR, FACTOR * spread / math.sqrt(len(shifts)))
+    # generations that disagree say the same of the noise as processes of one side do
+    apart = float(np.median(np.abs(np.array(shifts) - ratio)))
+    threshold = max(FLOOR, FACTOR * max(spread, apart) / math.sqrt(len(shifts)))
     figures = {"ratio": math.exp(ratio), "spread": math.expm1(spread), "threshold": math.exp(threshold)}
     if spread > NOISY:
         return Verdict(name, UNGATED, "too noisy", **figures)
