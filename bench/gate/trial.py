@@ -75,7 +75,8 @@ def main() -> int:
             if method:
                 plant(head, method, float(factor or 1.15))
             for number in range(options.runs):
-                result = gate.run(head, base, options.plant or "the same", commit[:12], options.quick)
+                name = options.plant or "the same"
+                result = gate.run(head, base, name, commit[:12], options.quick, absolute=not method)
                 report.append(result, options.out)
                 right = names_it(result, method) if method else not gate.is_red(result)
                 failures += not right
