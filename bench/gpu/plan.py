@@ -28,7 +28,7 @@ STAGES = {
     "headline": Plan(("denoisers_gpu", "headline"), 60, 40),
     "blocks": Plan(("denoisers_gpu", "blocks"), 15, 8),
     "profile": Plan(("profiles", "profiles"), 20, 15),
-    "end to end": Plan(("end_to_end", "end_to_end"), 35, 30),
+    "end to end": Plan(("end_to_end", "end_to_end"), 35, 60),
     "sanitizer": Plan(("tools", "sanitizer"), 30, 40),
     # B: after what A taught
     "counters": Plan(("tools", "counters"), 55, 30),

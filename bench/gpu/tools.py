@@ -50,17 +50,20 @@ def _sanitize(s: Setting, tool: str) -> Line:
 
 
 def _count(s: Setting, kernel: str) -> Line:
+    """Profile one launch within the named range of the phase; where no range is seen, one after the warm-up's first."""
     s.need_gpu()
-    given = ["--clock-control", "none", "--kernel-name", f"regex:{kernel}", "--launch-skip", "2", "--launch-count", "1"]
-    shown = ["--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
-    phase = [HERE.parent / "nsight.py", "forward", "--batch", "1024", "--steps", "1"]
-    done = _run([_find("ncu"), *given, *shown, sys.executable, *phase])
-    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
-    if done.returncode or len(lines) < 3:
-        raise RuntimeError(f"ncu: {_last(done)}")
-    names, units, values = (next(csv.reader([line])) for line in lines[:3])
-    table = dict(zip(names, zip(values, units, strict=True), strict=True))
-    return {short: " ".join(table[metric]) for metric, short in METRICS.items() if metric in table}
+    ncu = [_find("ncu"), "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
+    ncu += ["--kernel-name", f"regex:{kernel}", "--launch-count", "1"]
+    phase = [sys.executable, HERE.parent / "nsight.py", "forward", "--batch", "1024", "--steps", "1"]
+    ranges = ["--nvtx", "--nvtx-include", "forward/", "--nvtx-include", "wbdit@forward/"]
+    for where in (ranges, ["--launch-skip", "2"]):
+        done = _run([*ncu, *where, *phase])
+        lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
+        if len(lines) >= 3:
+            names, units, values = (next(csv.reader([line])) for line in lines[:3])
+            table = dict(zip(names, zip(values, units, strict=True), strict=True))
+            return {short: " ".join(table[metric]) for metric, short in METRICS.items() if metric in table}
+    raise RuntimeError(f"ncu: {_last(done)}")
 
 
 def _find(tool: str) -> str:
