@@ -1,5 +1,6 @@
 """The GPU run rehearsed on a CPU, with faults put in: whatever happens to a row, every other one is in the file."""
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -109,6 +110,31 @@ def test_no_fp32_product_is_tf32():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "probe", "status"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None, 3),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), None, 3),
+        (ValueError("another"), RuntimeError("spoilt"), 3),
+        (ValueError("another"), None, None),
+        (torch.OutOfMemoryError("CUDA out of memory"), None, None),
+    ],
+)
+def test_a_spoilt_context_ends_the_process(bench, tmp_path, error, probe, status):
+    """And the row's line is written first; another error, or too little memory, ends nothing."""
+
+    def throw(what):
+        if what is not None:
+            raise what
+
+    rows = bench("rows")
+    stage = rows.Rows(tmp_path / "lines.jsonl", "run", "stage", probe=lambda: throw(probe))
+    with pytest.raises(SystemExit) if status else contextlib.nullcontext() as ended:
+        stage.attempt("row", lambda: throw(error))
+    assert (ended.value.code if status else None) == status
+    assert [line["row"] for line in rows.read(tmp_path / "lines.jsonl")] == ["row"]
 
 
 def test_a_roofline_is_the_slower_of_two(bench):

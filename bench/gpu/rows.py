@@ -42,6 +42,7 @@ class Rows:
     done: set[str] = field(default_factory=set)
     faults: dict[str, str] = field(default_factory=dict)
     parent: int = field(default_factory=os.getppid)
+    probe: Callable[[], object] = lambda: None  # raises where the GPU's context is spoilt
 
     @property
     def now(self) -> Path:
@@ -64,7 +65,7 @@ class Rows:
         except AbsentError as error:
             found = {"absent": str(error)}
         except Exception as error:
-            found, poisoned = _failure(error)
+            found, poisoned = _failure(error), self._is_poisoned(error)
         append(self.path, {"run": self.run, "stage": self.stage, "row": row, **found, "wall": _since(start)})
         print(f"{self.stage}: {row}: {describe(found)}", flush=True)
         if poisoned:
@@ -74,6 +75,16 @@ class Rows:
     def earlier(self, stage: str) -> dict[str, Line]:
         """Return the results of another stage of this run, by row."""
         return {line["row"]: line for line in read(self.path, self.run) if line["stage"] == stage}
+
+    def _is_poisoned(self, error: Exception) -> bool:
+        """Whether later rows of this process would fail with this one."""
+        if any(mark in str(error) for mark in ("CUDA error", "[CUDA]")) and not _is_out_of_memory(error):
+            return True
+        try:
+            self.probe()
+        except Exception:
+            return True
+        return False
 
     def _rehearse(self, row: str) -> None:
         fault = self.faults.get(row)
@@ -126,12 +137,15 @@ def describe(line: Line) -> str:
     return ", ".join(parts) or "done"
 
 
-def _failure(error: Exception) -> tuple[Line, bool]:
-    """Return an error's line, and whether later rows of this process would fail with it."""
+def _failure(error: Exception) -> Line:
+    if _is_out_of_memory(error):
+        return {"absent": "not enough memory"}
     text = (str(error).splitlines() or [""])[0][:200]
-    if type(error).__name__ == "OutOfMemoryError":
-        return {"absent": "not enough memory"}, False
-    return {"failed": f"{type(error).__name__}: {text}"}, "CUDA error" in text or "device-side" in text
+    return {"failed": f"{type(error).__name__}: {text}"}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def _since(start: float) -> float:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
 import uninstalled  # noqa: F401  first: it says where the project lies
 from plan import STAGES
 from precision import exact_fp32
@@ -33,7 +34,10 @@ def main() -> None:
     exact_fp32()
     if INTERPRETED:
         interpret()
-    rows = Rows(given.file, given.run, given.stage, set(given.done), dict(f.rsplit("=", 1) for f in given.fault))
+    probe = torch.cuda.synchronize if given.device == "cuda" else lambda: None
+    rows = Rows(
+        given.file, given.run, given.stage, set(given.done), dict(f.rsplit("=", 1) for f in given.fault), probe=probe
+    )
     module, function = STAGES[given.stage].where
     getattr(importlib.import_module(module), function)(Setting(rows, given.device, given.quick, given.cells))
 
