@@ -46,7 +46,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -c bench/pytest.ini bench
 
-# is this tree slower than a commit? Under four minutes: make bench-gate BASE=main
+# is this tree slower than a commit? Under six minutes: make bench-gate BASE=main
 bench-gate: $(VENV)/installed
 	@$(BIN)/python -m bench.gate "$(BASE)" $(GATE)
 

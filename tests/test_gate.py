@@ -65,6 +65,18 @@ def test_a_noisy_row_is_ungated():
     assert found.needs_another_look
 
 
+def test_a_threshold_too_high_to_see_15_percent_is_ungated():
+    """Rounds agree, generations do not: such a row is measured longer, and then no verdict is given."""
+    times = measure.RowTimes(
+        [made_up(slower, noise=0.001, between=0.0, generations=1).generations[0] for slower in (1.0, 1.1, 1.2)]
+    )
+    times.tolerance = 1.0
+    found = judge.judge("row", times)
+    assert found.verdict == judge.UNGATED
+    assert found.why == "too noisy"
+    assert found.needs_another_look
+
+
 @pytest.mark.parametrize(
     ("facts", "verdict", "why"),
     [
@@ -97,6 +109,11 @@ def test_operations_beside_their_reference():
     assert judge.judge_pair("op", pair(1.0, 0.01)).verdict == judge.FINE
     assert judge.judge_pair("op", pair(0.9, 0.01)).verdict == judge.RED
     assert judge.judge_pair("op", pair(0.9, 0.2)).verdict == judge.RED
+    quick_but_uneven = pair(1.03)
+    quick_but_uneven["kernel"] = [
+        [k * (1.2 if i % 4 == 0 else 1.0) for k in ks] for i, ks in enumerate(quick_but_uneven["kernel"])
+    ]
+    assert judge.judge_pair("op", quick_but_uneven).verdict == judge.UNGATED
     noisy = judge.judge_pair("op", pair(1.0, 0.2))
     assert noisy.verdict == judge.UNGATED
     assert noisy.why.startswith("too noisy")

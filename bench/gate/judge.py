@@ -17,6 +17,7 @@ from bench.gate.measure import Rounds, RowTimes
 
 FLOOR = 0.04  # a smaller slowdown is never red: equal code came out at 1.03 and 1.05 in a training step
 NOISY = 0.05  # with a larger spread no verdict is given
+BLUNT = 0.12  # with a higher threshold none either: 15 % would pass unseen
 FACTOR = 4.5  # of spread / sqrt(generations), which is about the ratio's standard error
 GENERATIONS = 2  # with fewer no verdict is given
 LEAST = 0.95  # lower quintile of reference / kernel
@@ -38,7 +39,9 @@ class Verdict:
     @property
     def needs_another_look(self) -> bool:
         """Whether more generations could change the verdict: it is red, or the row is too noisy to be sharp."""
-        return self.spread is not None and (self.verdict == RED or self.spread > NOISY / 2)
+        if self.spread is None or self.threshold is None:
+            return False
+        return self.verdict == RED or self.spread > NOISY / 2 or math.log(self.threshold) > BLUNT / 2
 
 
 def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
@@ -59,7 +62,7 @@ def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
     apart = float(np.median(np.abs(np.array(shifts) - ratio)))
     threshold = max(FLOOR, FACTOR * max(spread, apart) / math.sqrt(len(shifts)))
     figures = {"ratio": math.exp(ratio), "spread": math.expm1(spread), "threshold": math.exp(threshold)}
-    if spread > NOISY:
+    if spread > NOISY or threshold > BLUNT:
         return Verdict(name, UNGATED, "too noisy", **figures)
     # one generation alone, a compiler beside it for instance, makes no row red
     if ratio > threshold and min(shifts) > threshold / 2:
@@ -106,6 +109,6 @@ def judge_pair(name: str, answer: dict) -> Absolute:
         return Absolute(name, FINE, "", median, quintile)
     # the same code against itself: where that is under the bar, so is any fair match now and then
     itself = float(np.quantile(np.concatenate([side[:, 0] / side[:, 1] for side in (reference, kernel)]), 0.2))
-    if median >= LEAST and itself < LEAST:
+    if median >= 1 or (median >= LEAST and itself < LEAST):
         return Absolute(name, UNGATED, f"too noisy: the same code against itself {itself:.2f}", median, quintile)
     return Absolute(name, RED, "slower than the reference", median, quintile)
