@@ -74,11 +74,13 @@ def codegen():
         sys.path.remove(str(BENCH))
 
 
+# one architecture in `make test`, all in `make test-triton`
+SOME_SLOWLY = [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 100))]
 MATRIX_OPS = ("mssa", "mssa_backward")
 ROW_OPS = ("adaln", "adaln_backward", "gated_adaln", "gated_adaln_backward", "ista_adaln", "ista_adaln_backward")
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("arch", SOME_SLOWLY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 def test_every_op_compiles_and_keeps_to_its_registers(codegen, arch, dtype):
     from drylaunch import SHARED
