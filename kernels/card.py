@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -36,7 +37,7 @@ def card_of(device: torch.device) -> Card:
 
 
 @functools.cache
-def _read(driver: object, index: int) -> Card:
+def _read(driver: Any, index: int) -> Card:
     shared = int(driver.utils.get_device_properties(index)["max_shared_mem"])
     arch = driver.get_current_target().arch  # all GPUs of a process are taken to be of one kind, as Triton does
     return Card(shared, isinstance(arch, int) and arch // 10 in (9, 10))

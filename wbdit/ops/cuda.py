@@ -112,9 +112,7 @@ def _attends(width: int, dtype: torch.dtype, device: torch.device, backward: boo
     """Whether attention with so many numbers per head fits a device."""
     from wbdit.kernels import mssa
 
-    if device.type != "cuda":
-        return width <= mssa.WIDEST
-    return width <= mssa.WIDEST and bool(mssa.candidates(backward, dtype, width, device))
+    return width <= mssa.WIDEST and (device.type != "cuda" or bool(mssa.candidates(backward, dtype, width, device)))
 
 
 def _is_one(x: Tensor, *others: Any) -> bool:
