@@ -1,6 +1,5 @@
 """Several label columns at once: embedded, dropped, counted, guided by a weight each, mixed between two ends."""
 
-import json
 import warnings
 from dataclasses import replace
 
@@ -14,11 +13,9 @@ from torch.nn import functional as F
 
 import wbdit
 from wbdit import InputError, WBDiT, cli, samplers
-from wbdit.checkpoint import FORMAT, read_recipe, write_json, write_tensors
 from wbdit.conditions import read_request
 from wbdit.labels import Labels
 from wbdit.layers import LabelEmbedder
-from wbdit.presets import PRESETS, Likelihood
 from wbdit.recipe import Recipe
 from wbdit.samplers import Guided
 
@@ -502,72 +499,6 @@ def test_a_run_of_several_columns_is_saved_and_resumed(tmp_path):
     assert loaded.model.num_classes == (3, 2)
     assert same(loaded.generate(10, steps=2), made.generate(10, steps=2))
     assert wbdit.fit(CELLS, steps=6, progress=False, out=run, resume=True).config["trained"]["steps"] == 6
-
-
-def test_a_run_of_format_3(tmp_path):
-    """Before each label had shapes of its own, none were kept."""
-    run = tmp_path / "run"
-    made = wbdit.fit(CELLS, label="type", steps=1, progress=False, max_genes=30)
-    with torch.no_grad():
-        made.model.label_shapes.zero_()
-    made.save(run)
-    state = dict(made.model.state_dict())
-    del state["label_shapes"]
-    write_tensors(run / "model.safetensors", state)
-    config = json.loads((run / "config.json").read_text())
-    write_json(run / "config.json", {**config, "format": 3})
-    assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
-
-
-def test_a_run_of_format_4(tmp_path, monkeypatch):
-    """Before the denoiser answered spreads, nothing was said of them."""
-    small = replace(PRESETS["small"], likelihood=Likelihood(learned_spread=False))
-    monkeypatch.setitem(PRESETS, "small", small)
-    run = tmp_path / "run"
-    made = wbdit.fit(CELLS, label="type", steps=1, progress=False, max_genes=30, out=run)
-    config = json.loads((run / "config.json").read_text())
-    assert not config["likelihood"].pop("learned_spread")
-    write_json(run / "config.json", {**config, "format": 4})
-    assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
-
-
-def test_a_run_of_format_5(tmp_path):
-    """Before spread was matched, sampling began with the same noise in all directions."""
-    run = tmp_path / "run"
-    made = wbdit.fit(CELLS, label="type", steps=1, progress=False, max_genes=30)
-    made.save(run)
-    state = dict(made.model.state_dict())
-    del state["noise_axes"], state["noise_factors"]
-    write_tensors(run / "model.safetensors", state)
-    config = json.loads((run / "config.json").read_text())
-    write_json(run / "config.json", {**config, "format": 5})
-    assert same(wbdit.load(run).generate(12, steps=2), made.generate(12, steps=2))
-
-
-@pytest.mark.parametrize("label", ["type", None])
-def test_a_run_of_format_1(tmp_path, label):
-    run, recipe = tmp_path / "run", Recipe.fit(CELLS, label=label)
-    quick = {"preset": "paper", "progress": False, "max_genes": 30}
-    made = wbdit.fit(CELLS, label=label, steps=1, out=run, **quick)
-    facts = {"space": "counts", "values": "lognorm", "genes": recipe.genes, "label": label, "scale": made.recipe.scale}
-    arrays = {name: torch.from_numpy(getattr(made.recipe, name)) for name in ("centre", "smallest", "library")}
-    arrays |= {name: torch.zeros(0, 30) for name in ("exceeded", "thresholds")}
-    write_json(run / "recipe.json", facts | {"categories": ["B", "NK", "T/reg"] if label else []})
-    write_tensors(
-        run / "recipe.safetensors", arrays | {"library_sizes": torch.tensor([40, 40, 40] if label else [120])}
-    )
-    config = json.loads((run / "config.json").read_text())
-    write_json(run / "config.json", {**config, "format": 1})
-    loaded = wbdit.load(run)
-    for name in ("columns", "categories"):
-        assert getattr(loaded.recipe.labels, name) == getattr(recipe.labels, name)
-    for name in ("combinations", "sizes"):
-        np.testing.assert_array_equal(getattr(loaded.recipe.labels, name), getattr(recipe.labels, name))
-    assert same(loaded.generate(12, steps=2), made.generate(12, steps=2))
-    loaded.save(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "config.json").read_text())["format"] == FORMAT
-    assert read_recipe(tmp_path / "new").labels.columns == recipe.labels.columns
-    assert wbdit.fit(CELLS, steps=2, progress=False, out=run, resume=True).config["trained"]["steps"] == 2
 
 
 def test_a_column_called_as_the_mix_is():

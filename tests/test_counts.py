@@ -1,7 +1,5 @@
 """The likelihood of counts: Bayes' rule by hand, levels, label rates, draws, and what training makes of it."""
 
-import json
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -314,16 +312,3 @@ def test_the_same_cells_in_any_batches_and_after_saving(trained, tmp_path):
     generator.save(tmp_path / "run")
     assert (whole != wbdit.load(tmp_path / "run").generate(30, seed=3).X).nnz == 0
     assert (whole != generator.generate(30, seed=4).X).nnz > 0
-
-
-def test_a_run_of_counts_by_thresholds_is_refused(trained, tmp_path):
-    """Runs in which counts came from thresholds have no likelihood to draw from."""
-    _, generator = trained
-    generator.save(tmp_path / "run")
-    config = tmp_path / "run" / "config.json"
-    facts = json.loads(config.read_text())
-    facts["format"] = 2
-    del facts["likelihood"]
-    config.write_text(json.dumps(facts))
-    with pytest.raises(wbdit.InputError, match="train it again"):
-        wbdit.load(tmp_path / "run")

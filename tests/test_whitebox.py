@@ -132,10 +132,7 @@ def test_weights_of_orthogonal_subspaces():
     torch.testing.assert_close(weigh(block).overlap, torch.ones(2, 2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"tie_out": True}, {"overcomplete": 2}, {"learned_step": True}, {"timed_threshold": True}, {"num_heads": 1}],
-)
+@pytest.mark.parametrize("option", [{"tie_out": True}, {"num_heads": 1}])
 @torch.no_grad()
 def test_every_kind_of_block_is_walked(option):
     """What the walk shows of the last block leads to what the model's own trunk gives."""
@@ -148,11 +145,9 @@ def test_every_kind_of_block_is_walked(option):
     assert all(torch.isfinite(value).all() for block in found for value in block.values())
     *_, last = walk_blocks(model, x, t)
     modulations = model.modulations(t)
-    step = model.blocks[-1].mlp
-    out = F.linear(last.code, step.decoder) if "overcomplete" in option else last.code
     z = model.trunk(model.embed(x), modulations)
     stream = _stream(model, x, t)
-    again = wbdit.ops.adaln(stream + modulations[-2][5][:, None] * out, *modulations[-1][:2])
+    again = wbdit.ops.adaln(stream + modulations[-2][5][:, None] * last.code, *modulations[-1][:2])
     torch.testing.assert_close(again, z, rtol=1e-4, atol=1e-5)
 
 
@@ -162,11 +157,11 @@ def _stream(model, x, t):
     stream = model.embed(x)
     z = wbdit.ops.adaln(stream, *modulations[0][:2])
     for block, modulation, following in zip(model.blocks, modulations, modulations[1:], strict=False):
-        _, _, gate1, shift2, scale2, gate2, *more = modulation
+        _, _, gate1, shift2, scale2, gate2 = modulation
         stream = stream + gate1[:, None] * block.attn(z)
         if block is model.blocks[-1]:
             return stream
-        stream = stream + gate2[:, None] * block.mlp(wbdit.ops.adaln(stream, shift2, scale2), *more)
+        stream = stream + gate2[:, None] * block.mlp(wbdit.ops.adaln(stream, shift2, scale2))
         z = wbdit.ops.adaln(stream, *following[:2])
     raise AssertionError
 

@@ -18,7 +18,7 @@ from wbdit.files import write_atomically
 from wbdit.labels import Labels
 from wbdit.recipe import Recipe
 
-FORMAT = 6  # of the RUN folder; raised when an older wbdit could not read it
+FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
 RECIPE_FACTS = ("space", "values", "genes", "scale")
 RECIPE_ARRAYS = ("centre", "smallest", "library")
@@ -99,7 +99,7 @@ def read_recipe(run: Path) -> Recipe:
     """
     facts = read_json(run / "recipe.json")
     kept = facts | {name: array.numpy() for name, array in read_tensors(run / "recipe.safetensors").items()}
-    kept = _with_label_columns(kept) if "label" in kept else kept | kept.pop("labels", {})
+    kept |= kept.pop("labels", {})
     needed = (*RECIPE_FACTS, *RECIPE_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS)
     lacking = [name for name in needed if name not in kept]
     if lacking:
@@ -130,16 +130,6 @@ def read_config(run: Path) -> dict[str, Any]:
             f" format {FORMAT}: update wbdit"
         )
     return config
-
-
-def _with_label_columns(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe of format 1, which had one label column or none, as one of format 2."""
-    old = {"categories": [], "library_sizes": np.zeros(0, np.int64), **recipe}
-    columns = [] if old["label"] is None else [old["label"]]
-    combinations = np.arange(len(old["library_sizes"]), dtype=np.int64)[:, None][:, : len(columns)]
-    categories = [old["categories"]] if columns else []
-    labels = {"columns": columns, "categories": categories, "combinations": combinations}
-    return recipe | labels | {"sizes": old["library_sizes"]}
 
 
 def _take(source: object, names: tuple[str, ...]) -> dict[str, Any]:

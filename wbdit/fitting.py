@@ -171,8 +171,7 @@ def _resume(
     if run is None:
         raise InputError("say which run to resume: give out")
     generator = load(run, device=str(device))
-    # runs from before there was a choice took bf16 on a GPU alone
-    own = generator.config["training"].setdefault("precision", "bf16" if device.type == "cuda" else "fp32")
+    own = generator.config["training"]["precision"]
     if precision not in ("auto", own):
         raise InputError(f"{run} was trained in {own}: resume it without --precision {precision}")
     if budget is not None:

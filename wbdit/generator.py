@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
-from wbdit.checkpoint import CONFIG, FORMAT, METRICS, MODEL
+from wbdit.checkpoint import CONFIG, METRICS, MODEL
 from wbdit.conditions import Conditions, Counts, guidance_fact, read_request
 from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood
 from wbdit.dit import DiT
@@ -26,8 +26,6 @@ from wbdit.schedule import NoiseSchedule
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 # counters of the noise that draws library sizes and counts, out of reach of any sampler's step
 LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
-# tensors of a count denoiser, and the first run format with them: as they begin, it does what it did without them
-ADDED = {"label_shapes": 4, "noise_axes": 6, "noise_factors": 6}
 
 # where counts are drawn on the way: more than 15 calls, or calls closer together toward its end, gain nothing, and a
 # solver of second order is as good with them as the first order is with 100 (docs/study.md)
@@ -180,7 +178,7 @@ class CellGenerator:
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         checkpoint.write_atomically(run / METRICS, lines.encode())
         checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
-        checkpoint.write_json(run / CONFIG, {**self.config, "format": FORMAT})  # also of a run in an older one
+        checkpoint.write_json(run / CONFIG, self.config)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -296,13 +294,8 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     config = checkpoint.read_config(run)
     recipe = checkpoint.read_recipe(run)
     state = checkpoint.read_tensors(run / MODEL)
-    if recipe.values == "log1p" and "likelihood" not in config:
-        raise InputError(f"{run} is of an older wbdit, whose counts came from thresholds: train it again")
     try:
         model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
-        if isinstance(model, CountDenoiser):
-            begun = model.state_dict()
-            state |= {name: begun[name] for name, since in ADDED.items() if config["format"] < since}
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -319,9 +312,9 @@ def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
         torch.manual_seed(config["seed"])
         facts = config.get("likelihood")
         arguments = dict(config["model"])
-        if facts is not None and facts.get("learned_spread", False):  # not in early runs
+        if facts is not None and facts["learned_spread"]:
             arguments["learn_sigma"] = True
-        denoiser = DENOISERS[config.get("denoiser", "wbdit")](**arguments)  # early runs do not name theirs
+        denoiser = DENOISERS[config["denoiser"]](**arguments)
         if facts is None:
             return denoiser
         schedule = NoiseSchedule(**config["schedule"])

@@ -227,15 +227,13 @@ class ModulatedBlock(nn.Module):
         Width d of a token.
     attn, mlp
         The half-steps, each mapping tokens ``(B, N, d)`` to ``(B, N, d)``.
-    parts
-        Vectors of modulation: two shifts, scales and gates; what is beyond these is given to `mlp`.
     """
 
-    def __init__(self, hidden_size: int, attn: nn.Module, mlp: nn.Module, parts: int = 6) -> None:
+    def __init__(self, hidden_size: int, attn: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.attn = attn
         self.mlp = mlp
-        self.adaLN_modulation = Modulation(hidden_size, parts)
+        self.adaLN_modulation = Modulation(hidden_size, 6)
 
     def forward(
         self, x: Tensor, z: Tensor, modulation: Sequence[Tensor], following: tuple[Tensor, Tensor]
@@ -249,7 +247,7 @@ class ModulatedBlock(nn.Module):
         z
             Its norm under this block's first shift and scale ``(B, N, d)``.
         modulation
-            This block's shift, scale, gate, shift, scale, gate, and what `mlp` takes beside tokens, each ``(B, d)``.
+            This block's shift, scale, gate, shift, scale, gate, each ``(B, d)``.
         following
             Shift and scale ``(B, d)`` of what comes after: the next block, or the final layer.
 
@@ -257,19 +255,19 @@ class ModulatedBlock(nn.Module):
         -------
         The new residual stream and its norm under `following`, both ``(B, N, d)``.
         """
-        _, _, gate1, shift2, scale2, gate2, *more = modulation
+        _, _, gate1, shift2, scale2, gate2 = modulation
         x, z = self.first_step(x, z, gate1, (shift2, scale2))
-        return self.second_step(x, z, gate2, following, *more)
+        return self.second_step(x, z, gate2, following)
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Take the half-step of attention."""
         return gated_adaln(x, self.attn(z), gate, following)
 
     def second_step(
-        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor], *more: Tensor
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take the half-step after attention."""
-        return gated_adaln(x, self.mlp(z, *more), gate, following)
+        return gated_adaln(x, self.mlp(z), gate, following)
 
 
 def gated_adaln(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.halfsteps import ISTA, MSSA, LinearMap, OvercompleteISTA, product_dtype
+from wbdit.halfsteps import ISTA, MSSA, LinearMap, product_dtype
 from wbdit.layers import (
     CellToken,
     FinalLayer,
@@ -37,45 +37,20 @@ class WhiteBoxBlock(ModulatedBlock):
     ----------
     hidden_size, num_heads
         Width d of a token and number of subspaces h.
-    tie_out, overcomplete, learned_step, timed_threshold
+    tie_out
         See :class:`WBDiT`.
-
-    Raises
-    ------
-    ValueError
-        If `overcomplete` is negative, or goes with `timed_threshold`.
     """
 
     attn: MSSA
-    mlp: ISTA | OvercompleteISTA
+    mlp: ISTA
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        *,
-        tie_out: bool = False,
-        overcomplete: int = 0,
-        learned_step: bool = False,
-        timed_threshold: bool = False,
-    ) -> None:
-        if overcomplete < 0:
-            raise ValueError(f"overcomplete must be 0 or more, not {overcomplete}")
-        if overcomplete and timed_threshold:
-            raise ValueError("timed_threshold is of the d channels of a token, overcomplete has more atoms: choose one")
-        attn = MSSA(hidden_size, num_heads, tie_out)
-        mlp = (
-            OvercompleteISTA(hidden_size, overcomplete, learned=learned_step)
-            if overcomplete
-            else ISTA(hidden_size, learned=learned_step)
-        )
-        super().__init__(hidden_size, attn, mlp, 7 if timed_threshold else 6)
+    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False) -> None:
+        super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
 
     @property
     def fits_trunk(self) -> bool:
-        """Whether :func:`wbdit.ops.trunk` knows such a block: several subspaces, and the published sparsifying step."""
-        published = isinstance(self.mlp, ISTA) and self.mlp.log_step is None and self.adaLN_modulation.parts == 6
-        return self.attn.num_heads > 1 and published
+        """Whether :func:`wbdit.ops.trunk` knows such a block: one of several subspaces."""
+        return self.attn.num_heads > 1
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Take the compressing half-step, its bias in one pass with what follows."""
@@ -87,15 +62,12 @@ class WhiteBoxBlock(ModulatedBlock):
             return gated_adaln(x, F.linear(subspaces, out.weight), gate, following, out.bias)
 
     def second_step(
-        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor], *more: Tensor
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take the sparsifying half-step, its threshold in one pass with what follows."""
         with span("ista"):
-            numbers = self.mlp.step_numbers()
-            if numbers is None or more or not isinstance(self.mlp, ISTA):
-                return super().second_step(x, z, gate, following, *more)
             step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
-            return step(x, z, self.mlp.folded(), gate, *following, *numbers)
+            return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
 
 
 class Denoiser(RemembersWeights, ABC):
@@ -291,7 +263,7 @@ class Denoiser(RemembersWeights, ABC):
 
         Returns
         -------
-        For each block six tensors ``(B, d)``, with a timed threshold seven, then two. Without gradients each pair of
+        For each block six tensors ``(B, d)``, then two. Without gradients each pair of
         timestep and labels is computed once and remembered: while sampling, all cells of a type share theirs. Vectors
         in place of labels are not.
         """
@@ -306,7 +278,7 @@ class Denoiser(RemembersWeights, ABC):
         return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 
     def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Compute the modulations of each sample, for each block ``(B, 6 d)`` or more, then ``(B, 2 d)``."""
+        """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
         # few rows and many weights: casting these to a lower type would take longer than the products
         with torch.autocast(t.device.type, enabled=False):
             c = self.t_embedder(t)
@@ -369,15 +341,6 @@ class WBDiT(Denoiser):
     tie_out
         Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
         it is derived (Yu et al. 2023, CRATE).
-    overcomplete
-        Atoms over dimensions C of an over-complete dictionary in which two sparsifying steps are taken, and as many of
-        another that reads them out (Yang et al. 2024, CRATE-alpha); 0 for the published square one and one step.
-    learned_step
-        Learn each block's step size and sparsity penalty, from the published 0.1 and 0.1 on (as LISTA learns its
-        thresholds, Gregor and LeCun 2010). While they are learned, and on a GPU, such a step is not one fused op.
-    timed_threshold
-        Let timestep and labels multiply each channel's threshold ``eta lam`` by ``exp(m)``, m a seventh part of the
-        modulation, zero at the start: where noise is stronger, more can be taken for noise. Not with `overcomplete`.
 
     Examples
     --------
@@ -404,9 +367,6 @@ class WBDiT(Denoiser):
         shared_patches: bool = True,
         cell_token: bool = False,
         tie_out: bool = False,
-        overcomplete: int = 0,
-        learned_step: bool = False,
-        timed_threshold: bool = False,
     ) -> None:
         super().__init__(
             *(input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio, class_dropout_prob),
@@ -416,9 +376,6 @@ class WBDiT(Denoiser):
             shared_patches=shared_patches,
             cell_token=cell_token,
             tie_out=tie_out,
-            overcomplete=overcomplete,
-            learned_step=learned_step,
-            timed_threshold=timed_threshold,
         )
 
     def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
@@ -431,7 +388,7 @@ class WBDiT(Denoiser):
             return super().trunk(x, modulations)
         with span("trunk"):
             blocks = cast(list[WhiteBoxBlock], list(self.blocks))
-            steps = [cast(ISTA, block.mlp) for block in blocks]
+            steps = [block.mlp for block in blocks]
             outs = [cast(LinearMap, block.attn.out) for block in blocks]
             folded = [step.folded() for step in steps]
             low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
@@ -443,7 +400,8 @@ class WBDiT(Denoiser):
                 [no_bias if out.bias is None else out.bias for out in outs],
                 folded,
                 self.num_heads,
-                *cast(tuple[float, float], steps[0].step_numbers()),
+                steps[0].eta,
+                steps[0].lam,
             )
 
     def _is_one_op(self, x: Tensor) -> bool:

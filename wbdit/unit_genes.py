@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from wbdit.errors import need_extra
-from wbdit.halfsteps import ISTA
 from wbdit.layers import LocalLinear
 from wbdit.model import WBDiT, WhiteBoxBlock
 from wbdit.whitebox import walk_blocks
@@ -156,10 +155,7 @@ def _head_axes(block: WhiteBoxBlock, z: Tensor, genes: Tensor) -> tuple[Tensor, 
 
 def _atom_loadings(block: WhiteBoxBlock, genes: Tensor) -> Tensor:
     """Return what genes ``(G, d)`` add to each atom before its threshold, ``(atoms, G)``."""
-    step = block.mlp
-    if not isinstance(step, ISTA):
-        return float(step.eta) * (genes @ step.weight).T
-    return (genes + float(step.eta) * (genes @ step.folded().float())).T
+    return (genes + block.mlp.eta * (genes @ block.mlp.folded().float())).T
 
 
 def _site(model: WBDiT, tokens: Tensor) -> Tensor:

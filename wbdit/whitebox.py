@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.halfsteps import OvercompleteISTA
 from wbdit.model import WBDiT, WhiteBoxBlock
 
 EPS = 0.01  # of the coding rate, as CRATE measures it
 
 
 class States(NamedTuple):
-    """What passes through one block, ``(B, N, d)`` each; codes of an over-complete dictionary ``(B, N, C d)``.
+    """What passes through one block, ``(B, N, d)`` each.
 
     Attributes
     ----------
@@ -33,21 +32,15 @@ class States(NamedTuple):
         The normalised, modulated tokens that MSSA sees, and those it would see once its half-step is taken: the same
         norm, shift and scale of the residual stream before and after.
     tokens
-        The normalised, modulated tokens that ISTA sees.
-    start
-        The code that ISTA starts from: the tokens, or zero in an over-complete dictionary.
+        The normalised, modulated tokens that ISTA sees, and the code that it starts from.
     code
         Its answer, before gate and residual.
-    threshold
-        What a coefficient had to exceed, broadcast to the code.
     """
 
     before: Tensor
     after: Tensor
     tokens: Tensor
-    start: Tensor
     code: Tensor
-    threshold: Tensor
 
 
 class Measures(NamedTuple):
@@ -161,19 +154,12 @@ def walk_blocks(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> 
     z = ops.adaln(tokens, shift, scale)
     for block, (modulation, (next_shift, next_scale, *_)) in zip(model.blocks, pairwise(modulations), strict=True):
         block = cast(WhiteBoxBlock, block)
-        shift1, scale1, gate1, shift2, scale2, gate2, *more = modulation
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         tokens = tokens + gate1[:, None] * block.attn(z)
         seen = ops.adaln(tokens, shift2, scale2)
-        step = block.mlp
-        if isinstance(step, OvercompleteISTA):
-            code = step.code(seen)
-            start, out = torch.zeros_like(code), F.linear(code, step.decoder)
-        else:
-            code = out = step(seen, *more)
-            start = seen
-        threshold = torch.as_tensor(step.threshold(*more), dtype=code.dtype, device=code.device)
-        yield States(z, ops.adaln(tokens, shift1, scale1), seen, start, code, threshold)
-        tokens = tokens + gate2[:, None] * out
+        code = block.mlp(seen)
+        yield States(z, ops.adaln(tokens, shift1, scale1), seen, code)
+        tokens = tokens + gate2[:, None] * code
         z = ops.adaln(tokens, next_shift, next_scale)
 
 
@@ -181,13 +167,13 @@ def walk_blocks(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> 
 def measure(block: WhiteBoxBlock, states: States) -> Measures:
     """Measure what a block did."""
     step, heads = block.mlp, block.attn.num_heads
-    lam = float(step.lam)
+    lam = step.lam
 
     def objective(code: Tensor) -> tuple[Tensor, Tensor]:
         error = states.tokens - F.linear(code, step.weight)
         return error.square().sum(-1).mean(-1) / 2, lam * code.abs().sum(-1).mean(-1)
 
-    (fit_before, size_before), (fit_after, size_after) = objective(states.start), objective(states.code)
+    (fit_before, size_before), (fit_after, size_after) = objective(states.tokens), objective(states.code)
     return Measures(
         rate_before=coding_rate(block.attn.qkv(states.before), heads),
         rate_after=coding_rate(block.attn.qkv(states.after), heads),
@@ -228,26 +214,23 @@ def glance(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> dict[
 def _margin(block: WhiteBoxBlock, states: States) -> Tensor:
     """Return the median distance of the coefficients from their kink, in thresholds, ``(B,)``."""
     step = block.mlp
-    # the last step's argument of the ReLU, written out: zero codes do not say how far below they were
-    at = states.start
-    if isinstance(step, OvercompleteISTA):
-        at = F.relu(step.eta * (states.tokens @ step.weight) - states.threshold)
-    moved = at + step.eta * ((states.tokens - F.linear(at, step.weight)) @ step.weight)
-    return ((moved - states.threshold).abs() / states.threshold).flatten(1).median(1).values
+    # the argument of the ReLU, written out: zero codes do not say how far below they were
+    at, threshold = states.tokens, step.eta * step.lam
+    moved = at + step.eta * ((at - F.linear(at, step.weight)) @ step.weight)
+    return ((moved - threshold).abs() / threshold).flatten(1).median(1).values
 
 
 @torch.no_grad()
 def weigh(block: WhiteBoxBlock) -> Weights:
     """Measure a block's weights."""
     step, heads = block.mlp, block.attn.num_heads
-    eta = float(step.eta)
     projections = block.attn.qkv.weight.double().unflatten(0, (heads, -1))  # [h, p, d]
     axes = torch.linalg.qr(projections.mT).Q  # [h, d, p]
     cosines = torch.einsum("idp,jdq->ijpq", axes, axes)
     return Weights(
-        step=eta * float(torch.linalg.matrix_norm(step.weight.double(), 2)) ** 2,
+        step=step.eta * float(torch.linalg.matrix_norm(step.weight.double(), 2)) ** 2,
         overlap=cosines.square().sum((-2, -1)) / axes.shape[-1],
         rank=effective_rank(projections),
-        eta=eta,
-        lam=float(step.lam),
+        eta=step.eta,
+        lam=step.lam,
     )
