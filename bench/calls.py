@@ -14,7 +14,7 @@ import wbdit
 from bench.peers.cells import Choice, DataSet
 from bench.study import SHOWN, scores
 from wbdit import samplers
-from wbdit.scorecard import format_value
+from wbdit.evaluation.scores import format_value
 
 
 def row(name: str, calls: object, values: list[dict[str, float]]) -> str:

@@ -14,8 +14,8 @@ import torch
 from drylaunch import Resources, dry, resources
 from torch import Tensor
 
-from wbdit.ops.cuda import Triton
 from wbdit.ops.fused import Fused
+from wbdit.ops.triton import Triton
 
 ARCHITECTURES = (80, 90, 100)
 

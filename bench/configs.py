@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from wbdit import NoiseSchedule
-from wbdit.presets import PRESETS
 from wbdit.schedule import Kind
+from wbdit.training.config import PRESETS
 
 GENES = 2000
 

@@ -19,7 +19,7 @@ import uninstalled  # noqa: F401  first: it says where the project lies
 from configs import Config, gpu_configs, make_inputs, make_model
 from denoisers import ROWS, sample, train_step, trained
 
-from wbdit.trace import nvtx, span
+from wbdit.profiling import nvtx, span
 
 WARM = 3  # compiling and choosing block sizes stay out of the picture
 

@@ -23,15 +23,15 @@ from bench.peers.__main__ import PEERS
 from bench.peers.cells import Choice, DataSet
 from bench.peers.runs import Plan, Run
 from bench.results import refuse
-from wbdit.alignment import Aligned, CellSet, align
-from wbdit.cells import read_h5ad
+from wbdit._io import replacing
+from wbdit.data.expression import read_h5ad
 from wbdit.errors import InputError
-from wbdit.families import Basis
-from wbdit.figure_data import Cells
-from wbdit.files import replacing
-from wbdit.metrics import fold_change_slope, log_fold_changes
-from wbdit.picture import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, write_title
-from wbdit.scoring import common_types, split_halves
+from wbdit.evaluation.align import Aligned, CellSet, align
+from wbdit.evaluation.compare import common_types, split_halves
+from wbdit.evaluation.distances import fold_change_slope, log_fold_changes
+from wbdit.evaluation.estimators import Basis
+from wbdit.evaluation.figure_data import Cells
+from wbdit.report.summary_png import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, write_title
 
 SHOWN = {name: PEERS[name].title for name in ("wbdit", "scvi-posterior")}
 HELD_OUT, TRAINING = "held-out cells", "training cells"
@@ -71,7 +71,8 @@ def spread(sets: Aligned, name: str, types: Sequence[str]) -> Array:
 def nearness(sets: Aligned, names: Sequence[str], seed: int) -> dict[str, Array]:
     """Return the share of cells as near to a training cell as ``PERCENTILES`` of training cells are to another.
 
-    As ``copies`` takes it (:func:`wbdit.scoring.score_memory`), but with all held-out cells, see :func:`_held_out`.
+    As ``copies`` takes it (:func:`wbdit.evaluation.compare.score_memory`), but with all held-out cells, see
+    :func:`_held_out`.
     """
     found = []
     for measured, basis in _held_out(sets, seed):

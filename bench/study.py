@@ -18,11 +18,11 @@ import torch
 
 import wbdit
 from bench.peers.cells import Choice, DataSet, Split
-from wbdit.evaluation import evaluate
-from wbdit.explain import conditions
-from wbdit.presets import PRESETS, Likelihood, Preset
-from wbdit.scorecard import Score, format_value
-from wbdit.whitebox import glance
+from wbdit.evaluation.evaluate import evaluate
+from wbdit.evaluation.scores import Score, format_value
+from wbdit.training.config import PRESETS, Likelihood, Preset
+from wbdit.whitebox.explain import conditions
+from wbdit.whitebox.measures import glance
 
 SMALL = PRESETS["small"]
 SHOWN = ("w2", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "zero_mae", "library_w1", "lfc_slope", "tstr", "mia_auc")
@@ -86,7 +86,7 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
 
 
 def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> dict[str, list[float]] | None:
-    """Return what the blocks do to held-out cells where sampling ends, see :func:`wbdit.whitebox.glance`."""
+    """Return what the blocks do to held-out cells where sampling ends, see :func:`wbdit.whitebox.measures.glance`."""
     model = generator.denoiser
     if not isinstance(model, wbdit.WBDiT):
         return None

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 import triton
 
+from wbdit._version import __version__
 from wbdit.ops import build
-from wbdit.version import __version__
 
 Candidate = TypeVar("Candidate")
 Launch = Callable[[Candidate], Iterable[Any]]

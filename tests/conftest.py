@@ -14,10 +14,10 @@ from safetensors import safe_open
 if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: the GPU's kernels on CPU tensors
     import interpreter
 
-    from wbdit.ops import cuda
+    from wbdit.ops import triton as engine
 
     interpreter.install()
-    cuda.register("cpu")
+    engine.register("cpu")
 
 GOLDEN = Path(__file__).parent / "data" / "paper_small.safetensors"
 

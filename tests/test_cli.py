@@ -10,7 +10,7 @@ import torch
 from conftest import make_cells
 
 from wbdit import cli, ops
-from wbdit.ops import cuda
+from wbdit.ops import triton as engine
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_info_of_a_gpu(wbdit, monkeypatch, there):
     """With a GPU, made up: who serves it, and why not Triton."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    monkeypatch.setattr(cuda, "available", lambda: there)
-    monkeypatch.setattr(cuda, "version", lambda: "3.7.1")
+    monkeypatch.setattr(engine, "available", lambda: there)
+    monkeypatch.setattr(engine, "version", lambda: "3.7.1")
     monkeypatch.setitem(ops.serving.__globals__["_available"], "triton", lambda: there)
     code, out, _ = wbdit("info")
     assert code == 0

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import wbdit
 from wbdit import InputError, WBDiT, cli, samplers
-from wbdit.conditions import read_request
-from wbdit.labels import Labels
-from wbdit.layers import LabelEmbedder
-from wbdit.recipe import Recipe
+from wbdit.data.labels import Labels
+from wbdit.data.preprocessor import Recipe
+from wbdit.nn.embeddings import LabelEmbedder
+from wbdit.request import read_request
 from wbdit.samplers import Guided
 
 SMALL = {"input_size": 12, "patch_size": 4, "hidden_size": 8, "depth": 2, "num_heads": 2}
@@ -121,7 +121,7 @@ def test_a_combination_is_computed_once(monkeypatch):
 @pytest.mark.parametrize("num_classes", [[1, 1], [3, 2], [4]])
 def test_one_timestep_for_all(monkeypatch, num_classes):
     """A GPU's way: a row for each combination that can be, where these are fewer than the samples."""
-    monkeypatch.setattr("wbdit.model.may_cache", lambda *weights: False)
+    monkeypatch.setattr("wbdit.nn.denoiser.may_cache", lambda *weights: False)
     model, n = stirred(num_classes), 9
     y = torch.stack([torch.randint(k + 1, (n,)) for k in num_classes], 1)
     x, t = torch.randn(n, 1, 12), torch.tensor([123])

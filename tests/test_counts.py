@@ -9,7 +9,7 @@ from scipy import stats
 
 import wbdit
 from wbdit import NoiseSchedule, WBDiT
-from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood, Levels, label_rates
+from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood, Levels, label_rates
 
 GENES, NOISE_STEPS = 12, 1000
 

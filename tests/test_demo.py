@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wbdit import cli
-from wbdit.cells import split_cells
+from wbdit.data.expression import split_cells
 from wbdit.demo import LABEL, blood_cells
 
 

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from wbdit import metrics, scoring
-from wbdit.alignment import align, normalise
 from wbdit.errors import InputError
-from wbdit.evaluation import evaluate
-from wbdit.metric_table import METRICS
-from wbdit.scorecard import Score, judge
+from wbdit.evaluation import compare, distances
+from wbdit.evaluation.align import align, normalise
+from wbdit.evaluation.evaluate import evaluate
+from wbdit.evaluation.registry import METRICS
+from wbdit.evaluation.scores import Score, judge
 
 TYPES = ("B", "T", "NK")
 N_GENES = 60
@@ -45,7 +45,7 @@ def scaled(adata):
 @pytest.fixture(autouse=True)
 def small_forests(monkeypatch):
     """1000 trees take seconds; what is asked here, 25 can answer."""
-    monkeypatch.setattr(metrics, "forest_votes", partial(metrics.forest_votes, n_trees=25))
+    monkeypatch.setattr(distances, "forest_votes", partial(distances.forest_votes, n_trees=25))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_without_training_cells_the_real_ones_are_halved(sets):
     result = quietly(real, perfect, label="kind")
     assert result.n == 150
     assert "half" in result.floor
-    halves = scoring.split_halves(
+    halves = compare.split_halves(
         align({"real": real}, label="kind", n_genes=99).sets["real"], np.random.default_rng(0)
     )
     for kind in TYPES:

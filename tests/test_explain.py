@@ -12,11 +12,11 @@ import pytest
 from conftest import make_cells
 
 import wbdit
-from wbdit.explain import explain, noise_levels
-from wbdit.explain_page import write_explanation
-from wbdit.findings import findings
-from wbdit.presets import PRESETS
-from wbdit.unit_genes import Hit
+from wbdit.report.explain import write_explanation
+from wbdit.training.config import PRESETS
+from wbdit.whitebox.explain import explain, noise_levels
+from wbdit.whitebox.findings import findings
+from wbdit.whitebox.gene_loadings import Hit
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def test_the_same_seed_gives_the_same_readout(readout, run, cells):
 
 
 def test_a_batch_of_cells_is_measured_as_all_are(run, cells, monkeypatch):
-    monkeypatch.setattr("wbdit.explain.BATCH", 7)
+    monkeypatch.setattr("wbdit.whitebox.explain.BATCH", 7)
     small = explain(run, cells, cells=30).means
-    monkeypatch.setattr("wbdit.explain.BATCH", 100)
+    monkeypatch.setattr("wbdit.whitebox.explain.BATCH", 100)
     for name, values in explain(run, cells, cells=30).means.items():
         np.testing.assert_allclose(small[name], values, rtol=1e-4)
 
@@ -168,9 +168,9 @@ def test_cells_that_do_not_fit_are_refused(run, cells):
 
 
 def test_training_looks_into_the_blocks_and_is_not_changed_by_it(cells, monkeypatch):
-    monkeypatch.setattr("wbdit.trainer.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("wbdit.training.trainer.LOG_SECONDS", 0.0)
     seen = wbdit.fit(cells, label="type", steps=6, progress=False)
-    monkeypatch.setattr("wbdit.fitting.glance", lambda *given: {})
+    monkeypatch.setattr("wbdit.training.fit.glance", lambda *given: {})
     blind = wbdit.fit(cells, label="type", steps=6, progress=False)
     assert seen.config["model_hash"] == blind.config["model_hash"]
     record = seen.history[0]
@@ -180,15 +180,15 @@ def test_training_looks_into_the_blocks_and_is_not_changed_by_it(cells, monkeypa
 
 def test_looking_is_kept_to_its_share_of_the_time(cells, monkeypatch):
     """After a look that took long, none for as long as its share of the time asks for."""
-    monkeypatch.setattr("wbdit.trainer.LOG_SECONDS", 0.0)
-    monkeypatch.setattr("wbdit.trainer.LOOK_SHARE", 1e-4)
+    monkeypatch.setattr("wbdit.training.trainer.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("wbdit.training.trainer.LOOK_SHARE", 1e-4)
     looks = []
 
     def slow(*given):
         looks.append(time.sleep(0.2))
         return {"non_zero": [0.5]}
 
-    monkeypatch.setattr("wbdit.fitting.glance", slow)
+    monkeypatch.setattr("wbdit.training.fit.glance", slow)
     wbdit.fit(cells, label="type", steps=20, progress=False)
     assert len(looks) == 1
 
@@ -197,7 +197,7 @@ def test_tensorboard_gets_what_the_log_gets(cells, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr("wbdit.trainer.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("wbdit.training.trainer.LOG_SECONDS", 0.0)
     run = wbdit.fit(cells, label="type", steps=4, progress=False, tensorboard=tmp_path / "board")
     events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()

@@ -181,7 +181,7 @@ def test_a_run_of_an_unknown_precision_is_not_resumed(tmp_path):
 
 
 def test_a_run_saved_before_its_first_step_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(wbdit.trainer.Trainer, "progress", 1.0)
+    monkeypatch.setattr(wbdit.training.trainer.Trainer, "progress", 1.0)
     assert wbdit.fit(CELLS, **QUICK, out=tmp_path / "run").config["trained"]["steps"] == 0
     monkeypatch.undo()
     assert wbdit.fit(CELLS, progress=False, out=tmp_path / "run", resume=True).config["trained"]["steps"] == 12

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from wbdit import WBDiT, backend, graphs, samplers
-from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood, Levels
+from wbdit import WBDiT, backend, samplers
+from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood, Levels
+from wbdit.nn import cuda_graph
 from wbdit.schedule import NoiseSchedule
 
 
@@ -22,9 +23,11 @@ def recorded(monkeypatch):
         call()
         return call
 
-    replays = graphs.Graphed._replays
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs.Graphed, "_replays", lambda self, x, t: t.stride(0) == 0 and replays(self, _OnGpu(x), t))
+    replays = cuda_graph.Graphed._replays
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(
+        cuda_graph.Graphed, "_replays", lambda self, x, t: t.stride(0) == 0 and replays(self, _OnGpu(x), t)
+    )
     return calls
 
 
@@ -51,7 +54,7 @@ def test_a_sampler_gets_the_same_cells(recorded, classes, mix):
     y = y[:, 0] if classes == 3 else y
     x, path = torch.randn(5, 1, 12), samplers.timesteps(schedule, 6)
     cells = []
-    for call in (denoiser, graphs.Graphed(denoiser)):
+    for call in (denoiser, cuda_graph.Graphed(denoiser)):
         guided = call if y is None else samplers.Guided(call, y, 2.0, toward=y.flip(0), mix=mix)
         cells.append(samplers.ddim(guided, x, schedule, path, eta=0.0, clamp_min=None))
     assert torch.equal(*cells)
@@ -59,7 +62,7 @@ def test_a_sampler_gets_the_same_cells(recorded, classes, mix):
 
 
 def test_each_shape_is_recorded_once(recorded):
-    graphed = graphs.Graphed(model())
+    graphed = cuda_graph.Graphed(model())
     t = torch.tensor([7])
     with torch.no_grad():
         for batch in (4, 2, 4, 2):
@@ -70,7 +73,7 @@ def test_each_shape_is_recorded_once(recorded):
 
 
 def test_a_recording_holds_for_its_backend_and_mode(recorded):
-    graphed, x, t = graphs.Graphed(model()), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
+    graphed, x, t = cuda_graph.Graphed(model()), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
     with torch.no_grad():
         graphed(x, t)
         with backend("reference"):
@@ -91,16 +94,16 @@ def test_recording_and_replaying_are_on_the_inputs_device(recorded, monkeypatch)
         yield
         current[0] = before
 
-    class Replayed(graphs._Recorded):
+    class Replayed(cuda_graph._Recorded):
         def __call__(self, x, t, y):
             seen.append(current[0])
             return super().__call__(x, t, y)
 
-    capture = graphs.capture
-    monkeypatch.setattr(graphs, "_Recorded", Replayed)
-    monkeypatch.setattr(graphs, "capture", lambda call: seen.append(current[0]) or capture(call))
+    capture = cuda_graph.capture
+    monkeypatch.setattr(cuda_graph, "_Recorded", Replayed)
+    monkeypatch.setattr(cuda_graph, "capture", lambda call: seen.append(current[0]) or capture(call))
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    graphed, t = graphs.Graphed(model()), torch.tensor([7])
+    graphed, t = cuda_graph.Graphed(model()), torch.tensor([7])
     with torch.no_grad():
         for _ in range(2):
             graphed(torch.randn(3, 1, 12), t.expand(3))
@@ -115,9 +118,9 @@ def test_what_cannot_be_recorded_is_called(recorded, monkeypatch):
         tried.append(call)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
     denoiser, x, t = model(), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
-    graphed = graphs.Graphed(denoiser)
+    graphed = cuda_graph.Graphed(denoiser)
     with torch.no_grad():
         with pytest.warns(UserWarning, match="not permitted when stream is capturing$"):
             first = graphed(x, t)
@@ -130,7 +133,7 @@ def test_what_cannot_be_recorded_is_called(recorded, monkeypatch):
 
 def test_an_answer_outlives_the_next_call(recorded):
     denoiser = model()
-    graphed, x, t = graphs.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
+    graphed, x, t = cuda_graph.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
     with torch.no_grad():
         first = graphed(x, t.expand(3))
         kept = first.clone()
@@ -141,7 +144,7 @@ def test_an_answer_outlives_the_next_call(recorded):
 
 def test_weights_may_change(recorded):
     denoiser = model()
-    graphed, x, t = graphs.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
+    graphed, x, t = cuda_graph.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
     with torch.no_grad():
         graphed(x, t.expand(3))
         denoiser.blocks[0].attn.qkv.weight.mul_(3)
@@ -150,7 +153,7 @@ def test_weights_may_change(recorded):
 
 def test_what_cannot_be_replayed_is_called(recorded):
     denoiser = model()
-    graphed, x = graphs.Graphed(denoiser), torch.randn(3, 1, 12)
+    graphed, x = cuda_graph.Graphed(denoiser), torch.randn(3, 1, 12)
     with torch.no_grad():
         graphed(x, torch.tensor([7, 8, 9]))
     graphed(x, torch.tensor([7]).expand(3)).sum().backward()
@@ -167,7 +170,7 @@ def test_a_count_denoiser_is_replayed_at_its_depths(recorded, grid):
     x, depth = torch.randn(5, 1, 12), torch.linspace(2, 4, 5)
     path = samplers.timesteps(schedule, 4, grid, stop=500)
     cells = []
-    for call in (denoiser, graphs.Graphed(denoiser)):
+    for call in (denoiser, cuda_graph.Graphed(denoiser)):
         guided = samplers.Guided(AtDepth(call, depth), torch.tensor([0, 1, 2, 0, 1]), 1.5)
         cells.append(samplers.ddim(guided, x, schedule, path, stop=500, eta=0.0, clamp_min=None))
     assert torch.equal(*cells)

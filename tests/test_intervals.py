@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from wbdit.intervals import Estimate, Halves, auc, normal, proportion
+from wbdit.evaluation.intervals import Estimate, Halves, auc, normal, proportion
 
 
 def width(estimate):

@@ -23,10 +23,10 @@ from bench.peers.runs import Plan, Run
 from bench.peers.table import markdown
 from bench.peers.variational import _Vae
 from wbdit import DiT, InputError, WBDiT
-from wbdit.alignment import align
+from wbdit.data.preprocessor import variable_genes
+from wbdit.evaluation.align import align
 from wbdit.generator import make_model
-from wbdit.presets import find_preset
-from wbdit.recipe import variable_genes
+from wbdit.training.config import find_preset
 
 LABELS = ("type", "condition")
 

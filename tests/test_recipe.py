@@ -8,9 +8,9 @@ import torch
 from conftest import make_cells
 
 from wbdit import InputError
-from wbdit.cells import check_cells, detect_space, find_expression, read_h5ad
-from wbdit.labels import apportion
-from wbdit.recipe import Recipe, variable_genes
+from wbdit.data.expression import check_cells, detect_space, find_expression, read_h5ad
+from wbdit.data.labels import apportion
+from wbdit.data.preprocessor import Recipe, variable_genes
 
 COUNTS = make_cells(60, 30).X.toarray()
 LOGNORM = np.log1p(COUNTS / COUNTS.sum(1, keepdims=True) * 1e4)

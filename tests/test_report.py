@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from wbdit import figures, report
 from wbdit.errors import InputError
-from wbdit.evaluation import Evaluation
-from wbdit.figure_data import Cells, FigureData
-from wbdit.metric_table import METRICS
-from wbdit.report import write_picture, write_report
-from wbdit.scorecard import Score
+from wbdit.evaluation.evaluate import Evaluation
+from wbdit.evaluation.figure_data import Cells, FigureData
+from wbdit.evaluation.registry import METRICS
+from wbdit.evaluation.scores import Score
+from wbdit.report import evaluation as report
+from wbdit.report import figures
+from wbdit.report.evaluation import write_picture, write_report
 
 N, N_GENES = 40, 30
 VOID = {"meta", "br", "img", "link", "input", "hr"}

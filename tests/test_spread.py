@@ -7,11 +7,11 @@ import torch
 from conftest import make_cells
 
 import wbdit
-from wbdit import spread
-from wbdit.counts import NOISE_AXES, CountDenoiser
-from wbdit.presets import Budget
-from wbdit.recipe import Recipe
-from wbdit.trainer import Trainer
+from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
+from wbdit.data.preprocessor import Recipe
+from wbdit.training import calibration
+from wbdit.training.config import Budget
+from wbdit.training.trainer import Trainer
 
 
 def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b")):
@@ -63,12 +63,12 @@ def test_noise_is_wider_along_the_axes_alone():
 def test_factors_give_back_the_spread_that_is_lost():
     cells = spreading(1000)
     generator = Narrow(cells)
-    noise = spread.match_spread(generator, cells)
+    noise = calibration.match_spread(generator, cells)
     assert noise["noise_factors"][:2].numpy() == pytest.approx(np.full(2, 1 / 0.7), rel=0.1)
     assert noise["noise_factors"][2:].mean() == pytest.approx(1, abs=0.1)  # sequencing's own
     torch.testing.assert_close(noise["noise_axes"] @ noise["noise_axes"].T, torch.eye(NOISE_AXES), atol=1e-4, rtol=0)
-    assert generator.asked == [spread.CELLS] * spread.ROUNDS
-    again = spread.match_spread(generator, cells)
+    assert generator.asked == [calibration.CELLS] * calibration.ROUNDS
+    again = calibration.match_spread(generator, cells)
     assert all(torch.equal(noise[name], again[name]) for name in noise)
 
 
@@ -79,7 +79,7 @@ def test_what_follows_from_library_sizes_is_no_spread():
     recipe = Recipe.fit(cells, label="type")
     depth = np.log(cells.X.sum(1))
     assert abs(np.corrcoef(recipe.encode(cells).mean(1), depth)[0, 1]) > 0.9
-    beyond = spread.within_labels(recipe, cells)  # label by label, as the cells lie alternately
+    beyond = calibration.within_labels(recipe, cells)  # label by label, as the cells lie alternately
     assert abs(np.corrcoef(beyond.mean(1), np.concatenate([depth[::2], depth[1::2]]))[0, 1]) < 1e-3
     assert beyond.mean(0) == pytest.approx(np.zeros(60), abs=1e-5)
 
@@ -88,14 +88,14 @@ def test_a_few_cells_far_off_change_little():
     places = np.random.default_rng(0).normal(size=(1000, 1))
     off = places.copy()
     off[:10] *= 100
-    assert spread._width(off) == pytest.approx(spread._width(places), rel=0.02)
+    assert calibration._width(off) == pytest.approx(calibration._width(places), rel=0.02)
     assert off.std() > 3 * places.std()
 
 
 def test_too_few_cells_leave_the_noise_as_it_is():
-    cells = spreading(2 * spread.FEWEST - 2)
+    cells = spreading(2 * calibration.FEWEST - 2)
     generator = Narrow(cells)
-    noise = spread.match_spread(generator, cells)
+    noise = calibration.match_spread(generator, cells)
     assert not noise["noise_axes"].any()
     assert (noise["noise_factors"] == 1).all()
     assert generator.asked == []
@@ -104,18 +104,18 @@ def test_too_few_cells_leave_the_noise_as_it_is():
 def test_a_label_of_few_cells_is_left_out():
     cells = spreading(303)
     cells.obs["type"] = np.where(np.arange(303) < 3, "rare", cells.obs["type"])
-    assert len(spread.within_labels(Recipe.fit(cells, label="type"), cells)) == 300
+    assert len(calibration.within_labels(Recipe.fit(cells, label="type"), cells)) == 300
 
 
 def test_values_without_a_likelihood_are_left_alone():
     cells = make_cells(40, 30)
     generator = wbdit.fit(cells, preset="paper", steps=1, progress=False)
-    assert spread.match_spread(generator, cells) == {}
-    assert spread.matching_seconds(generator, cells) == 0
+    assert calibration.match_spread(generator, cells) == {}
+    assert calibration.matching_seconds(generator, cells) == 0
 
 
 def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(spread, "CELLS", 200)
+    monkeypatch.setattr(calibration, "CELLS", 200)
     cells, run = spreading(240), tmp_path / "run"
     quick = {"label": "type", "progress": False}
     lines = []
@@ -128,7 +128,7 @@ def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monke
     assert loaded.config["model_hash"] == made.config["model_hash"]
     longer = wbdit.fit(cells, steps=40, out=run, resume=True, **quick)
     factors = longer.model.noise_factors.clone()
-    assert torch.equal(spread.match_spread(longer, cells)["noise_factors"], factors)
+    assert torch.equal(calibration.match_spread(longer, cells)["noise_factors"], factors)
     assert not torch.equal(factors, made.model.noise_factors)
 
 
@@ -136,7 +136,7 @@ def test_what_was_trained_is_saved_before_the_spread_is_matched(tmp_path, monkey
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wbdit.fitting.match_spread", stopped)
+    monkeypatch.setattr("wbdit.training.fit.match_spread", stopped)
     with pytest.raises(KeyboardInterrupt):
         wbdit.fit(spreading(240), steps=3, out=tmp_path, progress=False)
     assert wbdit.load(tmp_path).config["trained"]["steps"] == 3
@@ -152,9 +152,9 @@ def test_the_clock_includes_the_matching(monkeypatch, estimate, reserved):
         trainer.budget = Budget(steps=2)
         return train(trainer, *given)
 
-    monkeypatch.setattr(spread, "CELLS", 200)
-    monkeypatch.setattr("wbdit.fitting.matching_seconds", lambda *given: estimate)
+    monkeypatch.setattr(calibration, "CELLS", 200)
+    monkeypatch.setattr("wbdit.training.fit.matching_seconds", lambda *given: estimate)
     monkeypatch.setattr(Trainer, "train", two_steps)
     generator = wbdit.fit(spreading(240), label="type", minutes=0.1, progress=False)
     assert budgets[0].minutes == pytest.approx(0.1 - reserved / 60)
-    assert spread.matching_seconds(generator, spreading(240)) > 0
+    assert calibration.matching_seconds(generator, spreading(240)) > 0

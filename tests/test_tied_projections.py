@@ -12,8 +12,8 @@ from test_model import SMALL, batch, stirred
 
 import wbdit
 from wbdit import DiT, WBDiT, backend
-from wbdit.model import Denoiser
-from wbdit.presets import PRESETS
+from wbdit.nn.denoiser import Denoiser
+from wbdit.training.config import PRESETS
 
 OPTIONS = [
     {"tie_out": True},
@@ -164,7 +164,7 @@ def test_what_one_op_can_do(options, given, monkeypatch):
     model = make(options)
     with torch.no_grad():
         by_blocks = model(*given)
-        monkeypatch.setattr("wbdit.model.WBDiT._is_one_op", lambda self, x: self.blocks[0].fits_trunk)
+        monkeypatch.setattr("wbdit.nn.denoiser.WBDiT._is_one_op", lambda self, x: self.blocks[0].fits_trunk)
         assert relative_error(model(*given), by_blocks) < 1e-5
     assert model.blocks[0].fits_trunk == (model.num_heads > 1)
 

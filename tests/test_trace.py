@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wbdit import WBDiT, samplers, trace
-from wbdit.batches import Batches
-from wbdit.objectives import SquaredError
-from wbdit.presets import Budget, Training
+from wbdit import WBDiT, profiling, samplers
+from wbdit.data.loader import Batches
 from wbdit.schedule import NoiseSchedule
-from wbdit.trainer import Trainer
+from wbdit.training.config import Budget, Training
+from wbdit.training.losses import SquaredError
+from wbdit.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def ranges(monkeypatch):
         yield
         seen.append(None)
 
-    monkeypatch.setattr(trace, "nvtx", SimpleNamespace(annotate=annotate))
+    monkeypatch.setattr(profiling, "nvtx", SimpleNamespace(annotate=annotate))
     return seen
 
 
@@ -58,20 +58,20 @@ def test_the_steps_of_a_sampler(ranges):
 
 def test_pytorchs_own_without_nvtx(ranges, monkeypatch):
     """In no domain, and where there is a GPU alone: its NVTX raises in a PyTorch without CUDA."""
-    annotate = trace.nvtx.annotate
-    monkeypatch.setattr(trace, "nvtx", None)
-    monkeypatch.setattr(trace, "_has_gpu", lambda: True)
+    annotate = profiling.nvtx.annotate
+    monkeypatch.setattr(profiling, "nvtx", None)
+    monkeypatch.setattr(profiling, "_has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda.nvtx, "range", lambda name: annotate(name, "wbdit"))
-    with trace.span("forward"):
+    with profiling.span("forward"):
         pass
     assert ranges == ["forward", None]
 
 
 def test_nothing_without_nvtx_and_gpu(monkeypatch):
-    monkeypatch.setattr(trace, "nvtx", None)
-    monkeypatch.setattr(trace, "_has_gpu", lambda: False)
-    assert trace.span("forward") is trace.span("backward")
-    with trace.span("forward"):
+    monkeypatch.setattr(profiling, "nvtx", None)
+    monkeypatch.setattr(profiling, "_has_gpu", lambda: False)
+    assert profiling.span("forward") is profiling.span("backward")
+    with profiling.span("forward"):
         pass
 
 

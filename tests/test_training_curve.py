@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from wbdit import NoiseSchedule, WBDiT, backend
-from wbdit.batches import Batches
-from wbdit.objectives import SquaredError
+from wbdit.data.loader import Batches
 from wbdit.ops import build
-from wbdit.presets import Budget, Training
-from wbdit.trainer import Trainer
+from wbdit.training.config import Budget, Training
+from wbdit.training.losses import SquaredError
+from wbdit.training.trainer import Trainer
 
 STEPS, WINDOW = 200, 20
 
@@ -39,7 +39,7 @@ def fp32():
 @pytest.fixture(autouse=True, scope="module")
 def _every_step_is_logged():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wbdit.trainer.LOG_SECONDS", -1.0)
+        patch.setattr("wbdit.training.trainer.LOG_SECONDS", -1.0)
         yield
 
 

@@ -185,7 +185,7 @@ def test_importing_wbdit_imports_no_triton():
 def test_without_triton_one_warning_and_the_reference():
     code = (
         "import sys; sys.modules['triton'] = None; import warnings, torch; "
-        "from wbdit import ops; from wbdit.ops import cuda, reference; cuda.register('cpu'); "
+        "from wbdit import ops; from wbdit.ops import reference, triton as engine; engine.register('cpu'); "
         "w = torch.randn(1, 4, 8); warnings.simplefilter('always'); "
         "outs = [ops.mssa(w, 2) for _ in range(3)]; "
         "assert torch.equal(outs[0], reference.mssa(w, 2)[0])"
@@ -244,9 +244,9 @@ def made_up_card(monkeypatch, capability, shared):
     """Let CUDA tensors, which need no GPU while they are fake, be of a card of our choice."""
     from wbdit.kernels import card
 
-    from wbdit.ops import cuda
+    from wbdit.ops import triton as engine
 
-    for cached in (cuda._is_served, cuda._attends):
+    for cached in (engine._is_served, engine._attends):
         cached.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(card, "card_of", lambda device: card.Card(shared, capability[0] in (9, 10)))
@@ -255,16 +255,16 @@ def made_up_card(monkeypatch, capability, shared):
 @pytest.fixture
 def fits(monkeypatch):
     """Return a function that says whether attention, forward and backward, fits a made-up card."""
-    from wbdit.ops import cuda
+    from wbdit.ops import triton as engine
 
     def fits(capability, shared, dtype, width=96):
         made_up_card(monkeypatch, capability, shared)
         with FakeTensorMode():
             w = torch.empty(2, 200, 8 * width, dtype=dtype, device="cuda")
-        return cuda._fits("mssa", (w, 8)), cuda._fits("mssa_backward", (w, w, w, w, 8))
+        return engine._fits("mssa", (w, 8)), engine._fits("mssa_backward", (w, w, w, w, 8))
 
     yield fits
-    for cached in (cuda._is_served, cuda._attends):
+    for cached in (engine._is_served, engine._attends):
         cached.cache_clear()
 
 
@@ -282,7 +282,7 @@ def test_tiles_never_exceed_the_card(monkeypatch):
     """144 KB are no first choice on a card of 99; where no tile fits, the blocks go op by op."""
     from wbdit.kernels import trunk
 
-    from wbdit.ops import cuda
+    from wbdit.ops import triton as engine
 
     wide = trunk.Tiles(128, 256, 64, 8, 3)
     monkeypatch.setattr(trunk, "TILES", (wide, *trunk.TILES))
@@ -293,13 +293,13 @@ def test_tiles_never_exceed_the_card(monkeypatch):
     for capability, shared, first in (((9, 0), 232448, wide), ((8, 6), 101376, trunk.TILES[1]), ((8, 6), 8192, None)):
         made_up_card(monkeypatch, capability, shared)
         assert trunk.candidates(x.device)[:1] == ((first,) if first else ())
-        assert cuda._is_one(*blocks) == (first is not None)
+        assert engine._is_one(*blocks) == (first is not None)
 
 
 def test_a_gpu_is_asked_for_nothing_here():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        importlib.import_module("wbdit.ops.cuda")
+        importlib.import_module("wbdit.ops.triton")
 
 
 @pytest.mark.parametrize(
@@ -313,13 +313,13 @@ def test_a_gpu_is_asked_for_nothing_here():
     ],
 )
 def test_rows_too_wide_for_registers_go_to_the_reference(op, shapes, fits):
-    from wbdit.ops.cuda import _fits
+    from wbdit.ops.triton import _fits
 
     assert _fits(op, tuple(torch.empty(shape, device="meta") for shape in shapes)) == fits
 
 
 @pytest.mark.parametrize(("width", "heads", "fits"), [(768, 8, True), (768, 6, True), (768, 3, False)])
 def test_heads_too_wide_go_to_the_reference(width, heads, fits):
-    from wbdit.ops.cuda import _fits
+    from wbdit.ops.triton import _fits
 
     assert _fits("mssa", (torch.empty(1, 2, width, device="meta"), heads)) == fits

@@ -9,8 +9,9 @@ from conftest import relative_error
 from test_model import SMALL, stirred
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wbdit import DiT, WBDiT, backend, halfsteps, ops
-from wbdit.weight_cache import WeightCache
+from wbdit import DiT, WBDiT, backend, ops
+from wbdit.nn import crate
+from wbdit.nn.weight_cache import WeightCache
 
 BOTH = pytest.mark.parametrize("kind", [WBDiT, DiT])
 TIMES, LABELS = (7, 500, 7, 999), (0, 2, 2, 3)
@@ -324,8 +325,8 @@ def test_a_gpu_folds_in_fp32(monkeypatch):
     """The dictionary is rounded once, after it is folded; a fake tensor has a device without there being one."""
     seen = []
     monkeypatch.setattr(ops, "fold", lambda weight: seen.append(weight.dtype) or torch.empty_like(weight))
-    monkeypatch.setattr(halfsteps, "product_dtype", lambda weight: torch.bfloat16)  # as under autocast on a GPU
-    step = halfsteps.ISTA(8)
+    monkeypatch.setattr(crate, "product_dtype", lambda weight: torch.bfloat16)  # as under autocast on a GPU
+    step = crate.ISTA(8)
     with FakeTensorMode():
         step.weight = torch.nn.Parameter(torch.empty(8, 8, device="cuda"))
         assert step.folded().dtype == torch.bfloat16

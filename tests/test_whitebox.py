@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import wbdit
 from wbdit import WBDiT
-from wbdit.unit_genes import enrichment, gene_embedding, marker_genes, read_units
-from wbdit.whitebox import coding_rate, effective_rank, glance, largest_rate, measure, walk_blocks, weigh
+from wbdit.whitebox.gene_loadings import enrichment, gene_embedding, marker_genes, read_units
+from wbdit.whitebox.measures import coding_rate, effective_rank, glance, largest_rate, measure, walk_blocks, weigh
 
 ETA = LAM = 0.1
 

@@ -10,16 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wbdit import samplers
-from wbdit.dit import DiT
+from wbdit._version import __version__
 from wbdit.errors import InputError
-from wbdit.model import WBDiT
+from wbdit.nn.denoiser import WBDiT
+from wbdit.nn.dit import DiT
 from wbdit.ops import backend
 from wbdit.schedule import NoiseSchedule
-from wbdit.version import __version__
 
 if TYPE_CHECKING:
-    from wbdit.fitting import fit
+    from wbdit.evaluation.evaluate import evaluate
     from wbdit.generator import CellGenerator, load
+    from wbdit.training.fit import fit
+    from wbdit.whitebox.explain import explain
 
 __all__ = [
     "CellGenerator",
@@ -29,12 +31,20 @@ __all__ = [
     "WBDiT",
     "__version__",
     "backend",
+    "evaluate",
+    "explain",
     "fit",
     "load",
     "samplers",
 ]
 
-_LATER = {"CellGenerator": "wbdit.generator", "fit": "wbdit.fitting", "load": "wbdit.generator"}
+_LATER = {
+    "CellGenerator": "wbdit.generator",
+    "evaluate": "wbdit.evaluation.evaluate",
+    "explain": "wbdit.whitebox.explain",
+    "fit": "wbdit.training.fit",
+    "load": "wbdit.generator",
+}
 
 
 def __getattr__(name: str) -> Any:

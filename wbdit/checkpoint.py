@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from wbdit._io import write_atomically
+from wbdit.data.labels import Labels
+from wbdit.data.preprocessor import Recipe
 from wbdit.errors import InputError
-from wbdit.files import write_atomically
-from wbdit.labels import Labels
-from wbdit.recipe import Recipe
 
 FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"

@@ -54,8 +54,8 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--tensorboard", type=FILE, help="Folder to write the training log to for TensorBoard.")
 def train(data: Path, out: Path, **options: Any) -> None:
     """Train on the cells of DATA.h5ad; Ctrl-C ends early, with the run saved."""
-    from wbdit.cells import read_h5ad
-    from wbdit.fitting import fit
+    from wbdit.data.expression import read_h5ad
+    from wbdit.training.fit import fit
 
     generator = fit(read_h5ad(data), out=out, say=_say, **options)
     trained = generator.config["trained"]
@@ -91,8 +91,8 @@ def generate(
     **options: Any,
 ) -> None:
     """Generate synthetic cells with a trained RUN."""
-    from wbdit.cells import describe, read_h5ad
-    from wbdit.files import check_writable, write_h5ad
+    from wbdit._io import check_writable, write_h5ad
+    from wbdit.data.expression import describe, read_h5ad
     from wbdit.generator import load
 
     check_writable(out)
@@ -117,15 +117,15 @@ def generate(
 @click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
 def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path, **options: Any) -> None:
     """Compare SYNTHETIC.h5ad with held-out REAL.h5ad, every figure beside its real-against-real floor."""
-    from wbdit import evaluation
-    from wbdit.cells import read_h5ad
-    from wbdit.files import check_writable
-    from wbdit.report import write_report
+    from wbdit._io import check_writable
+    from wbdit.data.expression import read_h5ad
+    from wbdit.evaluation import evaluate as judge
+    from wbdit.report.evaluation import write_report
 
     check_writable(out / "report.html")
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
-    result = evaluation.evaluate(*cells, train=trained_on, label=label, **options)
+    result = judge.evaluate(*cells, train=trained_on, label=label, **options)
     facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
     _say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
@@ -142,12 +142,12 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str) -> None:
     """Show what each block of a RUN does to the real cells of DATA.h5ad, and which genes it speaks for."""
-    from wbdit.cells import read_h5ad
-    from wbdit.explain import explain as look_into
-    from wbdit.explain_page import write_explanation
-    from wbdit.files import check_writable
-    from wbdit.findings import findings
+    from wbdit._io import check_writable
+    from wbdit.data.expression import read_h5ad
     from wbdit.generator import load
+    from wbdit.report.explain import write_explanation
+    from wbdit.whitebox.explain import explain as look_into
+    from wbdit.whitebox.findings import findings
 
     check_writable(out / "explain.html")
     found = look_into(load(run, device=device), read_h5ad(data), cells=cells, seed=seed, say=_say)
@@ -199,17 +199,17 @@ def _why(device: str, backend: str) -> str:
     """Say why this backend serves an op on this device."""
     from wbdit import ops
     from wbdit.ops import build as builder
-    from wbdit.ops import cpu, cuda
+    from wbdit.ops import cpu, triton
 
     if backend == "csrc":
         return f" ({cpu.processor_level()})"
     if backend == "triton":
-        return f" ({cuda.version()})"
+        return f" ({triton.version()})"
     if ops.active_backend() == "reference":
         return " (forced by WBDIT_BACKEND)"
     if device == "cpu" and not builder.available():
         return " (the kernels cannot be built, see above)"
-    if device == "cuda" and not cuda.available():
+    if device == "cuda" and not triton.available():
         return ' (no triton here: pip install "wbdit[gpu]")'
     return " (no kernel for this device)" if backend == "reference" else ""
 

@@ -11,15 +11,15 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from wbdit.cells import split_cells
+from wbdit._io import write_h5ad
 from wbdit.checkpoint import CONFIG
+from wbdit.data.expression import split_cells
 from wbdit.errors import InputError, need_extra
-from wbdit.evaluation import Evaluation, evaluate
-from wbdit.explain import explain
-from wbdit.explain_page import write_explanation
-from wbdit.files import write_h5ad
-from wbdit.fitting import fit
-from wbdit.report import write_picture, write_report
+from wbdit.evaluation.evaluate import Evaluation, evaluate
+from wbdit.report.evaluation import write_picture, write_report
+from wbdit.report.explain import write_explanation
+from wbdit.training.fit import fit
+from wbdit.whitebox.explain import explain
 
 LABEL = "bulk_labels"
 MINUTES = 1.0

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
-from wbdit.conditions import Conditions, Counts, guidance_fact, read_request
-from wbdit.counts import AtDepth, CountDenoiser, CountLikelihood
-from wbdit.dit import DiT
+from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood
+from wbdit.data.preprocessor import Recipe
 from wbdit.errors import InputError
-from wbdit.graphs import Graphed
-from wbdit.model import Denoiser, WBDiT
-from wbdit.recipe import Recipe
+from wbdit.nn.cuda_graph import Graphed
+from wbdit.nn.denoiser import Denoiser, WBDiT
+from wbdit.nn.dit import DiT
+from wbdit.request import Conditions, Counts, guidance_fact, read_request
 from wbdit.schedule import NoiseSchedule
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
@@ -99,7 +99,7 @@ class CellGenerator:
         counts
             Number of cells of each label, in place of `n` and `like`: ``{"NK": 200}``; with several label columns of
             each combination, ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` leaves a column open, see
-            :meth:`wbdit.labels.Labels.counted`. Combinations that no training cell had are tried all the same.
+            :meth:`wbdit.data.labels.Labels.counted`. Combinations that no training cell had are tried all the same.
         sampler
             "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
             see :mod:`wbdit.samplers`. By default "unipc" where counts are drawn from a likelihood, else "ddim".
@@ -224,7 +224,7 @@ class CellGenerator:
         batch_size: int,
         shown: str | None,
     ) -> np.ndarray:
-        """Sample what :meth:`wbdit.recipe.Recipe.decode` takes, ``(cells, G)``, under a progress bar named `shown`."""
+        """Sample what :meth:`Recipe.decode` takes, ``(cells, G)``, under a progress bar named `shown`."""
         n, denoiser = len(asked.codes), Graphed(self.model)
         starts = range(0, n, batch_size)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"

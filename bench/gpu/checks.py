@@ -18,7 +18,7 @@ from torch import Tensor
 
 import wbdit
 from wbdit import ops
-from wbdit.graphs import Graphed
+from wbdit.nn.cuda_graph import Graphed
 
 BF16 = ROWS["ours, bf16"]
 FEW = 4  # cells that are computed in fp64

@@ -13,9 +13,9 @@ from setting import Setting
 
 import wbdit
 from wbdit import ops
-from wbdit.graphs import Graphed
-from wbdit.ops.cuda import Triton
+from wbdit.nn.cuda_graph import Graphed
 from wbdit.ops.fused import Fused
+from wbdit.ops.triton import Triton
 
 CALLS = 15
 TASKS = ("forward", "train", "sampling")

@@ -12,7 +12,7 @@ from rows import Line
 from setting import Setting
 from torch.profiler import ProfilerActivity, profile
 
-from wbdit.graphs import Graphed
+from wbdit.nn.cuda_graph import Graphed
 
 SHOWN = 25
 

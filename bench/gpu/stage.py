@@ -46,10 +46,10 @@ def interpret() -> None:
     """Let Triton's interpreter serve CPU tensors: a rehearsal runs the GPU's own launches."""
     import interpreter
 
-    from wbdit.ops import cuda
+    from wbdit.ops import triton as engine
 
     interpreter.install()
-    cuda.register("cpu")
+    engine.register("cpu")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from bench.peers.runs import Plan, Result, Run
 from bench.peers.table import markdown
 from bench.peers.variational import Scvi
 from bench.results import refuse
+from wbdit._io import write_atomically
 from wbdit.errors import InputError, need_extra
-from wbdit.files import write_atomically
 from wbdit.ops import cpu
 
 PEERS: dict[str, Peer] = {

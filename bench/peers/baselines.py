@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 from bench.peers.peer import Fitted, Peer, cells_of, joined, rows_by_label
-from wbdit.cells import to_dense
+from wbdit.data.expression import to_dense
 
 COMPONENTS = 50
 

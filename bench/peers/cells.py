@@ -12,9 +12,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from bench.peers.peer import LABEL, joined
-from wbdit.cells import check_cells, check_labels, find_expression, read_h5ad, split_cells
+from wbdit.data.expression import check_cells, check_labels, find_expression, read_h5ad, split_cells
+from wbdit.data.preprocessor import variable_genes
 from wbdit.errors import InputError
-from wbdit.recipe import variable_genes
 
 FEWEST = 3  # cells of a label: fewer leave no two to train on and one to hold out
 

@@ -11,10 +11,10 @@ import pandas as pd
 
 import wbdit
 from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
-from wbdit.counts import NOISE_AXES
+from wbdit.counts.denoiser import NOISE_AXES
 from wbdit.generator import COUNTS_CALLS, COUNTS_GRID, COUNTS_SAMPLER
-from wbdit.presets import find_preset
-from wbdit.spread import CELLS, ROUNDS
+from wbdit.training.calibration import CELLS, ROUNDS
+from wbdit.training.config import find_preset
 
 
 class Diffusion(Peer):
@@ -25,7 +25,7 @@ class Diffusion(Peer):
     name, title
         As in :class:`bench.peers.peer.Peer`.
     preset
-        One of :data:`wbdit.presets.PRESETS`.
+        One of :data:`wbdit.training.config.PRESETS`.
     """
 
     def __init__(self, name: str, title: str, preset: str) -> None:

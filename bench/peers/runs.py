@@ -17,10 +17,10 @@ import wbdit
 from bench.machine import commit, machine
 from bench.peers.cells import Choice, DataSet
 from bench.peers.peer import Peer
-from wbdit.cells import read_h5ad
-from wbdit.evaluation import evaluate
-from wbdit.files import write_atomically, write_h5ad
-from wbdit.metric_table import METRICS
+from wbdit._io import write_atomically, write_h5ad
+from wbdit.data.expression import read_h5ad
+from wbdit.evaluation.evaluate import evaluate
+from wbdit.evaluation.registry import METRICS
 
 FORMAT = 1
 Result = dict[str, Any]

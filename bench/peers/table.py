@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from wbdit.metric_table import METRICS
-from wbdit.scorecard import format_value
+from wbdit.evaluation.registry import METRICS
+from wbdit.evaluation.scores import format_value
 
 Result = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """The operations a white-box block is made of, one function an op, on whatever device the tensors are.
 
 Each is a PyTorch custom op in the namespace ``wbdit`` with shape inference and a gradient, so autograd, autocast,
-``torch.compile`` and export see through it. Kernels enter by :func:`wbdit.ops.backend.register_kernel`.
+``torch.compile`` and export see through it. Kernels enter by :func:`wbdit.ops.dispatch.register_kernel`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wbdit.ops import cpu, cuda, definitions
-from wbdit.ops.backend import active_backend, backend, register_kernel, serving
+from wbdit.ops import cpu, definitions, triton
+from wbdit.ops.dispatch import active_backend, backend, register_kernel, serving
 
 __all__ = [
     "active_backend",
@@ -37,7 +37,7 @@ __all__ = [
 
 
 cpu.register()
-cuda.register()
+triton.register()
 
 
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None) -> Tensor:

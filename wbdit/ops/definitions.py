@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wbdit.ops import reference
-from wbdit.ops.backend import define_op
+from wbdit.ops.dispatch import define_op
 
 adaln = define_op(
     "adaln", "(Tensor x, Tensor shift, Tensor scale, float eps, ScalarType? dtype=None) -> Tensor", reference.adaln

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wbdit.ops import reference
-from wbdit.ops.backend import register_kernel
+from wbdit.ops.dispatch import register_kernel
 
 TYPES = (torch.float32, torch.bfloat16)
 OPS = (

@@ -1,0 +1,1 @@
+"""Counts, not rounded values: bins, likelihood, denoiser."""

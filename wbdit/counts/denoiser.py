@@ -1,0 +1,412 @@
+"""Counts, not rounded values: a denoiser whose answer is a distribution over each gene's counts.
+
+The diffusion runs over values ``v = (ln(1 + count) - centre) / scale``. At a noised value ``x = alpha v + sigma noise``
+the denoiser gives the logarithm of each gene's expected count, and Bayes' rule the rest::
+
+    p(count | x)  proportional to  prior(count | mean) exp(-(x - alpha v(count))^2 / (2 sigma^2))
+
+What a gene's own noised value says of its count is known exactly and need not be learned; what the other genes, the
+labels and the library size say of it is the network's part. The prior is a negative binomial at the start, and learns
+its shape. The mean of ``v`` under this distribution is the estimate of x_0 that a sampler goes by (score interpolation,
+Dieleman et al. 2022), and the walk ends by drawing the counts from it, at a noise level that drowns the sequencing's:
+the discrete decoder (L_0) of the variational bound (Ho et al. 2020, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wbdit import ops
+from wbdit.nn.denoiser import Denoiser
+from wbdit.ops import reference
+from wbdit.schedule import NoiseSchedule, Prediction
+
+EXACT = 10  # counts below this are a level each; above, levels widen
+WIDENING = 1.25
+MOST = 64  # levels, as many as the kernels take
+ROOM = 1.3  # the last level reaches this far beyond the largest count that was seen
+LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
+ROUNDS = 4  # of bringing the expected counts to the library size
+NOISE_AXES = 16  # directions that starting noise may be wider along; beyond them spread is mostly sequencing's
+KNOTS = 12  # timesteps between which the prior's shape is interpolated
+
+
+class Levels(NamedTuple):
+    """Bins of counts: 0, 1, ... each for itself, then ever wider ones; from `lowest` to `highest`, both ``(L,)``."""
+
+    lowest: np.ndarray
+    highest: np.ndarray
+
+    @classmethod
+    def up_to(cls, largest: float) -> Levels:
+        """Return the levels that reach beyond a largest count."""
+        # as wide as the last of MOST levels asks for, where counts are so large
+        widening = max(WIDENING, ((ROOM * largest + 2) / EXACT) ** (1 / (MOST - EXACT - 1)))
+        edges = list(range(EXACT + 1))
+        while edges[-1] <= ROOM * largest + 2:
+            edges.append(max(edges[-1] + 1, math.ceil(edges[-1] * widening)))
+        return cls(np.array(edges[:-1]), np.array(edges[1:]) - 1)
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Mean count of each level, ``(L,)`` fp64."""
+        return (self.lowest + self.highest) / 2
+
+    def of(self, counts: np.ndarray) -> np.ndarray:
+        """Return the level of each count, uint8."""
+        return np.searchsorted(self.highest, counts, side="left").astype(np.uint8)
+
+
+class CountLikelihood(nn.Module):
+    """The distribution of each gene's count at a noised value, given its mean.
+
+    Parameters
+    ----------
+    genes
+        Number of genes G.
+    levels
+        Number of levels L, see :class:`Levels`.
+    noise_steps
+        Timesteps T of the schedule.
+
+    Attributes
+    ----------
+    prior
+        Logarithm of the prior's shape at no noise and at no signal, up to the mean's part, ``(2, G, L)``; learned. A
+        prior of sharp knowledge is nearly Poisson's, one of none as wide as the gene's counts over all cells.
+    mixing
+        How far the shape is the second, as logits over timesteps ``(KNOTS, G)``; learned.
+    """
+
+    def __init__(self, genes: int, levels: int, noise_steps: int) -> None:
+        super().__init__()
+        self.noise_steps = noise_steps
+        self.prior = nn.Parameter(torch.zeros(2, genes, levels))
+        self.mixing = nn.Parameter(torch.linspace(-4, 4, KNOTS)[:, None].repeat(1, genes))
+        self.register_buffer("lowest", torch.zeros(levels, dtype=torch.int32))
+        self.register_buffer("highest", torch.zeros(levels, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(genes, levels))
+        self.register_buffer("sizes", torch.ones(genes, dtype=torch.int32))  # levels that each gene has
+        self.register_buffer("log_mean", torch.zeros(genes))
+        self.register_buffer("log_size", torch.zeros(2, genes))  # of the negative binomials that the priors begin as
+
+    lowest: Tensor
+    highest: Tensor
+    values: Tensor
+    sizes: Tensor
+    log_mean: Tensor
+    log_size: Tensor
+
+    @torch.no_grad()
+    def begin(self, counts: np.ndarray, centre: np.ndarray, scale: float) -> None:
+        """Take levels, values and the prior's first shape from training cells ``(n, G)``."""
+        levels = Levels.up_to(float(counts.max()))
+        middle = levels.middle
+        top = levels.of(counts.max(0)).astype(int)
+        mean = counts.mean(0) + 1e-4
+        # by moments: variance = mean + mean^2 / size
+        excess = np.maximum(counts.var(0) - mean, 0.02 * mean)
+        size = np.stack([np.full_like(mean, LARGEST_SIZE), np.clip(mean**2 / excess, 0.02, LARGEST_SIZE)])
+        self.lowest.copy_(torch.from_numpy(levels.lowest))
+        self.highest.copy_(torch.from_numpy(levels.highest))
+        self.values.copy_(torch.from_numpy((np.log1p(middle) - centre[:, None]) / scale))
+        self.sizes.copy_(torch.from_numpy(np.minimum(top + 2 + (top > 3), len(middle))))
+        self.log_mean.copy_(torch.from_numpy(np.log(mean)))
+        self.log_size.copy_(torch.from_numpy(np.log(size)))
+        c, r = torch.from_numpy(middle), torch.from_numpy(size)[..., None]
+        width = torch.from_numpy(levels.highest - levels.lowest + 1.0).log()
+        self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
+
+    def level_of(self, counts: np.ndarray) -> np.ndarray:
+        """Return the level ``(n, G)`` uint8 of each of the training cells' counts ``(n, G)``."""
+        return Levels(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+
+    @property
+    def middle(self) -> Tensor:
+        """Mean count of each level, ``(L,)`` fp32."""
+        return (self.lowest + self.highest) / 2
+
+    def terms(self, log_rate: Tensor, shape: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the natural parameter and the prior's mixing weight, both ``(B, G)``.
+
+        A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
+
+        Parameters
+        ----------
+        log_rate
+            Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
+        shape
+            What is added to the mixing's logits, ``(B, G)``.
+        t
+            Timesteps ``(B,)``.
+        """
+        at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
+        knot = at.long().clamp(max=KNOTS - 2)
+        mixing = (torch.lerp(self.mixing[knot], self.mixing[knot + 1], (at - knot)[:, None]) + shape).sigmoid()
+        log_size = torch.lerp(self.log_size[0], self.log_size[1], mixing)
+        return -F.softplus(log_size - self.log_mean - log_rate), mixing
+
+
+class CountDenoiser(nn.Module):
+    """A denoiser, and the likelihood that makes counts of what it answers.
+
+    Conditions are one vector a cell, made by :meth:`embed_labels`: the denoiser's own, of labels and library size, and
+    for each gene the logarithm of how much more the labels and the library size make of it than the average cell has,
+    and how much wider than other labels' its counts are.
+
+    Parameters
+    ----------
+    denoiser
+        What answers each gene's logarithm of the mean count, beyond what the conditions make of it; with `learn_sigma`
+        also what is added to the logits of :attr:`CountLikelihood.mixing`: how wide the count's distribution is. A gene
+        that is on or off in cells of a label is as uncertain as can be where both are likely, and neither before nor
+        after. With one spread for all cells of a label, counts' means come out right, and those of their logarithms,
+        which samplers go by, too close to one another.
+    likelihood
+        The distribution of counts.
+    schedule
+        Noise schedule.
+    input_dropout
+        Share of the genes that the denoiser does not see, in training mode.
+
+    Attributes
+    ----------
+    label_rates
+        Logarithm of how much more of each gene a label makes, ``(sum of K_c + 1, G)``, see :func:`label_rates`.
+    label_shapes
+        What a label adds to the logits of :attr:`CountLikelihood.mixing`, of the same shape; learned. In noise a
+        gene's counts are spread as the label's are: with one spread for all labels, means fit and zeros do not.
+    noise_axes, noise_factors
+        Orthonormal directions ``(K, G)`` along which sampling begins with wider noise, and how much wider ``(K,)``; see
+        :mod:`wbdit.training.calibration`.
+    """
+
+    prediction: Prediction = "x0"
+
+    def __init__(
+        self, denoiser: Denoiser, likelihood: CountLikelihood, schedule: NoiseSchedule, input_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.likelihood = likelihood
+        self.schedule = schedule
+        self.input_dropout = input_dropout
+        self.num_classes = denoiser.num_classes
+        width, genes = denoiser.hidden_size, denoiser.input_size
+        self.depth_embedder = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        nn.init.normal_(self.depth_embedder[2].weight, std=0.02)  # type: ignore[arg-type]
+        nn.init.zeros_(self.depth_embedder[2].bias)  # type: ignore[arg-type]
+        rows = sum(labels + 1 for labels in denoiser.label_sizes)
+        self.register_buffer("label_rates", torch.zeros(rows, genes))
+        self.label_shapes = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
+        self.register_buffer("depth_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
+        self.register_buffer("noise_axes", torch.zeros(NOISE_AXES, genes))
+        self.register_buffer("noise_factors", torch.ones(NOISE_AXES))
+
+    label_rates: Tensor
+    depth_scale: Tensor
+    noise_axes: Tensor
+    noise_factors: Tensor
+
+    @torch.no_grad()
+    def begin(self, counts: np.ndarray, codes: np.ndarray, centre: np.ndarray, scale: float) -> None:
+        """Take what is known before training from the cells.
+
+        Parameters
+        ----------
+        counts
+            Raw counts ``(n, G)``.
+        codes
+            Labels ``(n, C)`` int64.
+        centre, scale
+            Of the values, see :class:`wbdit.data.preprocessor.Recipe`.
+        """
+        self.likelihood.begin(counts, centre, scale)
+        depth = log_depth(counts)
+        self.depth_scale.copy_(torch.tensor([depth.mean(), max(depth.std(), 1e-3)]))
+        self.label_rates.copy_(torch.from_numpy(label_rates(counts, codes, self.denoiser.label_sizes)))
+        if self.denoiser.has_cell_token:
+            self.denoiser.cell_token.look_along(torch.from_numpy((np.log1p(counts) - centre) / scale))
+
+    def widen(self, noise: Tensor) -> Tensor:
+        """Return starting noise ``(B, 1, G)`` that is wider along :attr:`noise_axes`."""
+        with torch.autocast(noise.device.type, enabled=False):
+            return noise + (noise @ self.noise_axes.mT * (self.noise_factors - 1)) @ self.noise_axes
+
+    def embed_labels(self, y: Tensor | None, depth: Tensor) -> Tensor:
+        """Return the conditions ``(B, d + 2 G)`` fp32.
+
+        Parameters
+        ----------
+        y
+            Labels ``(B,)`` or ``(B, C)`` int64, as :class:`wbdit.nn.denoiser.Denoiser` takes them; None for no labels.
+        depth
+            Natural logarithm of the library size over the model's genes, ``(B,)``.
+        """
+        mean, deviation = self.depth_scale
+        vector = self.depth_embedder(((depth - mean) / deviation)[:, None])
+        rates = (depth - mean)[:, None].expand(-1, self.denoiser.input_size)
+        shapes = torch.zeros_like(rates)
+        if self.denoiser.label_sizes and y is not None:
+            embedder = self.denoiser.y_embedder
+            y = embedder.drop(y) if self.training else y
+            vector = vector + embedder.embed(y)
+            sizes = [labels + 1 for labels in self.denoiser.label_sizes]
+            tables = self.label_rates.split(sizes), self.label_shapes.split(sizes)
+            for rate, shape, column in zip(*tables, y.reshape(len(y), len(sizes)).unbind(1), strict=True):
+                rates, shapes = rates + rate[column], shapes + shape[column]
+        return torch.cat([vector, rates, shapes], dim=1)
+
+    def forward(self, x: Tensor, t: Tensor, given: Tensor) -> Tensor:
+        """Return the mean of the clean values, fp32, without gradients: what samplers go by.
+
+        Parameters
+        ----------
+        x
+            Noised cells ``(B, 1, G)``.
+        t
+            Timesteps ``(B,)``.
+        given
+            Conditions ``(B, d + 2 G)``, see :meth:`embed_labels`.
+        """
+        with torch.no_grad():
+            return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, given)))[:, None]
+
+    def nll(self, x: Tensor, t: Tensor, given: Tensor, levels: Tensor) -> Tensor:
+        """Return the negative log-likelihood ``(B, G)``, in nats, of the levels ``(B, G)`` uint8 behind noised cells.
+
+        `x`, `t` and `given` as in :meth:`forward`.
+        """
+        posterior = self._posterior(x, t, *self._answer(x, t, given))
+        return ops.count_nll(*(*posterior, levels))
+
+    @torch.no_grad()
+    def draw(self, x: Tensor, t: Tensor, given: Tensor, u: Tensor, library: Tensor) -> Tensor:
+        """Draw counts from their distribution at noised cells.
+
+        The distributions are first moved, all of a cell's rates alike, until the counts that they expect of the cell
+        add up to its library size: what a few steps of a sampler lose of it is given back.
+
+        Parameters
+        ----------
+        x, t, given
+            As in :meth:`forward`.
+        u
+            Uniform numbers ``(B, G)``; one draws the level and, where that is a bin, the count in it.
+        library
+            Library sizes ``(B,)``.
+
+        Returns
+        -------
+        Counts ``(B, G)`` int32.
+        """
+        log_rate, shape = self._answer(x, t, given)
+        # the denoiser may compute in bf16; expected counts of a whole cell, rounded to 8 bits, would miss its library
+        with torch.autocast(x.device.type, enabled=False):
+            return self._draw(x, t, log_rate, shape, u, library)
+
+    def _draw(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor, u: Tensor, library: Tensor) -> Tensor:
+        known = self.likelihood
+        for _ in range(ROUNDS):
+            p = self._probabilities(x, t, log_rate, shape)
+            log_rate = log_rate + (library / (p @ known.middle).sum(1)).log()[:, None]
+        p = self._probabilities(x, t, log_rate, shape)
+        below = p.cumsum(-1)
+        level = torch.minimum((below < u[..., None]).sum(-1), known.sizes - 1)[..., None]
+        # how far along its level's step u lies says where in the bin the count is
+        share = 1 - ((below.gather(-1, level) - u[..., None]) / p.gather(-1, level))[..., 0]
+        lowest, highest = (edge[level[..., 0]] for edge in (known.lowest, known.highest))
+        return (lowest + (share * (highest - lowest + 1)).int()).clamp(min=lowest, max=highest)
+
+    def _probabilities(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor) -> Tensor:
+        """Return the probability of each level ``(B, G, L)``."""
+        return reference.count_logits(*self._posterior(x, t, log_rate, shape))[0].softmax(-1)
+
+    def _answer(self, x: Tensor, t: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`CountLikelihood.terms` takes: log rates and shapes, ``(B, G)`` fp32."""
+        vector, rates, shapes = given.split([self.denoiser.hidden_size, x.shape[-1], x.shape[-1]], dim=1)
+        seen = F.dropout(x, self.input_dropout, self.training)
+        answer = self.denoiser(seen, t, vector).float()
+        spread = shapes + answer[:, 1] if self.denoiser.out_channels == 2 else shapes
+        return answer[:, 0] + rates, spread
+
+    def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
+        """Return the first arguments of :func:`wbdit.ops.count_nll` and its kin."""
+        known = self.likelihood
+        levels = known.values, known.middle, known.sizes
+        return x[:, 0], *known.terms(log_rate, shape, t), *self.schedule.level_tensors(t), *known.prior, *levels
+
+
+class AtDepth:
+    """A count denoiser at fixed library sizes, as samplers and :class:`wbdit.samplers.Guided` call a model.
+
+    Parameters
+    ----------
+    model
+        A :class:`CountDenoiser`, or what calls one.
+    depth
+        Natural logarithm of the library sizes ``(B,)``.
+    """
+
+    def __init__(self, model: Any, depth: Tensor) -> None:
+        self.model = model
+        self.depth = depth
+        self.prediction: Prediction = model.prediction
+        self.num_classes: int | Sequence[int] = model.num_classes
+
+    @property
+    def conditions(self) -> Tensor:
+        """What cells without labels are conditioned on, ``(B, d + 2 G)``."""
+        return self.embed_labels(None)
+
+    def embed_labels(self, y: Tensor | None) -> Tensor:
+        """Return the conditions of labels, one or several for each cell, at the cells' library sizes."""
+        times = 1 if y is None else len(y) // len(self.depth)
+        return self.model.embed_labels(y, self.depth.repeat(times))
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Answer for noised cells ``(B, 1, G)`` at timesteps ``(B,)``, with labels or conditions `y`."""
+        given = y if y is not None and y.is_floating_point() else self.embed_labels(y)
+        return self.model(x, t, given)
+
+
+def log_depth(counts: np.ndarray) -> np.ndarray:
+    """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
+    return np.log(np.maximum(counts.sum(1), 1))
+
+
+def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int], strength: float = 1.0) -> np.ndarray:
+    """Return how much more of each gene a label makes, as logarithms ``(sum of K_c + 1, G)`` fp32.
+
+    The counts of cells with a label over those expected of them, both enlarged by what `strength` average cells
+    have (a gamma prior of mean 1: few cells say little). Several columns multiply, fitted in turn; each column's last
+    row, of no label, is zero.
+
+    Parameters
+    ----------
+    counts
+        Raw counts ``(n, G)``.
+    codes
+        Labels ``(n, C)`` int64.
+    label_sizes
+        Number of labels K_c of each column.
+    """
+    share = counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64) + 1e-9
+    library = counts.sum(1, dtype=np.float64)
+    prior = strength * library.mean() * share
+    tables = [np.zeros((labels + 1, counts.shape[1])) for labels in label_sizes]
+    for _ in range(5 if len(tables) > 1 else min(len(tables), 1)):
+        for column, table in enumerate(tables):
+            others = [other[codes[:, c]] for c, other in enumerate(tables) if c != column]
+            expected = library[:, None] * share * np.exp(sum(others)) if others else library[:, None] * share
+            for label in range(len(table) - 1):
+                cells = codes[:, column] == label
+                table[label] = np.log((counts[cells].sum(0) + prior) / (expected[cells].sum(0) + prior))
+    return np.concatenate(tables).astype(np.float32) if tables else np.zeros((0, counts.shape[1]), np.float32)

@@ -1,0 +1,1 @@
+"""Cells in and out: AnnData, its labels, values and genes."""

@@ -1,0 +1,285 @@
+"""From AnnData to tensors and back: genes, labels, values, library sizes.
+
+The model sees ``(value - centre) / scale``, gene by gene. What the values are follows from what the cells hold:
+
+==========  ===========================================  =====================================================
+cells       values                                       back to cells
+==========  ===========================================  =====================================================
+counts      ``"log1p"``: ln(1 + count)                   drawn from a likelihood (:mod:`wbdit.counts.denoiser`)
+counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times its library size, rounded
+            (the paper's kind)
+lognorm     ``"as is"``                                  values under half the gene's smallest are zero
+scaled      ``"as is"``                                  as they are
+==========  ===========================================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from wbdit.data.expression import Space, check_cells, find_expression, to_dense
+from wbdit.data.labels import Labels
+from wbdit.errors import InputError, need_extra
+
+Values = Literal["log1p", "lognorm", "as is"]
+TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is needed to bring cells to the model and its output back.
+
+    Attributes
+    ----------
+    space
+        What the training cells held.
+    values
+        What the model sees of them; see the module's table.
+    genes
+        ``(G,)`` names, in the model's order.
+    labels
+        Label columns and their categories, in the model's order; no columns without labels.
+    centre
+        ``(G,)`` fp32, subtracted from the values.
+    scale
+        The centred values are divided by it.
+    smallest
+        ``(G,)`` fp32, each gene's smallest non-zero training value.
+    library
+        Total counts of the training cells over `genes`, fp32, sorted within each of ``labels.combinations``, of which
+        there are ``labels.sizes``; empty where the cells had no counts.
+    """
+
+    space: Space
+    values: Values
+    genes: tuple[str, ...]
+    labels: Labels
+    centre: np.ndarray
+    scale: float
+    smallest: np.ndarray
+    library: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        adata: ad.AnnData,
+        *,
+        label: str | Sequence[str] | None = None,
+        max_genes: int = 2000,
+        lognorm: bool = False,
+        centred: bool = True,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> Recipe:
+        """Learn the recipe from training cells.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes: counts, log-normalised or scaled values in ``X`` (or counts in ``layers["counts"]``).
+        label
+            Column of ``obs`` to condition on, or several.
+        max_genes
+            Where there are more genes, this many variable ones are chosen.
+        lognorm
+            Normalise counts by library size before the logarithm.
+        centred
+            Centre each gene and divide by one common scale; else the values stay as they are.
+        say
+            Told in one line each what was found and chosen.
+
+        Raises
+        ------
+        InputError
+            If the cells cannot be used (:func:`wbdit.data.expression.check_cells`,
+            :func:`wbdit.data.expression.detect_space`, :meth:`wbdit.data.labels.Labels.fit`).
+        """
+        check_cells(adata)
+        labels = Labels.fit(adata, label)
+        X, space, found = find_expression(adata)
+        say(found)
+        if adata.n_vars > max_genes:
+            keep = variable_genes(X, space, max_genes)
+            say(f"kept the {max_genes} most variable of {adata.n_vars} genes")
+            X, genes = X[:, keep], adata.var_names[keep]
+        else:
+            genes = adata.var_names
+        values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
+        dense = to_dense(X)
+        totals = dense.sum(1)
+        seen = _values(dense, values)
+        centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
+        scale = float((seen - centre).std()) if centred else 1.0
+        order = np.lexsort((totals, labels.which(labels.codes(adata))))
+        return cls(
+            space=space,
+            values=values,
+            genes=tuple(map(str, genes)),
+            labels=labels,
+            centre=centre.astype(np.float32),
+            scale=scale if scale > 0 else 1.0,
+            smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
+            library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
+        )
+
+    def encode(self, adata: ad.AnnData) -> np.ndarray:
+        """Return cells as the model sees them, ``(cells, G)`` fp32.
+
+        Raises
+        ------
+        InputError
+            If genes are missing or the cells are in another space than the training cells.
+        """
+        return self.scaled(self.matrix(adata))
+
+    def scaled(self, matrix: np.ndarray) -> np.ndarray:
+        """Return what :meth:`matrix` gives as the model sees it, of the same shape."""
+        return (_values(matrix, self.values) - self.centre) / np.float32(self.scale)
+
+    def matrix(self, adata: ad.AnnData) -> np.ndarray:
+        """Return cells in the training cells' space over the run's genes, ``(cells, G)`` fp32; raises as `encode`."""
+        check_cells(adata)
+        missing = [gene for gene in self.genes if gene not in adata.var_names]
+        if missing:
+            raise InputError(f"{len(missing)} of the run's {len(self.genes)} genes are missing, {missing[0]!r} first")
+        X, space, _ = find_expression(adata)
+        if space != self.space:
+            raise InputError(f"the run was trained on {self.space}, these cells hold {space}")
+        return to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
+
+    def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
+        """Turn what a model has made into cells, without labels.
+
+        Parameters
+        ----------
+        x
+            ``(n, G)``: counts where :attr:`values` is "log1p", else values as the model gives them.
+        library
+            Library sizes ``(n,)``; taken where :attr:`values` is "lognorm" and the training cells held counts.
+
+        Returns
+        -------
+        AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` where the training cells held counts, else
+        ``X`` in their own space.
+        """
+        if self.values == "log1p":
+            return self._as_counts(x)
+        seen = x * np.float32(self.scale) + self.centre
+        if self.space == "scaled":
+            return self._cells(seen.astype(np.float32))
+        seen = np.where(seen < self.smallest / 2, 0, seen)
+        if self.space == "lognorm":
+            X = sp.csr_matrix(seen.astype(np.float32))
+            return self._cells(X, lognorm=X.copy())
+        linear = np.expm1(seen.astype(np.float64))
+        linear *= (library / np.maximum(linear.sum(1), 1e-12))[:, None]
+        return self._as_counts(np.rint(linear))
+
+    def obs(self, codes: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0) -> pd.DataFrame:
+        """Return ``obs`` of cells with labels ``(n, C)``.
+
+        Each label column, categorical; with `toward` also ``f"{column}_toward"`` and ``"mix"``.
+        """
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self.labels.obs(codes))
+        if toward is None:
+            return obs
+        return obs.assign(**{f"{name}_toward": labels for name, labels in self.labels.obs(toward).items()}, mix=mix)
+
+    def _as_counts(self, counts: np.ndarray) -> ad.AnnData:
+        counts = counts.astype(np.float32)
+        return self._cells(sp.csr_matrix(counts), lognorm=sp.csr_matrix(_values(counts, "lognorm")))
+
+    def _cells(self, X: Any, **layers: Any) -> ad.AnnData:
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(X.shape[0])])
+        return ad.AnnData(X, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)), layers=layers)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what travels with the cells in ``uns``: genes, labels, and what the values were."""
+        return {
+            "trained_on": self.space,
+            "values": self.values,
+            "target_sum": TARGET_SUM,
+            "genes": np.array(self.genes, dtype=object),
+            **self.labels.facts(),
+        }
+
+    def draw_library(
+        self, codes: np.ndarray, u: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0
+    ) -> np.ndarray:
+        """Draw library sizes ``(n,)`` from those of each cell's labels: their quantiles at `u`, interpolated.
+
+        Parameters
+        ----------
+        codes
+            Labels ``(n, C)`` int64. A combination that no training cell had is given the sizes of all training cells
+            with its first column's label.
+        u
+            Uniform numbers ``(n,)`` in (0, 1).
+        toward, mix
+            Labels ``(n, C)`` that the cells lie toward, and how far. A size lies as far between the two that `u` draws,
+            which takes the one distribution to the other by the straightest path (McCann 1997).
+
+        Returns
+        -------
+        Ones where the training cells held no counts.
+        """
+        if self.space != "counts":
+            return np.ones(len(codes))
+        if toward is not None:
+            return (1 - mix) * self.draw_library(codes, u) + mix * self.draw_library(toward, u)
+        drawn = np.empty(len(codes))
+        groups = np.split(self.library, np.cumsum(self.labels.sizes)[:-1])
+        which = self.labels.which(codes)
+        for k, sizes in enumerate(groups):
+            drawn[which == k] = np.quantile(sizes, u[which == k])
+        for label in np.unique(codes[which < 0, :1]):
+            near = self.labels.combinations[:, 0] == label
+            pooled = np.concatenate([sizes for sizes, is_near in zip(groups, near, strict=True) if is_near])
+            cells = (which < 0) & (codes[:, 0] == label)
+            drawn[cells] = np.quantile(pooled, u[cells])
+        return drawn
+
+
+def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
+    """Return which `n` genes vary most, ``(genes,)`` bool, chosen by scanpy.
+
+    Counts by the variance beyond the fitted mean-variance curve (``seurat_v3``), log-normalised values by binned
+    dispersion (``seurat``).
+
+    Raises
+    ------
+    InputError
+        For scaled values, whose variance says nothing, or if scanpy is not installed.
+    """
+    if space == "scaled":
+        raise InputError(f"scaled values do not tell variable genes: keep at most {n} genes yourself, or give counts")
+    try:
+        import scanpy as sc
+    except ImportError as error:
+        raise need_extra("scanpy (to choose variable genes)") from error
+    cells = ad.AnnData(sp.csr_matrix(X, dtype=np.float32))
+    expressed = np.asarray((cells.X > 0).sum(0)).ravel() > 0
+    chosen = np.zeros(cells.n_vars, bool)
+    if expressed.sum() <= n:
+        return expressed
+    flavor = "seurat_v3" if space == "counts" else "seurat"
+    threads = torch.get_num_threads()
+    ranked = sc.pp.highly_variable_genes(cells[:, expressed], flavor=flavor, n_top_genes=n, inplace=False)
+    torch.set_num_threads(threads)  # numba, which scanpy runs, has set OpenMP's number to its own
+    chosen[expressed] = ranked["highly_variable"].to_numpy()
+    return chosen
+
+
+def _values(dense: np.ndarray, values: Values) -> np.ndarray:
+    if values == "as is":
+        return dense
+    if values == "lognorm":
+        dense = dense * (TARGET_SUM / np.maximum(dense.sum(1, keepdims=True), 1))
+    return np.log1p(dense)

@@ -1,0 +1,1 @@
+"""Anyone's synthetic cells beside real ones. Knows no model."""

@@ -1,0 +1,181 @@
+"""Bringing sets of cells to the same genes and the same expression space, so that they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+
+from wbdit.data import preprocessor
+from wbdit.data.expression import Space, check_cells, describe, find_expression
+from wbdit.errors import InputError
+
+
+@dataclass(frozen=True)
+class CellSet:
+    """Cells ready to compare.
+
+    Attributes
+    ----------
+    values
+        ``(cells, genes)`` CSR float64.
+    labels
+        ``(cells,)`` of str, or None.
+    depth
+        ``(cells, 2)``: each cell's total counts and detected genes over all shared genes, or None where some set
+        holds no counts.
+    """
+
+    values: sp.csr_matrix
+    labels: np.ndarray | None
+    depth: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    def take(self, rows: np.ndarray) -> CellSet:
+        """Return the cells at ``rows``."""
+        labels = None if self.labels is None else self.labels[rows]
+        return CellSet(self.values[rows], labels, None if self.depth is None else self.depth[rows])
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Sets of cells over the same ``genes`` in the same ``space``; ``notes`` say what was done to get there."""
+
+    sets: dict[str, CellSet]
+    genes: np.ndarray
+    n_shared_genes: int
+    space: Space
+    notes: list[str]
+
+
+def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Aligned:
+    """Bring cells to shared, variable genes and one expression space.
+
+    Parameters
+    ----------
+    sets
+        Cells by name; ``"real"`` comes first, chooses the variable genes and sets the order of the genes.
+    label
+        Column of ``obs`` with the labels, or None.
+    n_genes
+        Most variable genes to keep, where more are shared.
+
+    Raises
+    ------
+    InputError
+        Unusable cells, an unknown or incomplete label column, no shared genes, or scaled values against others.
+    """
+    for name, adata in sets.items():
+        with _naming(name):
+            check_cells(adata, label)
+    notes: list[str] = []
+    genes = shared_genes(sets, notes)
+    matrices, spaces = {}, {}
+    sentences: dict[str, list[str]] = {}
+    for name, adata in sets.items():
+        with _naming(name):
+            matrix, spaces[name], found = find_expression(adata)
+        columns = adata.var_names.get_indexer(genes)
+        matrices[name] = sp.csr_matrix(matrix, dtype=np.float64)[:, columns]
+        sentences.setdefault(found, []).append(name)
+    notes += [f"{', '.join(names)} cells: {found}" for found, names in sentences.items()]
+    space = common_space(spaces, notes)
+    depths = {name: count_depth(matrix) if space == "counts" else None for name, matrix in matrices.items()}
+    if space == "counts" or len(set(spaces.values())) > 1:
+        matrices = {name: normalise(matrix, spaces[name]) for name, matrix in matrices.items()}
+    n_shared = len(genes)
+    if n_shared > n_genes:
+        keep = variable_genes(matrices["real"], n_genes, space)
+        genes = genes[keep]
+        matrices = {name: matrix[:, keep] for name, matrix in matrices.items()}
+        notes.append(f"the {len(genes)} most variable of {n_shared} shared genes are used, chosen on the real cells")
+    if space == "counts":
+        notes.append(f"total counts and detected genes are those of the {n_shared} shared genes")
+    cells = {name: CellSet(matrices[name], _labels(adata, label), depths[name]) for name, adata in sets.items()}
+    return Aligned(cells, genes, n_shared, space, notes)
+
+
+def shared_genes(sets: dict[str, ad.AnnData], notes: list[str]) -> np.ndarray:
+    """Return the genes that all sets have, in the real cells' order; note how many each set loses."""
+    genes = sets["real"].var_names
+    for name, adata in sets.items():
+        shared = genes[genes.isin(adata.var_names)]
+        if len(shared) == 0:
+            raise InputError(
+                f"real and {name} cells share no genes (real: {genes[0]!r}, {name}: {adata.var_names[0]!r}): "
+                "their var_names must be the same kind of gene name"
+            )
+        genes = shared
+    if len(genes) < 2:
+        raise InputError(f"the cells share one gene only ({genes[0]!r}): nothing to compare")
+    lost = {name: adata.n_vars - len(genes) for name, adata in sets.items()}
+    if any(lost.values()):
+        parts = ", ".join(f"{n} of {sets[name].n_vars} {name}" for name, n in lost.items() if n)
+        notes.append(f"{len(genes)} genes are shared; left out: {parts} genes")
+    return genes.to_numpy()
+
+
+def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
+    """Return the space to compare in; refuse scaled values beside unscaled ones."""
+    found = set(spaces.values())
+    if len(found) == 1:
+        space = next(iter(found))
+        if space == "lognorm":
+            notes.append("all cells are log-normalised already and are used as they are")
+        if space == "scaled":
+            notes.append("all cells are scaled and are used as they are: gene means and variances say little there")
+        return space
+    if "scaled" in found:
+        words = ", ".join(f"{name} is {describe(space)}" for name, space in spaces.items())
+        raise InputError(f"scaled values cannot be compared with unscaled ones ({words}): give raw counts for all")
+    notes.append(
+        "counts are compared with log values: those were taken as natural logarithms (log1p), undone, and all cells "
+        f"normalised to {preprocessor.TARGET_SUM:g} over the shared genes"
+    )
+    return "lognorm"
+
+
+def normalise(matrix: sp.csr_matrix, space: Space) -> sp.csr_matrix:
+    """Return ``log1p`` of the cells brought to 10,000 each; log values are first turned back by ``expm1``.
+
+    Parameters
+    ----------
+    matrix
+        ``(cells, genes)`` counts or log values. A cell without any count stays zero.
+    """
+    linear = matrix.expm1() if space == "lognorm" else matrix
+    totals = np.asarray(linear.sum(axis=1)).ravel()
+    factors = np.divide(preprocessor.TARGET_SUM, totals, out=np.zeros_like(totals), where=totals > 0)
+    return sp.csr_matrix(sp.diags(factors) @ linear).log1p()
+
+
+def count_depth(counts: sp.csr_matrix) -> np.ndarray:
+    """Return each cell's total and its number of genes above zero, ``(cells, 2)``."""
+    return np.column_stack([np.asarray(counts.sum(axis=1)).ravel(), np.asarray((counts > 0).sum(axis=1)).ravel()])
+
+
+def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndarray:
+    """Return the columns of the most variable genes, in order: by scanpy, or by plain variance if scaled."""
+    if space == "scaled":
+        variance = values.power(2).mean(axis=0) - np.square(values.mean(axis=0))
+        return np.sort(np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_genes])
+    return np.flatnonzero(preprocessor.variable_genes(values, "lognorm", n_genes))
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say which set of cells an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name} cells: {error}") from None
+
+
+def _labels(adata: ad.AnnData, label: str | None) -> np.ndarray | None:
+    return None if label is None else adata.obs[label].astype(str).to_numpy().astype(str)

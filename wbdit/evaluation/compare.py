@@ -1,0 +1,274 @@
+"""Scoring sets of cells against real ones, the same code for synthetic cells and for the floor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from wbdit.evaluation import distances, estimators, memorization
+from wbdit.evaluation.align import Aligned, CellSet
+from wbdit.evaluation.estimators import Basis, Estimates
+from wbdit.evaluation.figure_data import Cells, FigureData
+from wbdit.evaluation.intervals import AT_MOST, Halves, proportion
+
+MIN_CELLS = 20  # fewer leave a forest with nothing to hold out
+MIN_PER_TYPE = 10
+STAGES_PER_SEED = 10  # four for the synthetic cells, four for the floor, memorisation, the types
+SPLIT, HALVES, MEMORY = 3, 4, 5  # random streams; 0 to 2 draw
+
+
+class Plan(NamedTuple):
+    """How to score: ``n`` cells of each set, at most ``n_cells`` of a type, ``resamples`` for the intervals.
+
+    ``ignored`` labels are no types: their cells stay out of everything that is taken by label.
+    """
+
+    n: int
+    n_cells: int
+    resamples: int
+    ignored: tuple[str, ...] = ()
+
+
+class Comparison(NamedTuple):
+    """Synthetic cells and the floor by metric, ``n`` cells of each set, and why a metric is missing."""
+
+    n: int
+    synthetic: Estimates
+    floor: Estimates
+    omitted: dict[str, str]
+
+
+class SeedRun(NamedTuple):
+    """Everything that one seed gives."""
+
+    overall: Comparison
+    memory: Comparison
+    per_type: dict[str, Comparison]
+    figures: FigureData
+
+
+def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], None]) -> SeedRun:
+    """Draw as many cells of each set and score the synthetic ones and the floor, overall and by type.
+
+    Parameters
+    ----------
+    aligned
+        The sets ``"real"``, ``"synthetic"`` and maybe ``"train"``; without it, the real cells are split.
+    announce
+        Called with each stage's name before it starts.
+    """
+    synthetic = aligned.sets["synthetic"]
+    if "train" in aligned.sets:
+        real, other_real = aligned.sets["real"], aligned.sets["train"]
+    else:
+        real, other_real = split_halves(aligned.sets["real"], np.random.default_rng([seed, SPLIT]))
+    pools = {"real": real, "synthetic": synthetic, "floor": other_real}
+    drawn = {name: draw(pool, plan.n, np.random.default_rng([seed, i])) for i, (name, pool) in enumerate(pools.items())}
+    basis = Basis.fit(drawn["real"])
+    halves = Halves.draw(plan.n, plan.resamples, np.random.default_rng([seed, HALVES]))
+    types = common_types([cells.labels for cells in drawn.values()], plan.ignored)
+    scores: dict[str, Estimates] = {}
+    omitted: dict[str, str] = {}
+    for name in ("synthetic", "floor"):
+        scores[name], reasons = score_cells(
+            drawn["real"],
+            drawn[name],
+            basis,
+            types,
+            halves,
+            plan.ignored,
+            has_zeros=aligned.space != "scaled",
+            announce=lambda stage, name=name: announce(f"seed {seed}, {name}: {stage}"),  # type: ignore[misc]
+        )
+        omitted |= reasons
+    announce(f"seed {seed}: memorisation")
+    memory = score_memory(aligned, plan, seed)
+    announce(f"seed {seed}: types")
+    per_type = score_types(pools, plan, basis, seed, has_zeros=aligned.space != "scaled")
+    overall = Comparison(plan.n, scores["synthetic"], scores["floor"], omitted)
+    return SeedRun(overall, memory, per_type, FigureData.of(drawn, aligned.genes))
+
+
+def draw(pool: CellSet, n: int, rng: np.random.Generator) -> Cells:
+    """Draw ``n`` cells without replacement, as dense arrays."""
+    chosen = pool.take(rng.choice(len(pool), n, replace=False))
+    return Cells(chosen.values.toarray(), chosen.labels, chosen.depth)
+
+
+def split_halves(cells: CellSet, rng: np.random.Generator) -> tuple[CellSet, CellSet]:
+    """Split into two random halves, each label evenly where there are labels."""
+    order = rng.permutation(len(cells))
+    if cells.labels is not None:
+        order = order[np.argsort(cells.labels[order], kind="stable")]
+    # every second cell of an order that is sorted by label and random within it
+    return cells.take(np.sort(order[0::2])), cells.take(np.sort(order[1::2]))
+
+
+def common_types(
+    sets: list[np.ndarray | None], ignored: tuple[str, ...] = (), at_least: int = MIN_PER_TYPE
+) -> list[str]:
+    """Return the labels that have ``at_least`` cells in every set and are not ignored, sorted."""
+    counted = [dict(zip(*np.unique(labels, return_counts=True), strict=True)) for labels in sets if labels is not None]
+    if len(counted) < len(sets) or not counted:
+        return []
+    common = (str(name) for name in counted[0] if all(counts.get(name, 0) >= at_least for counts in counted))
+    return sorted(name for name in common if name not in ignored)
+
+
+def score_cells(
+    real: Cells,
+    other: Cells,
+    basis: Basis,
+    types: list[str],
+    halves: Halves,
+    ignored: tuple[str, ...] = (),
+    *,
+    has_zeros: bool,
+    announce: Callable[[str], None] = lambda stage: None,
+) -> tuple[Estimates, dict[str, str]]:
+    """Score ``other`` against ``real``, as many cells of each.
+
+    Parameters
+    ----------
+    real, other
+        The reference, and synthetic cells or (for the floor) other real ones.
+    basis
+        CFGen's components, fitted on ``real``.
+    types
+        Labels to compare fold changes of.
+    halves
+        Of both, for the intervals.
+    ignored
+        Labels whose cells take no part in fold changes and classification.
+    has_zeros
+        Whether zeros mean "not detected" (not so in scaled values).
+    announce
+        Called with each stage's name before it starts.
+
+    Returns
+    -------
+    The estimates by metric, and a reason for each metric that could not be taken.
+    """
+    values = real.values, other.values
+    announce("distances")
+    scores = estimators.cfgen_distances(basis.project(real.values), basis.project(other.values), halves)
+    joint = distances.joint_pca(*values, estimators.SCDIFFUSION_COMPONENTS)
+    scores |= estimators.joint_distances(joint, halves)
+    scores["mmd_raw"] = estimators.raw_mmd(*values, halves)
+    announce("forest on components")
+    scores["rf_auc"] = estimators.forest(*joint)
+    announce("forest on genes")
+    scores["rf_auc_genes"] = estimators.forest(*values)
+    announce("genes and labels")
+    scores |= estimators.gene_means(*values, halves) | estimators.gene_structure(*values, halves)
+    reasons = {}
+    if has_zeros:
+        scores["zero_mae"] = estimators.zero_fractions(*values, halves)
+    else:
+        reasons["zero_mae"] = "scaled values have no zeros to count"
+    if real.depth is not None and other.depth is not None:
+        scores |= estimators.depths(real.depth, other.depth, halves)
+    else:
+        reasons |= dict.fromkeys(("library_w1", "detected_w1"), "not every set holds counts")
+    by_label, missing = score_labels(real, other, types, halves, ignored)
+    return _defined(scores | by_label, reasons | missing)
+
+
+def score_labels(
+    real: Cells, other: Cells, types: list[str], halves: Halves, ignored: tuple[str, ...] = ()
+) -> tuple[Estimates, dict[str, str]]:
+    """Return the metrics that need labels, and reasons for those that could not be taken."""
+    if real.labels is None or other.labels is None:
+        return {}, dict.fromkeys(("lfc_slope", "tstr"), "no label column was given")
+    kept = [~np.isin(labels, ignored) for labels in (real.labels, other.labels)]
+    real = Cells(real.values[kept[0]], real.labels[kept[0]])
+    other = Cells(other.values[kept[1]], other_labels := other.labels[kept[1]])
+    halves = Halves(halves.real[:, kept[0]], halves.other[:, kept[1]], halves.n)
+    scores, reasons = {}, {}
+    if len(types) >= 2:
+        scores["lfc_slope"] = estimators.fold_changes(real, other, types, halves)
+    else:
+        reasons["lfc_slope"] = f"fewer than two types have {MIN_PER_TYPE} cells in every set"
+    if len(real.values) == 0 or len(np.unique(other_labels)) < 2:
+        reasons["tstr"] = "a classifier needs two labels, and one of the sets has a single one"
+    else:
+        scores["tstr"] = estimators.classifier(other, real)
+    return scores, reasons
+
+
+def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
+    """Score nearness to the training cells, with the held-out cells in two halves.
+
+    One half is compared with the training cells, and neither those nor the synthetic cells have a part in the
+    principal components: these are fitted on the other half, which takes the place of the synthetic cells in the floor
+    of ``mia_auc`` and ``dcr_ratio``. ``copies`` looks among all training cells; its floor is the first half.
+    The other two see fewer copies where the cells drawn are a small part: a copy counts if its original is drawn too.
+    """
+    names = ("mia_auc", "dcr_ratio", "copies")
+    if "train" not in aligned.sets:
+        return Comparison(0, {}, {}, dict.fromkeys(names, "no training cells were given"))
+    train, synthetic = aligned.sets["train"], aligned.sets["synthetic"]
+    heldout, stand_in = split_halves(aligned.sets["real"], np.random.default_rng([seed, SPLIT]))
+    pools = (train, heldout, synthetic, stand_in)
+    m = min(plan.n, *(len(pool) for pool in pools))
+    if m < MIN_CELLS:
+        return Comparison(m, {}, {}, dict.fromkeys(names, f"needs {2 * MIN_CELLS} real cells, which are halved for it"))
+    rng = np.random.default_rng([seed, MEMORY])
+    rows = [rng.choice(len(pool), m, replace=False) for pool in pools]
+    dense = [pool.values[chosen].toarray() for pool, chosen in zip(pools, rows, strict=True)]
+    basis = Basis.fit(Cells(dense[3], None))
+    if basis.axes.shape[1] == 0:
+        return Comparison(m, {}, {}, dict.fromkeys(names, "undefined for these cells"))
+    ours, held, ones, twos = (basis.project(cells) for cells in dense)
+    everyone = np.asarray(train.values @ basis.axes - basis.mean @ basis.axes)
+    limit = memorization.copy_distance(everyone, rows[0])
+    found = []
+    for cells, candidates in ((ones, ones), (twos, held)):
+        estimates = estimators.nearness(ours, held, cells, plan.resamples, np.random.default_rng([seed, HALVES]))
+        found.append(estimates | {"copies": proportion(memorization.copied(candidates, everyone, limit))})
+    (scores, reasons), (floor, floor_reasons) = (_defined(estimates, {}) for estimates in found)
+    return Comparison(m, scores, floor, reasons | floor_reasons)
+
+
+def score_types(
+    pools: dict[str, CellSet], plan: Plan, basis: Basis, seed: int, *, has_zeros: bool
+) -> dict[str, Comparison]:
+    """Score each type with enough cells in every set, at the size of the smallest."""
+    runs = {}
+    for name in common_types([pool.labels for pool in pools.values()], plan.ignored):
+        n = min(plan.n_cells, *(int(np.sum(pool.labels == name)) for pool in pools.values()))
+        halves = Halves.draw(n, min(plan.resamples, AT_MOST), np.random.default_rng([seed, HALVES]))
+        # the same seed draws the same real cells, so that synthetic cells and the floor face the same ones
+        real, synthetic, floor = (
+            draw(pool.take(np.flatnonzero(pool.labels == name)), n, np.random.default_rng([seed, min(i, 1)]))
+            for i, pool in enumerate(pools.values())
+        )
+        (ours, reasons), (theirs, floor_reasons) = (
+            score_type(real, other, basis, halves, has_zeros=has_zeros) for other in (synthetic, floor)
+        )
+        runs[name] = Comparison(n, ours, theirs, reasons | floor_reasons)
+    return runs
+
+
+def score_type(
+    real: Cells, other: Cells, basis: Basis, halves: Halves, *, has_zeros: bool
+) -> tuple[Estimates, dict[str, str]]:
+    """Return what can be said of the few cells of one type."""
+    scores = estimators.cfgen_distances(basis.project(real.values), basis.project(other.values), halves)
+    scores["scc"] = estimators.gene_means(real.values, other.values, halves)["scc"]
+    if has_zeros:
+        scores["zero_mae"] = estimators.zero_fractions(real.values, other.values, halves)
+    if real.depth is not None and other.depth is not None:
+        scores["library_w1"] = estimators.depths(real.depth, other.depth, halves)["library_w1"]
+    return _defined(scores, {})
+
+
+def _defined(scores: Estimates, reasons: dict[str, str]) -> tuple[Estimates, dict[str, str]]:
+    """Part the scores from those that are no number, which get a reason."""
+    reasons = reasons | {
+        name: "undefined for these cells" for name, estimate in scores.items() if not math.isfinite(estimate.value)
+    }
+    return {name: estimate for name, estimate in scores.items() if name not in reasons}, reasons

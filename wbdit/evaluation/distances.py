@@ -1,0 +1,403 @@
+"""How close the distribution of generated cells is to that of real ones, and their labels: pure functions on arrays.
+
+Every function takes real cells first and works in float64. A value means little alone: compare it with
+the same function on other real cells, at the same number of cells (see :mod:`wbdit.evaluation.evaluate`).
+
+Two families are kept apart, because their figures are compared with papers. *CFGen*: principal
+components fitted on the real cells, exact Wasserstein distances, MMD with fixed bandwidths.
+*scDiffusion*: joint principal components, MMD with bandwidths from the data, LISI, random forest AUC.
+What asks about genes is in :mod:`wbdit.evaluation.genes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wbdit.errors import need_extra
+
+Array = np.ndarray[Any, Any]
+
+CFGEN_SIGMAS = (0.01, 0.1, 1.0, 10.0, 100.0)
+SCDIFFUSION_KERNELS = 5
+EMD_ITERATIONS = 50_000_000
+LISI_NEIGHBOURS = 10
+
+
+def pca_axes(cells: Array, n_components: int) -> tuple[Array, Array]:
+    """Fit principal components.
+
+    Parameters
+    ----------
+    cells
+        ``(n, genes)``.
+    n_components
+        Wished number; fewer come back where ``cells`` cannot carry them.
+
+    Returns
+    -------
+    The mean ``(genes,)`` and the axes ``(genes, k)``, each with its largest loading positive: project with
+    ``(x - mean) @ axes``. ``k`` is 0 where all cells are equal.
+    """
+    try:
+        from sklearn.decomposition import PCA
+    except ImportError:
+        raise need_extra("scikit-learn") from None
+    cells = np.asarray(cells, dtype=np.float64)
+    k = min(n_components, len(cells) - 1, cells.shape[1] - 1)
+    if k < 1 or not np.ptp(cells, axis=0).any():
+        return cells.mean(axis=0), np.zeros((cells.shape[1], 0))
+    pca = PCA(k, svd_solver="arpack", random_state=0).fit(cells)
+    carried = pca.singular_values_ > 1e-5 * pca.singular_values_[0]
+    return pca.mean_, pca.components_[carried].T
+
+
+def joint_pca(real: Array, generated: Array, n_components: int = 50) -> tuple[Array, Array]:
+    """Project both sets on principal components fitted on the two together (scDiffusion).
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, genes)`` and ``(m, genes)``.
+
+    Returns
+    -------
+    ``(n, k)`` and ``(m, k)``, ``k = min(n_components, what the cells can carry)``.
+    """
+    mean, axes = pca_axes(np.vstack([real, generated]), n_components)
+    return (real - mean) @ axes, (generated - mean) @ axes
+
+
+class Transport(NamedTuple):
+    """An exact optimal transport: the distance and its standard error."""
+
+    distance: float
+    error: float
+
+
+def transport(real: Array, generated: Array, order: int = 1) -> Transport:
+    """Exact Wasserstein distance between two clouds of equally weighted points, with its standard error.
+
+    The error comes from the dual potentials u, v of the optimum: the cost varies about its mean at this number of
+    cells like ``var(u) / n + var(v) / m`` (del Barrio & Loubes, Ann. Probab. 47, 2019; for general costs del Barrio,
+    Gonzalez-Sanz & Loubes, Ann. Inst. H. Poincare 60, 2024). A bootstrap would be biased upwards: its repeated cells
+    leave others unmatched.
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, k)`` and ``(m, k)``, in CFGen principal components.
+    order
+        1, or 2: the square root of the least mean squared transport distance.
+
+    Returns
+    -------
+    The distance, at least 0 and in units of the points, and its standard error.
+    """
+    try:
+        import ot
+    except ImportError:
+        raise need_extra("POT") from None
+    if order not in (1, 2):
+        raise ValueError(f"order is 1 or 2, not {order}")
+    cost = squared_distances(real, generated)
+    if order == 1:
+        cost = np.sqrt(cost)
+    value, log = ot.emd2([], [], cost, numItermax=EMD_ITERATIONS, log=True)
+    if log["warning"] is not None:
+        raise RuntimeError(f"exact optimal transport did not finish: {log['warning']}")
+    distance = float(max(value, 0.0)) ** (1 / order)
+    error = float(np.sqrt(np.var(log["u"]) / len(real) + np.var(log["v"]) / len(generated)))
+    if order == 2:  # d sqrt(cost) = d cost / (2 sqrt(cost))
+        error = error / (2 * distance) if distance > 0 else 0.0
+    return Transport(distance, error)
+
+
+def wasserstein(real: Array, generated: Array, order: int = 1) -> float:
+    """Exact Wasserstein distance (CFGen: ``w1``, ``w2``): :func:`transport` without its error.
+
+    Returns
+    -------
+    At least 0, in units of the points; 0 is best. Symmetric.
+    """
+    return transport(real, generated, order).distance
+
+
+def cfgen_kernel(real: Array, generated: Array, sigmas: Sequence[float] = CFGEN_SIGMAS) -> Array:
+    """Sum of Gaussian kernels of fixed width, ``exp(-|x - y|^2 / (2 sigma^2))``, between all cells (CFGen).
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, k)`` and ``(m, k)``, in CFGen principal components.
+    sigmas
+        Kernel widths.
+
+    Returns
+    -------
+    ``(n + m, n + m)``, real cells first.
+    """
+    together = np.vstack([real, generated])
+    squared = squared_distances(together, together)
+    kernel = np.zeros_like(squared)
+    for sigma in sigmas:
+        kernel += np.exp(-squared / (2 * sigma**2))
+    return kernel
+
+
+def scdiffusion_kernel(real: Array, generated: Array) -> Array:
+    """Sum of five kernels whose widths come from the data (scDiffusion).
+
+    With N points in all, width ``i`` is ``sum |x - y|^2 / (N^2 - N) / 4 * 2^i`` and its kernel
+    ``exp(-|x - y|^2 / width)``.
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, k)`` and ``(m, k)``: joint principal components, or genes (``mmd_raw``).
+
+    Returns
+    -------
+    ``(n + m, n + m)``, real cells first.
+    """
+    together = np.vstack([real, generated])
+    squared = squared_distances(together, together)
+    total = len(together)
+    narrowest = squared.sum() / (total**2 - total) / 4
+    kernel = np.zeros_like(squared)
+    if narrowest == 0:  # every point is the same point
+        return kernel
+    for i in range(SCDIFFUSION_KERNELS):
+        kernel += np.exp(-squared / (narrowest * 2**i))
+    return kernel
+
+
+def kernel_mmd(kernel: Array, real_weights: Array, generated_weights: Array) -> Array:
+    """Squared maximum mean discrepancy of weighted cells, the biased estimate.
+
+    Parameters
+    ----------
+    kernel
+        ``(n + m, n + m)``, real cells first.
+    real_weights, generated_weights
+        ``(..., n)`` and ``(..., m)``, each row with sum 1.
+
+    Returns
+    -------
+    ``(...)``: ``w' K w`` with ``w = (real weights, -generated weights)``.
+    """
+    weights = np.concatenate([real_weights, -generated_weights], axis=-1)
+    return np.maximum(((weights @ kernel) * weights).sum(axis=-1), 0.0)  # rounding can leave -1e-17
+
+
+def mmd_cfgen(real: Array, generated: Array, sigmas: Sequence[float] = CFGEN_SIGMAS) -> float:
+    """Squared maximum mean discrepancy under :func:`cfgen_kernel` (CFGen).
+
+    The biased estimate: its floor shrinks as 1/n, so compare only at the same number of cells.
+
+    Returns
+    -------
+    0 to ``2 * len(sigmas)``; 0 (identical sets) is best. Symmetric.
+    """
+    n, m = len(real), len(generated)
+    return float(kernel_mmd(cfgen_kernel(real, generated, sigmas), np.full(n, 1 / n), np.full(m, 1 / m)))
+
+
+def mmd_scdiffusion(real: Array, generated: Array) -> float:
+    """Squared maximum mean discrepancy under :func:`scdiffusion_kernel`: in joint components, or genes (``mmd_raw``).
+
+    ``mmd_raw`` is our definition: the paper on the white-box transformer does not give its own. The biased estimate:
+    compare only at the same n.
+
+    Returns
+    -------
+    0 to 10; 0 (identical sets) is best. Symmetric.
+
+    Raises
+    ------
+    ValueError
+        If the two sets differ in size.
+    """
+    n = len(real)
+    if len(generated) != n:
+        raise ValueError(f"equal numbers of cells are needed, not {n} and {len(generated)}")
+    even = np.full(n, 1 / n)
+    return float(kernel_mmd(scdiffusion_kernel(real, generated), even, even))
+
+
+def ilisi(real: Array, generated: Array, n_neighbours: int = LISI_NEIGHBOURS) -> float:
+    """Integration LISI: how evenly each cell's neighbours come from the two sets, the median over cells.
+
+    The local inverse Simpson's index (Korsunsky et al., Nature Methods 16, 2019) on exact neighbours, scaled to
+    0 ... 1 as scib does. Our own code, held to harmonypy's once: what that adds is a compiled dependency for twenty
+    lines. scDiffusion prints scib's variant on a graph of 10 neighbours, walked to 90: read ours beside its floor,
+    not beside theirs.
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, k)`` and ``(m, k)``, in 20 joint principal components.
+    n_neighbours
+        Neighbours of each cell; the perplexity of their Gaussian weights is a third of it, as in LISI.
+
+    Returns
+    -------
+    0, sets apart, to 1, an even mixture, which few neighbours cannot reach: compare with the floor.
+    """
+    together = np.vstack([real, generated])
+    return lisi_of_distances(squared_distances(together, together), len(real), n_neighbours)
+
+
+def lisi_of_distances(squared: Array, n_real: int, n_neighbours: int = LISI_NEIGHBOURS) -> float:
+    """Scaled median LISI of ``(n + m, n + m)`` squared distances, the first ``n_real`` cells real."""
+    squared = squared.copy()
+    np.fill_diagonal(squared, np.inf)
+    k = min(n_neighbours, len(squared) - 1)
+    nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+    weights = _perplexity_weights(np.sqrt(np.take_along_axis(squared, nearest, axis=1)), k / 3)
+    share = (weights * (nearest < n_real)).sum(axis=1)
+    return float(np.median(1 / (share**2 + (1 - share) ** 2)) - 1)
+
+
+def _perplexity_weights(distances: Array, perplexity: float, steps: int = 50) -> Array:
+    """Return ``exp(-beta d)`` with sum 1 in each row, beta such that the row's entropy is ``log(perplexity)``."""
+    distances = distances - distances.min(axis=1, keepdims=True)
+    scale = np.maximum(distances.mean(axis=1, keepdims=True), 1e-300)
+    low, high = np.full_like(scale, -20.0), np.full_like(scale, 20.0)  # of log(beta * scale)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        weights = np.exp(-np.exp(middle) * distances / scale)
+        weights /= weights.sum(axis=1, keepdims=True)
+        entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=1, keepdims=True)
+        too_even = entropy > np.log(perplexity)
+        low, high = np.where(too_even, middle, low), np.where(too_even, high, middle)
+    return weights
+
+
+def forest_votes(real: Array, generated: Array, *, n_trees: int = 1000, n_jobs: int = 2) -> tuple[Array, Array]:
+    """Votes of a random forest that tells generated cells from real ones (scDiffusion).
+
+    1000 trees of depth 5, balanced, random state 1; a quarter of the cells is held out and voted on.
+    ``rf_auc`` is the AUC of this on joint principal components, ``rf_auc_genes`` on the genes themselves.
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, k)`` and ``(m, k)``.
+
+    Returns
+    -------
+    Probabilities of being generated, of the held-out real cells and of the held-out generated ones.
+    """
+    try:
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise need_extra("scikit-learn") from None
+    cells = np.vstack([real, generated])
+    is_generated = np.repeat([0, 1], [len(real), len(generated)])
+    train, test, train_is, test_is = train_test_split(cells, is_generated, test_size=0.25, random_state=1)
+    forest = RandomForestClassifier(n_trees, max_depth=5, class_weight="balanced", random_state=1, n_jobs=n_jobs)
+    forest.fit(train, train_is)
+    forest.set_params(n_jobs=1)  # threads add the votes in any order, which breaks ties differently
+    votes = forest.predict_proba(test)[:, 1]
+    return votes[test_is == 0], votes[test_is == 1]
+
+
+def log_fold_changes(cells: Array, labels: Array, types: Sequence[str]) -> Array:
+    """Natural-log fold changes, each type against all other cells.
+
+    scanpy's ``rank_genes_groups`` has ``(expm1(m_type) + e) / (expm1(m_rest) + e)`` with m the mean log value and
+    e = 1e-9, which makes +-20 of a gene that one group happens to lack. With e = 1, the pseudo-count of the log
+    values themselves, nothing explodes, and its logarithm is simply ``m_type - m_rest``.
+
+    Parameters
+    ----------
+    cells, labels
+        ``(n, genes)`` log-normalised and ``(n,)``.
+    types
+        Labels to compare; each must have cells, and so must its rest.
+
+    Returns
+    -------
+    ``(types, genes)``.
+    """
+    cells = np.asarray(cells, dtype=np.float64)
+    inside = [labels == name for name in types]
+    return np.stack([cells[rows].mean(axis=0) - cells[~rows].mean(axis=0) for rows in inside])
+
+
+def lfc_slope(
+    real: Array,
+    real_labels: Array,
+    generated: Array,
+    generated_labels: Array,
+    types: Sequence[str],
+    *,
+    at_least: float = 0.5,
+) -> float:
+    """Least-squares slope (with intercept) of generated on real log fold changes, type against rest.
+
+    Only (type, gene) pairs whose real fold change exceeds ``at_least`` count; see :func:`log_fold_changes`.
+
+    Parameters
+    ----------
+    real, generated
+        ``(n, genes)`` and ``(m, genes)``, log-normalised.
+    real_labels, generated_labels
+        ``(n,)`` and ``(m,)``.
+    types
+        Labels to compare, present in both sets.
+
+    Returns
+    -------
+    Any number; 1 is best, under 1 the differences between types are too weak (attenuation). NaN where fewer than
+    two pairs exceed ``at_least``.
+    """
+    wanted = log_fold_changes(real, real_labels, types)
+    return fold_change_slope(wanted, log_fold_changes(generated, generated_labels, types), at_least)
+
+
+def fold_change_slope(wanted: Array, got: Array, at_least: float = 0.5) -> float:
+    """Slope of ``got`` on those ``wanted`` fold changes that exceed ``at_least``; see :func:`lfc_slope`."""
+    strong = np.abs(wanted) > at_least
+    if strong.sum() < 2 or np.ptp(wanted[strong]) == 0:
+        return float("nan")
+    centred = wanted[strong] - wanted[strong].mean()
+    return float(centred @ got[strong] / (centred @ centred))
+
+
+def tstr(train: Array, train_labels: Array, test: Array, test_labels: Array) -> Array:
+    """Train on synthetic, test on real: which cells a logistic regression labels rightly.
+
+    Parameters
+    ----------
+    train, train_labels
+        ``(n, genes)`` log-normalised and ``(n,)``: generated cells, or real ones for the floor.
+    test, test_labels
+        ``(m, genes)`` and ``(m,)``: real cells.
+
+    Returns
+    -------
+    ``(m,)`` of bool. Its mean is the accuracy: 1 is best, train-on-real is what to expect.
+
+    Raises
+    ------
+    ValueError
+        If ``train_labels`` holds a single label.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise need_extra("scikit-learn") from None
+    model = LogisticRegression(max_iter=1000).fit(np.asarray(train, dtype=np.float64), train_labels)
+    return np.asarray(model.predict(np.asarray(test, dtype=np.float64)) == test_labels)
+
+
+def squared_distances(a: Array, b: Array) -> Array:
+    """Squared Euclidean distances ``(n, m)`` between the rows of two sets."""
+    from scipy.spatial.distance import cdist
+
+    return cdist(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64), "sqeuclidean")

@@ -1,0 +1,99 @@
+"""What the figures are drawn from: gene statistics and a map of the cells."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from wbdit.errors import need_extra
+from wbdit.evaluation import distances
+
+MAP_COMPONENTS = 30
+NEIGHBOURS = 15
+
+
+class Cells(NamedTuple):
+    """A draw of cells: ``values`` ``(n, genes)`` dense float64, ``labels`` ``(n,)``, ``depth`` ``(n, 2)``, or None."""
+
+    values: np.ndarray
+    labels: np.ndarray | None
+    depth: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """What the report draws of one seed's cells; none of it goes into distances.json.
+
+    Attributes
+    ----------
+    genes
+        ``(genes,)`` names.
+    means, variances, zeros
+        ``(genes,)`` arrays for ``"real"``, ``"synthetic"`` and ``"floor"``.
+    components
+        ``(2 n, k)`` joint principal components: n real cells, then n synthetic ones.
+    labels
+        ``(2 n,)`` or None.
+    """
+
+    genes: np.ndarray
+    means: dict[str, np.ndarray]
+    variances: dict[str, np.ndarray]
+    zeros: dict[str, np.ndarray]
+    components: np.ndarray
+    labels: np.ndarray | None
+
+    @classmethod
+    def of(cls, drawn: dict[str, Cells], genes: np.ndarray) -> FigureData:
+        """Take the statistics of ``"real"``, ``"synthetic"`` and ``"floor"`` cells, as many of each."""
+        real, synthetic = drawn["real"], drawn["synthetic"]
+        labels = None
+        if real.labels is not None and synthetic.labels is not None:
+            labels = np.concatenate([real.labels, synthetic.labels])
+        return cls(
+            genes=genes,
+            means={name: cells.values.mean(axis=0) for name, cells in drawn.items()},
+            variances={name: cells.values.var(axis=0) for name, cells in drawn.items()},
+            zeros={name: (cells.values == 0).mean(axis=0) for name, cells in drawn.items()},
+            components=np.vstack(distances.joint_pca(real.values, synthetic.values, MAP_COMPONENTS)),
+            labels=labels,
+        )
+
+    @property
+    def is_synthetic(self) -> np.ndarray:
+        """``(2 n,)`` bool."""
+        n = len(self.components) // 2
+        return np.repeat([False, True], n)
+
+    @cached_property
+    def layout(self) -> np.ndarray:
+        """UMAP of real and synthetic cells together, ``(2 n, 2)``; the same for the same cells."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # numba and umap warn of what their own releases changed
+                from umap import UMAP
+        except ImportError:
+            raise need_extra("umap-learn") from None
+        reducer = UMAP(
+            n_neighbors=min(NEIGHBOURS, len(self.components) - 1),
+            min_dist=0.5,
+            init="pca",
+            negative_sample_rate=2,  # islands stay closer, which leaves less of the map empty
+            random_state=0,
+            n_jobs=1,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(reducer.fit_transform(self.components), dtype=np.float64)
+
+    def types(self) -> list[str]:
+        """Return the labels, the most frequent among real cells first; none without labels."""
+        if self.labels is None:
+            return []
+        real = self.labels[~self.is_synthetic]
+        names = sorted({str(name) for name in self.labels})
+        return sorted(names, key=lambda name: -int(np.sum(real == name)))

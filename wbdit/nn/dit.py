@@ -1,0 +1,70 @@
+"""The black-box baseline: the Diffusion Transformer (Peebles and Xie 2023), on the same trunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wbdit.nn.denoiser import Denoiser
+from wbdit.nn.embeddings import ModulatedBlock
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) with one linear map for query, key and value.
+
+    Parameters
+    ----------
+    hidden_size, num_heads
+        Width d of a token and number of heads h; h must divide d.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"num_heads ({num_heads}) must divide hidden_size ({hidden_size})")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
+        q, k, v = self.qkv(z).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear maps with a GELU (tanh form) between them."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, inner_size)
+        self.fc2 = nn.Linear(inner_size, hidden_size)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
+        return self.fc2(F.gelu(self.fc1(z), approximate="tanh"))
+
+
+class DiTBlock(ModulatedBlock):
+    """One black-box layer: attention, then a perceptron."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        attn, mlp = Attention(hidden_size, num_heads), Mlp(hidden_size, int(hidden_size * mlp_ratio))
+        for layer in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        super().__init__(hidden_size, attn, mlp)
+
+
+class DiT(Denoiser):
+    """The Diffusion Transformer on patches of genes, the control for :class:`wbdit.WBDiT`.
+
+    Takes the published arguments and state dicts; see :class:`wbdit.nn.denoiser.Denoiser` for the arguments. Its blocks
+    take no options.
+    """
+
+    def make_block(self, mlp_ratio: float, **options: Any) -> DiTBlock:
+        """Return a black-box block."""
+        return DiTBlock(self.hidden_size, self.num_heads, mlp_ratio, **options)

@@ -1,0 +1,1 @@
+"""Pages and pictures of an evaluation or a readout."""

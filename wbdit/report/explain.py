@@ -1,0 +1,100 @@
+"""The readout as files: explain.json for programs, one page for people, every figure by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from wbdit._io import write_atomically
+from wbdit.report.explain_figures import all_figures, head_name
+from wbdit.report.html import render_page
+from wbdit.whitebox.explain import Explanation
+from wbdit.whitebox.findings import SIGNIFICANT, findings
+from wbdit.whitebox.gene_loadings import Hit
+
+# a figure by itself has no page to take its colours from
+FIGURE_STYLE = (
+    "<style>svg{background:#fff;font-family:sans-serif}text{font-size:20px;fill:#5b5f69;text-anchor:middle}"
+    ".axis,.value{fill:#1d1e22}.left{text-anchor:end}.right{text-anchor:start}.fall{fill:#0e7a6d}.rise{fill:#b02a50}"
+    ".level,.down{fill:#1c62b0}.up{fill:#d9650a}.grid{stroke:#dfdcd4;fill:none}.line{fill:none;stroke:#1c62b0;stroke-width:3}"
+    ".identity{stroke:#1d1e22;stroke-dasharray:6 5;fill:none}.mean{fill:#1d1e22}</style>"
+)
+
+
+def write_explanation(explanation: Explanation, out_dir: str | Path, *, title: str) -> Path:
+    """Write ``explain.json``, ``explain.html`` and ``figures/*.svg`` into a folder, which is made if need be.
+
+    Parameters
+    ----------
+    explanation
+        From :func:`wbdit.whitebox.explain.explain`.
+    title
+        What was looked at, in a few words.
+
+    Returns
+    -------
+    The path of ``explain.html``: one file, without any reference to the network.
+    """
+    out = Path(out_dir)
+    figures = all_figures(explanation)
+    answers = findings(explanation)
+    page = render_page(
+        "explain.html.j2",
+        title=title,
+        explanation=explanation,
+        findings=answers,
+        figures=figures,
+        heads=[_head(explanation, unit) for unit in explanation.units.first_axes()],
+        hits={kind: [_row(explanation, *pair) for pair in _pairs(explanation, kind)] for kind in explanation.hits},
+        weights=[_weights(i, w) for i, w in enumerate(explanation.weights)],
+        significant=SIGNIFICANT,
+    )
+    content = {"title": title, "findings": [answer._asdict() for answer in answers], **explanation.to_dict()}
+    for name, figure in figures.items():
+        alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+            "</title>", "</title>" + FIGURE_STYLE, 1
+        )
+        write_atomically(out / "figures" / f"{name}.svg", alone)
+    write_atomically(out / "explain.json", json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomically(out / "explain.html", page)
+    return out / "explain.html"
+
+
+def _pairs(explanation: Explanation, kind: str) -> list[tuple[Hit, Hit]]:
+    """Return each type's hit after and before training."""
+    return list(zip(explanation.hits[kind], explanation.untrained[kind], strict=True))
+
+
+def _row(explanation: Explanation, hit: Hit, before: Hit) -> dict[str, Any]:
+    """Return what the table of types shows."""
+    return {
+        "type": hit.type,
+        "unit": explanation.units.name(hit.unit),
+        "genes": ", ".join(explanation.top_genes(hit.unit, hit.sign, 8)),
+        "shared": hit.shared,
+        "p": f"{hit.p:.3f}",
+        "fires": hit.fires,
+        "holds": hit.p < SIGNIFICANT,
+        "before": f"{before.shared} ({before.p:.3f})",
+    }
+
+
+def _head(explanation: Explanation, unit: int) -> dict[str, str]:
+    units = explanation.units
+    block, head = units.block[unit] + 1, units.number[unit] + 1
+    return {"name": f"Block {block}, head {head}", "figure": head_name(explanation, unit)}
+
+
+def _weights(number: int, weights: Any) -> dict[str, str]:
+    """Return what the table of weights shows."""
+    heads = len(weights.overlap)
+    apart = (weights.overlap.sum() - heads) / max(heads * (heads - 1), 1)
+    return {
+        "block": str(number + 1),
+        "step": f"{weights.step:.2f}",
+        "eta": f"{weights.eta:.3g}",
+        "lam": f"{weights.lam:.3g}",
+        "overlap": f"{float(apart):.3f}" if heads > 1 else "one head",
+        "rank": f"{float(weights.rank.mean()):.1f}",
+    }

@@ -1,0 +1,182 @@
+"""The report's figures as inline SVG: they take their colours from the page, so they follow light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+from wbdit.evaluation.figure_data import FigureData
+
+SIDE = 1000  # of a map, in SVG units
+MARGIN = 30
+CHUNKS = 16  # paths that real and synthetic dots take turns in, so that neither lies on top
+N_COLOURS = 12
+NUMBER_SIZE = 46  # numbers on a map keep this distance
+
+WIDTH, HEIGHT = 600, 560  # of a gene panel
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 64
+
+
+class Scale(NamedTuple):
+    """A range of values, linear or logarithmic, with its ticks."""
+
+    low: float
+    high: float
+    log: bool
+    ticks: list[float]
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Return positions from 0 to 1; values beyond the range go to its ends."""
+        low, high = self.low, self.high
+        values = np.clip(values, low, high)
+        if self.log:
+            values, low, high = np.log10(values), np.log10(low), np.log10(high)
+        return (values - low) / (high - low)
+
+
+def scale_of(values: np.ndarray, *, log: bool) -> Scale:
+    """Choose the range and the ticks for values; a logarithmic one where ``log`` and all are 0 or more."""
+    positive = values[values > 0]
+    if log and values.min() >= 0 and len(positive):
+        low = 10.0 ** np.floor(np.log10(np.quantile(positive, 0.01)))
+        high = max(float(values.max()) * 1.1, low * 10)
+        exponents = range(int(np.log10(low)), int(np.floor(np.log10(high))) + 1)
+        return Scale(float(low), high, True, [10.0**e for e in exponents])
+    low, high = float(values.min()), float(values.max())
+    high = high if high > low else low + 1
+    step = 10 ** np.floor(np.log10(high - low))
+    step = next(step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if (high - low) / (step * part) <= 6)
+    ticks = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
+    return Scale(low, high, False, [float(tick) + 0.0 for tick in ticks])  # no -0
+
+
+def dots(points: np.ndarray, css: str) -> str:
+    """Return one path of round dots at ``(n, 2)`` points."""
+    steps = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points)
+    return f'<path class="dot {css}" d="{steps}"/>' if steps else ""
+
+
+def fit_map(layout: np.ndarray) -> np.ndarray:
+    """Return the map's points ``(n, 2)`` in SVG units; each axis fills the square, for neither has a unit."""
+    low, high = layout.min(axis=0), layout.max(axis=0)
+    share = (layout - low) / np.maximum(high - low, 1e-9)
+    return MARGIN + np.column_stack([share[:, 0], 1 - share[:, 1]]) * (SIDE - 2 * MARGIN)
+
+
+def overlay_map(points: np.ndarray, is_synthetic: np.ndarray) -> str:
+    """Return the map of real and synthetic cells on one another."""
+    order = np.random.default_rng(0).permutation(len(points))
+    paths = []
+    for chunk in np.array_split(order, CHUNKS):
+        paths.append(dots(points[chunk[~is_synthetic[chunk]]], "real"))
+        paths.append(dots(points[chunk[is_synthetic[chunk]]], "synthetic"))
+    n = int(is_synthetic.sum())
+    return _map("".join(paths), f"UMAP of {len(points) - n} real and {n} synthetic cells, drawn over one another.")
+
+
+def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], centres: np.ndarray, whose: str) -> str:
+    """Return the map of one set's cells coloured by type, each type numbered at its centre.
+
+    Parameters
+    ----------
+    points, labels
+        ``(n, 2)`` and ``(n,)``, of this set.
+    types, centres
+        All types and where their numbers go, ``(types, 2)``; NaN for none.
+    whose
+        ``"real"`` or ``"synthetic"``.
+    """
+    body = "".join(dots(points[labels == name], colour_class(i)) for i, name in enumerate(types))
+    for i, (x, y) in enumerate(centres):
+        if np.isfinite(x):
+            body += f'<text class="number" x="{x:.0f}" y="{y:.0f}">{i + 1}</text>'
+    present = [f"{i + 1} {name} ({int(np.sum(labels == name))})" for i, name in enumerate(types)]
+    return _map(body, f"UMAP of the {whose} cells by type: {', '.join(present)}.")
+
+
+def single_type_map(data: FigureData, points: np.ndarray, name: str, background: str) -> str:
+    """Return the map of one type's real and synthetic cells before all others in grey (an id in the page)."""
+    assert data.labels is not None
+    ours = data.labels == name
+    real, synthetic = points[ours & ~data.is_synthetic], points[ours & data.is_synthetic]
+    body = f'<use href="#{background}"/>' + dots(real, "real large") + dots(synthetic, "synthetic large")
+    return _map(body, f"{name}: {len(real)} real and {len(synthetic)} synthetic cells on the map.")
+
+
+def type_centres(data: FigureData, points: np.ndarray) -> np.ndarray:
+    """Return where to number each type, ``(types, 2)``: amid its real cells, but apart from other numbers.
+
+    NaN for a type without real cells.
+    """
+    assert data.labels is not None
+    rows = [(data.labels == name) & ~data.is_synthetic for name in data.types()]
+    centres = np.array([np.median(points[row], axis=0) if row.any() else (np.nan, np.nan) for row in rows])
+    turn = np.arange(len(centres))
+    centres = centres + np.column_stack([np.cos(turn), np.sin(turn)])  # no two at one point, which has no direction
+    for _ in range(30):
+        away = centres[:, None] - centres[None]
+        distance = np.linalg.norm(away, axis=-1) + np.eye(len(centres)) * SIDE
+        push = np.nan_to_num(np.clip(NUMBER_SIZE - distance, 0, None) / np.maximum(distance, 1))
+        centres = centres + (np.nan_to_num(away) * push[..., None]).sum(axis=1) / 2
+    return centres
+
+
+def colour_class(i: int) -> str:
+    """Return the CSS class of the i-th type; colours come round again after twelve, numbers do not."""
+    return f"t{i % N_COLOURS}"
+
+
+def gene_panel(values: dict[str, np.ndarray], what: str, *, log: bool) -> str:
+    """Return a scatter of one statistic, a dot a gene: real across, synthetic (and the floor, in grey) upwards.
+
+    Parameters
+    ----------
+    values
+        ``(genes,)`` for ``"real"``, ``"synthetic"`` and ``"floor"``.
+    what
+        The statistic's name, for the axes.
+    log
+        Use logarithmic axes where no value is negative.
+    """
+    scale = scale_of(np.concatenate(list(values.values())), log=log)
+
+    def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        across = LEFT + scale.place(x) * (WIDTH - LEFT - RIGHT)
+        return np.column_stack([across, HEIGHT - BOTTOM - scale.place(y) * (HEIGHT - TOP - BOTTOM)])
+
+    ends = np.array([scale.low, scale.high])
+    (x0, y0), (x1, y1) = at(ends, ends)
+    body = "".join(_tick(scale, tick, at, (x0, x1, y0, y1)) for tick in scale.ticks)
+    body += dots(at(values["real"], values["floor"]), "floor") + dots(
+        at(values["real"], values["synthetic"]), "synthetic"
+    )
+    body += f'<path class="identity" d="M{x0:.0f} {y0:.0f}L{x1:.0f} {y1:.0f}"/>'
+    body += f'<text class="axis" x="{(x0 + x1) / 2:.0f}" y="{HEIGHT - 10}">{escape(what)}, real</text>'
+    turned = f'transform="translate(20 {(y0 + y1) / 2:.0f}) rotate(-90)"'
+    body += f'<text class="axis" {turned}>{escape(what)}, compared</text>'
+    alt = f"Scatter of {what} for {len(values['real'])} genes: synthetic against real, with other real cells in grey."
+    return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
+
+
+def _tick(scale: Scale, tick: float, at: object, box: tuple[float, float, float, float]) -> str:
+    x0, x1, y0, y1 = box
+    (x, y), *_ = at(np.array([tick]), np.array([tick]))  # type: ignore[operator]
+    text = f"{tick:g}"
+    return (
+        f'<path class="grid" d="M{x:.0f} {y0:.0f}V{y1:.0f}M{x0:.0f} {y:.0f}H{x1:.0f}"/>'
+        f'<text class="tick" x="{x:.0f}" y="{y0 + 26:.0f}">{text}</text>'
+        f'<text class="tick left" x="{x0 - 8:.0f}" y="{y + 7:.0f}">{text}</text>'
+    )
+
+
+def _map(body: str, alt: str) -> str:
+    return svg(body, f"0 0 {SIDE} {SIDE}", alt, "map")
+
+
+def svg(body: str, box: str, alt: str, css: str) -> str:
+    """Return a figure: `body` within the view `box`, its description for who cannot see it, and its CSS class."""
+    words = escape(alt, quote=True)
+    return f'<svg class="{css}" viewBox="{box}" role="img" aria-label="{words}"><title>{words}</title>{body}</svg>'

@@ -1,0 +1,134 @@
+"""What the cells of a request are conditioned on: how many of which labels, how strongly, and toward what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import torch
+
+from wbdit import samplers
+from wbdit.data.labels import Labels
+from wbdit.errors import InputError
+
+Counts = Mapping[str | tuple[str, ...], int]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of each cell that is asked for.
+
+    Attributes
+    ----------
+    codes
+        Labels ``(cells, C)`` int64, see :class:`wbdit.data.labels.Labels`.
+    weights
+        Guidance weight of each column ``(C,)``.
+    toward
+        Labels ``(cells, C)`` that the cells lie toward, or None.
+    mix
+        How far they do, 0 to 1.
+    """
+
+    codes: np.ndarray
+    weights: Sequence[float]
+    toward: np.ndarray | None = None
+    mix: float = 0.0
+
+    def model(self, denoiser: samplers.Model, rows: np.ndarray, device: torch.device) -> samplers.Model:
+        """Return a denoiser on a device under the conditions of the cells with the indices `rows`."""
+        if not self.weights:
+            return denoiser
+        y = torch.from_numpy(self.codes[rows]).to(device)
+        toward = None if self.toward is None else torch.from_numpy(self.toward[rows]).to(device)
+        return samplers.Guided(denoiser, y, self.weights, toward=toward, mix=self.mix)
+
+    def unseen(self, labels: Labels) -> list[str]:
+        """Name the combinations of labels, of both ends, that no training cell had."""
+        ends = [self.codes] if self.toward is None else [self.codes, self.toward]
+        return labels.unseen(np.concatenate(ends))
+
+
+def read_request(
+    labels: Labels,
+    n: int | None = None,
+    like: ad.AnnData | None = None,
+    counts: Counts | None = None,
+    guidance: float | Mapping[str, float] = 1.0,
+    toward: Mapping[str, str] | None = None,
+    mix: float | None = None,
+) -> Conditions:
+    """Return the conditions that a user's request amounts to.
+
+    Parameters
+    ----------
+    labels
+        The run's.
+    n, like, counts, guidance, toward, mix
+        As in :meth:`wbdit.CellGenerator.generate`.
+
+    Raises
+    ------
+    InputError
+        If the request makes no sense for this run.
+    """
+    codes = _codes(labels, n, like, counts)
+    weights = guidance_weights(labels, guidance)
+    if (toward is None) != (mix is None):
+        raise InputError("give toward and mix together: what the cells lie toward, and how far")
+    if toward is None or mix is None:
+        return Conditions(codes, weights)
+    if not 0 <= mix <= 1:
+        raise InputError(f"mix must be between 0 and 1, not {mix:g}")
+    taken = {"mix", *(f"{column}_toward" for column in labels.columns)}.intersection(labels.columns)
+    if taken:
+        raise InputError(
+            f"a label column of this run is called {taken.pop()!r}, where what the cells lie toward is kept"
+        )
+    return Conditions(codes, weights, labels.moved(codes, toward), mix)
+
+
+def guidance_weights(labels: Labels, guidance: float | Mapping[str, float]) -> list[float]:
+    """Return the guidance weight of each column: one for all, or by column, 1 where it is not named."""
+    by_column = guidance if isinstance(guidance, Mapping) else dict.fromkeys(labels.columns, guidance)
+    if not labels.columns and guidance != 1:
+        raise InputError("guidance needs labels, and this run was trained without")
+    weights = [1.0] * len(labels.columns)
+    for column, weight in by_column.items():
+        if not math.isfinite(weight):
+            raise InputError(f"a guidance weight must be a finite number, not {weight}")
+        weights[labels.position(column)] = float(weight)
+    return weights
+
+
+def guidance_fact(guidance: float | Mapping[str, float]) -> Any:
+    """Return the guidance as it travels with the cells: a number, or a number by column."""
+    if isinstance(guidance, Mapping):
+        return {column: float(weight) for column, weight in guidance.items()}
+    return float(guidance)
+
+
+def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, counts: Counts | None) -> np.ndarray:
+    """Return the labels of each cell that is asked for, ``(cells, C)`` int64."""
+    if counts is not None:
+        if n is not None or like is not None:
+            raise InputError("give counts, or n and like, not both")
+        if min(counts.values(), default=0) < 0 or sum(counts.values()) < 1:
+            raise InputError("counts must be zero or more, with at least one cell in all")
+        return labels.counted(counts)
+    if like is not None and like.n_obs == 0:
+        raise InputError("there are no cells to imitate")
+    if n is None:
+        if like is None:
+            raise InputError("say how many cells: give n, like or counts")
+        n = like.n_obs
+    elif n < 1:
+        raise InputError(f"at least one cell must be asked for, not {n}")
+    if like is None:
+        return labels.composition(n)
+    codes = labels.codes(like)
+    return codes if n == like.n_obs else labels.like(codes, n)

@@ -1,0 +1,125 @@
+"""What training minimises: how far a denoiser is from its target, or how unlikely it finds the counts."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wbdit.counts.denoiser import CountDenoiser
+from wbdit.data.loader import Batch
+from wbdit.nn.denoiser import Denoiser
+from wbdit.schedule import NoiseSchedule
+
+DEPTH_JITTER = 0.05  # deviation of noise on ln(library size): no cell is to be known by it
+LIKELIHOOD_RATE = 10.0  # tables of single genes learn so many times faster: each cell moves one number of each
+
+
+class Objective(Protocol):
+    """A model and its loss; timesteps from `lowest` on are trained."""
+
+    schedule: NoiseSchedule
+    lowest: int
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the optimiser's groups of weights; a group's "factor" multiplies the learning rate."""
+
+    def __call__(self, batch: Batch, t: Tensor) -> Tensor:
+        """Return the loss, a scalar, of a batch at timesteps ``(B,)`` int64."""
+
+    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+        """Return the denoiser and what it is called with for a batch: noised cells, timesteps, conditions."""
+
+
+class SquaredError:
+    """Mean squared error of what a denoiser predicts (Ho et al. 2020), at noised values.
+
+    Parameters
+    ----------
+    model
+        The denoiser.
+    schedule
+        Noise schedule.
+    """
+
+    lowest = 1
+
+    def __init__(self, model: Denoiser, schedule: NoiseSchedule) -> None:
+        self.model = model
+        self.schedule = schedule
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return all weights as one group."""
+        return [{"params": _trained(self.model), "weight_decay": weight_decay}]
+
+    def __call__(self, batch: Batch, t: Tensor) -> Tensor:
+        """Return the loss, a scalar, of a batch whose cells are values ``(B, 1, G)``, at timesteps ``(B,)`` int64."""
+        noise = torch.randn_like(batch.x)
+        x_t = self.schedule.noising(batch.x, t, noise)
+        target = self.schedule.target(self.model.prediction, batch.x, t, noise)
+        return F.mse_loss(self.model(x_t, t, batch.y).float(), target)
+
+    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+        """Return the denoiser and what it is called with for a batch."""
+        return self.model, self.schedule.noising(batch.x, t, torch.randn_like(batch.x)), t, batch.y
+
+
+class CountNLL:
+    """Mean negative log-likelihood of counts, in nats a gene, at their noised values.
+
+    Parameters
+    ----------
+    model
+        The denoiser and its likelihood.
+    schedule
+        Noise schedule.
+    stop
+        Timestep at which counts are drawn: none below it is trained, but for a margin.
+    """
+
+    def __init__(self, model: CountDenoiser, schedule: NoiseSchedule, stop: int) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.lowest = max(1, round(0.9 * stop))
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the tables of single genes, which learn faster and do not decay, apart from the rest."""
+        of_genes = {id(table) for table in (*self.model.likelihood.parameters(), self.model.label_shapes)}
+        weights = _trained(self.model)
+        tables = [weight for weight in weights if id(weight) in of_genes]
+        rest = [weight for weight in weights if id(weight) not in of_genes]
+        return [
+            {"params": rest, "weight_decay": weight_decay},
+            {"params": tables, "weight_decay": 0.0, "factor": LIKELIHOOD_RATE},
+        ]
+
+    def __call__(self, batch: Batch, t: Tensor) -> Tensor:
+        """Return the loss, a scalar, of a batch whose cells are levels ``(B, 1, G)`` uint8, with depths."""
+        x_t, given = self._noised(batch, t)
+        return self.model.nll(x_t, t, given, batch.x[:, 0]).mean()
+
+    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+        """Return the denoiser and what it is called with for a batch."""
+        x_t, given = self._noised(batch, t)
+        return self.model.denoiser, x_t, t, given[:, : self.model.denoiser.hidden_size]
+
+    def _noised(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return noised values ``(B, 1, G)`` and conditions ``(B, d + 2 G)``."""
+        if batch.depth is None:
+            raise ValueError("a count likelihood is trained on batches with depths")
+        levels = batch.x[:, 0]
+        genes = torch.arange(levels.shape[1], device=levels.device)
+        x0 = self.model.likelihood.values[genes, levels.long()][:, None]
+        x_t = self.schedule.noising(x0, t, torch.randn_like(x0))
+        depth = batch.depth + DEPTH_JITTER * torch.randn_like(batch.depth)
+        return x_t, self.model.embed_labels(batch.y, depth)
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in module.parameters() if weight.requires_grad]

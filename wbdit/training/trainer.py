@@ -1,0 +1,333 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wbdit.data.loader import Batch, Batches
+from wbdit.errors import InputError
+from wbdit.ops import cpu
+from wbdit.profiling import span
+from wbdit.training.config import Budget, Training
+from wbdit.training.losses import Objective
+
+LOG_SECONDS = 2.0
+SAVE_SECONDS = 300.0
+LOOK_SHARE = 0.005  # of the training time, at most, that is spent looking into the blocks
+LOOK_CELLS = 16
+
+Look = Callable[[Any, Tensor, Tensor, Tensor | None], dict[str, list[float]]]
+
+
+class Trainer:
+    """Train a model on cells, to the end of a budget or until it is interrupted.
+
+    Parameters
+    ----------
+    objective
+        The model, on the device to train on, and its loss. Weights are trained in place; timesteps are drawn from
+        ``objective.lowest`` on, spread evenly over each batch.
+    batches
+        The cells.
+    training, budget
+        Optimiser settings and how long to train.
+    seed
+        Of the order of cells, timesteps and noise.
+    look
+        Asked every so often what the blocks do to a few cells of the batch, as
+        :func:`wbdit.whitebox.measures.glance` is; its answers go into the log. Training takes the same course without
+        it.
+
+    Attributes
+    ----------
+    step, seconds
+        Optimiser steps and training time so far, earlier sessions included.
+    low_precision
+        Whether products are formed in bf16.
+    average
+        Moving average of the weights, by name; the weights themselves without an average.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        training: Training,
+        budget: Budget,
+        seed: int = 0,
+        look: Look | None = None,
+    ) -> None:
+        self.objective = objective
+        self.model = model = objective.model
+        self.schedule = objective.schedule
+        self.batches = batches
+        self.training = training
+        self.budget = budget
+        self.device = batches.x.device
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.average = {n: p.detach().clone() if training.ema else p.detach() for n, p in self.weights.items()}
+        self.optimiser = torch.optim.AdamW(
+            objective.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
+        )
+        self.low_precision = choose_precision(training.precision, self.device) == "bf16"
+        self.look = look
+        self.last: tuple[Batch, Tensor] | None = None  # the batch of the last step, and its timesteps
+        self.step = 0
+        self.seconds = 0.0
+        with self._forked():
+            torch.manual_seed(seed)
+            self.random = self._random_state()
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used."""
+        epochs = self.step / self.batches.per_epoch
+        return max(self.budget.progress(self.seconds, epochs, self.step), self._share_of_most_epochs)
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """Whether training by the clock has reached the most epochs."""
+        return self._share_of_most_epochs >= 1
+
+    @property
+    def _share_of_most_epochs(self) -> float:
+        most = self.training.most_epochs
+        return 0.0 if most is None or self.budget.minutes is None else self.step / (most * self.batches.per_epoch)
+
+    def train(
+        self,
+        log: Callable[[dict[str, Any]], object] = lambda record: None,
+        save: Callable[[], object] = lambda: None,
+        bar: bool = True,
+    ) -> bool:
+        """Train until the budget is spent or the user interrupts.
+
+        Parameters
+        ----------
+        log
+            Told step, epoch, loss, learning rate, cells a second and seconds, every few seconds, and now and then what
+            :attr:`look` sees.
+        save
+            Called every few minutes, for a long run's sake.
+        bar
+            Show a progress bar on stderr.
+
+        Returns
+        -------
+        False if Ctrl-C ended the training early, after a whole step.
+
+        Raises
+        ------
+        InputError
+            If the loss is no longer finite.
+        """
+        self.model.train()
+        logged = saved = time.monotonic()
+        next_look = logged
+        losses: list[Tensor] = []
+        with self._forked(), _interruptible() as interrupted, _progress_bar(bar, self.progress) as show:
+            self._restore_random_state(self.random)
+            while self.progress < 1 and not interrupted():
+                start = time.monotonic()
+                losses.append(self._update())
+                now = time.monotonic()
+                self.seconds += now - start
+                if now - logged > LOG_SECONDS or self.progress >= 1:
+                    record = self._record(losses, now - logged)
+                    if self.look is not None and now >= next_look:
+                        record |= self._look()
+                        next_look = now + (time.monotonic() - now) / LOOK_SHARE
+                    log(record)
+                    show(self.progress, record)
+                    losses, logged = [], now
+                if now - saved > SAVE_SECONDS:
+                    self.random = self._random_state()
+                    save()
+                    saved = now
+            self.random = self._random_state()
+        self.model.eval()
+        return self.progress >= 1
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and facts that a bit-exact continuation needs."""
+        tensors = {f"weights.{name}": p.detach() for name, p in self.weights.items()}
+        tensors |= {f"average.{name}": p for name, p in self.average.items() if self.training.ema}
+        for name, p in self.weights.items():
+            tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
+        tensors |= {f"random.{device}": state for device, state in self.random.items()}
+        tensors["order"] = self.batches.order
+        facts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "epoch": self.batches.epoch,
+            "position": self.batches.position,
+            "cells": len(self.batches.x),
+        }
+        return tensors, facts
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned.
+
+        Raises
+        ------
+        InputError
+            If it belongs to other cells or another model.
+        """
+        if facts.get("cells") != len(self.batches.x):
+            raise InputError(f"the run was trained on {facts.get('cells')} cells, not {len(self.batches.x)}")
+        try:
+            with torch.no_grad():
+                for name, p in self.weights.items():
+                    p.copy_(tensors[f"weights.{name}"])
+                    if self.training.ema:
+                        self.average[name].copy_(tensors[f"average.{name}"])
+                    if facts["step"] > 0:  # before its first step the optimiser knows nothing
+                        keys = ("step", "exp_avg", "exp_avg_sq")
+                        self.optimiser.state[p] = {k: tensors[f"optimiser.{name}.{k}"].to(p.device) for k in keys}
+            self.random = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
+            self.batches.order = tensors["order"]
+            self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+            self.batches.epoch, self.batches.position = int(facts["epoch"]), int(facts["position"])
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"the state to resume from does not fit this run ({error})") from error
+
+    def _update(self) -> Tensor:
+        """Take one optimiser step; return its loss, a scalar on the device."""
+        with span("train step"):
+            rate = self._learning_rate()
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate * group.get("factor", 1.0)
+            with span("batch"):
+                batch = self.batches.draw()
+                t = self._timesteps(len(batch.x))
+                self.last = batch, t
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
+            with span("forward"), autocast:
+                loss = self.objective(batch, t)
+            with span("backward"):
+                self.optimiser.zero_grad()
+                loss.backward()
+            with span("optimiser"):
+                self._descend()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _look(self) -> dict[str, list[float]]:
+        """Return what is to be seen in the blocks, on a few cells of the last batch, at levels of noise far apart."""
+        assert self.look is not None
+        assert self.last is not None
+        batch, t = self.last
+        some = slice(None, None, max(1, len(t) // LOOK_CELLS))
+        labels, depths = (None if part is None else part[some] for part in (batch.y, batch.depth))
+        few = Batch(batch.x[some], labels, depths)
+        with self._forked():  # the noise that it takes is none of the training's
+            return self.look(*self.objective.inputs(few, t[some]))
+
+    def _descend(self) -> None:
+        """Follow the gradient, and let the average follow the weights."""
+        if self.training.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        if self.training.ema:
+            # a young average forgets faster, so that it does not remember the start
+            decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
+
+    def _timesteps(self, n: int) -> Tensor:
+        """Draw `n` timesteps from the lowest to T - 1, one from each of `n` equal parts."""
+        u = (torch.arange(n) + torch.rand(n)) / n
+        lowest, beyond = self.objective.lowest, self.schedule.noise_steps
+        return (lowest + u * (beyond - lowest)).long().clamp(max=beyond - 1).to(self.device)
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / max(self.training.warmup_steps, 1))
+        final = self.training.final_rate
+        cosine = 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
+        return self.training.learning_rate * warm * (final + (1 - final) * cosine)
+
+    def _record(self, losses: list[Tensor], seconds: float) -> dict[str, Any]:
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise InputError(f"training diverged: the loss is {loss} at step {self.step}; lower the learning rate")
+        return {
+            "step": self.step,
+            "epoch": round(self.step / self.batches.per_epoch, 2),
+            "loss": round(loss, 6),
+            "learning_rate": self._learning_rate(),
+            "cells_per_second": round(len(losses) * self.batches.batch_size / max(seconds, 1e-9), 1),
+            "seconds": round(self.seconds, 2),
+        }
+
+    @contextmanager
+    def _forked(self) -> Iterator[None]:
+        """Keep the user's own random numbers out of it."""
+        with torch.random.fork_rng([self.device.index or 0] if self.device.type == "cuda" else []):
+            yield
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _restore_random_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return "fp32" or "bf16"; "auto" is bf16 on a GPU, and on a CPU that multiplies it and has the kernels."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" or cpu.has_fast_bf16() else "fp32"
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question that the loop asks; a second one acts as usual."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: Any) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress_bar(shown: bool, done: float) -> Iterator[Callable[[float, dict[str, float]], None]]:
+    """Show the share of the budget that is used, the loss and the speed."""
+    layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=1.0, initial=done, desc="training", bar_format=layout, disable=not shown, file=sys.stderr) as bar:
+
+        def show(progress: float, record: dict[str, float]) -> None:
+            bar.set_postfix_str(
+                f"step {record['step']}, loss {record['loss']:.4f}, {record['cells_per_second']:.0f} cells/s",
+                refresh=False,
+            )
+            bar.n = min(progress, 1.0)
+            bar.refresh()
+
+        yield show

@@ -1,0 +1,1 @@
+"""What each block does, and which genes it speaks for."""
