@@ -22,7 +22,7 @@ TRITONS := 3.6.0 3.7.1
 test-triton: $(VENV)/installed
 	for version in $(TRITONS); do \
 		$(PIP) install --no-deps --upgrade --target build/triton-$$version triton==$$version && \
-		PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest tests/test_triton.py -m "slow or not slow" \
+		PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest tests/kernels/test_triton.py -m "slow or not slow" \
 			-k "compile or candidate or products or registers or guards" || exit 1; \
 	done
 
@@ -35,7 +35,7 @@ test-sanitized: $(VENV)/installed
 	$(SANITIZED) $(BIN)/wbdit build
 	$(SANITIZED) LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python -m pytest --capture=sys tests/test_kernels.py
+		$(BIN)/python -m pytest --capture=sys tests/ops/test_kernels.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,14 +1,11 @@
-"""What the tests share: small cells, the published numbers, and memory that shows when it was not written."""
+"""Fixtures of all tests: small cells, the published numbers, and memory that shows when it was not written."""
 
 import json
 import os
-from pathlib import Path
 
-import anndata as ad
-import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
+from helpers import GOLDEN, make_cells
 from safetensors import safe_open
 
 if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: the GPU's kernels on CPU tensors
@@ -18,8 +15,6 @@ if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: 
 
     interpreter.install()
     engine.register("cpu")
-
-GOLDEN = Path(__file__).parent / "data" / "paper_small.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -43,22 +38,3 @@ def golden():
 def cells():
     """Return 60 made-up cells by 30 genes: counts in X, three types in obs["type"]."""
     return make_cells(60, 30)
-
-
-def make_cells(n_cells, n_genes, types=("B", "NK", "T"), seed=0):
-    rng = np.random.default_rng(seed)
-    profile = rng.gamma(1.0, 2.0, (len(types), n_genes))
-    code = np.arange(n_cells) % len(types)
-    depth = rng.lognormal(0, 0.3, (n_cells, 1))
-    counts = rng.poisson(profile[code] * depth).astype(np.float32)
-    adata = ad.AnnData(sp.csr_matrix(counts))
-    adata.obs_names = [f"cell-{i}" for i in range(n_cells)]
-    adata.var_names = [f"gene-{i}" for i in range(n_genes)]
-    adata.obs["type"] = np.array(types)[code]
-    return adata
-
-
-def relative_error(value, expected):
-    """Return the norm of the difference over the norm of what is expected."""
-    value, expected = value.detach().double(), expected.detach().double()
-    return float((value - expected).norm() / expected.norm())

@@ -7,9 +7,9 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from conftest import make_cells
+from helpers import exit_code, make_cells
 
-from wbdit import cli, ops
+from wbdit import ops
 from wbdit.ops import triton as engine
 
 
@@ -18,14 +18,8 @@ def folder(tmp_path_factory):
     """Return a folder with data.h5ad and run/, a briefly trained run on it."""
     folder = tmp_path_factory.mktemp("cli")
     make_cells(120, 30).write_h5ad(folder / "data.h5ad")
-    assert _exit_code("train", folder / "data.h5ad", "--label", "type", "--steps", 5, "--out", folder / "run") == 0
+    assert exit_code("train", folder / "data.h5ad", "--label", "type", "--steps", 5, "--out", folder / "run") == 0
     return folder
-
-
-def _exit_code(*arguments):
-    with pytest.raises(SystemExit) as exit_:
-        cli.run([str(argument) for argument in arguments])
-    return exit_.value.code
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def wbdit(capfd):
 
     def command(*arguments):
         capfd.readouterr()
-        code = _exit_code(*arguments)
+        code = exit_code(*arguments)
         return code, *capfd.readouterr()
 
     return command

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from conftest import make_cells
+from helpers import make_cells
 
 import wbdit
 from wbdit import InputError, samplers

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from conftest import relative_error
+from helpers import GOLDEN_SIZES, published_model, relative_error
 
 from wbdit import DiT, NoiseSchedule, WBDiT, samplers
 
 MODELS = {"wbdit": WBDiT, "dit": DiT}
-SIZES = ("input_size", "patch_size", "hidden_size", "depth", "num_heads")
-
-
-def published_model(name, golden):
-    tensors, config = golden
-    model = MODELS[name](**{key: config[key] for key in SIZES})
-    prefix = f"{name}.state."
-    state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    model.load_state_dict(state, strict=True)
-    return model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -44,7 +34,7 @@ def test_every_gradient(name, golden):
 @pytest.mark.parametrize("name", MODELS)
 def test_fresh_positions_are_the_published_ones(name, golden):
     tensors, config = golden
-    fresh = MODELS[name](**{key: config[key] for key in SIZES}).pos_embed
+    fresh = MODELS[name](**{key: config[key] for key in GOLDEN_SIZES}).pos_embed
     torch.testing.assert_close(fresh, tensors[f"{name}.state.pos_embed"], rtol=1e-6, atol=1e-6)
 
 

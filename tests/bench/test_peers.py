@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from click.testing import CliRunner
-from conftest import make_cells
+from helpers import make_cells
 
 import wbdit
 from bench import residual

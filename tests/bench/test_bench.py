@@ -5,17 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import published
 import pytest
 import torch
+from helpers import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wbdit import DiT, WBDiT
 
-BENCH = Path(__file__).parent.parent / "bench"
+BENCH = ROOT / "bench"
 OURS = {"ours, fp32", "ours, bf16"}
 
 

@@ -7,8 +7,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from conftest import make_cells, relative_error
-from test_cli import _exit_code
+from helpers import exit_code, make_cells, relative_error
 from torch.nn import functional as F
 
 import wbdit
@@ -522,7 +521,7 @@ def folder(generator, tmp_path_factory):
 
 def test_train_with_two_columns(folder, tmp_path, capfd):
     label = ("--label", "type", "--label", "condition")
-    assert _exit_code("train", folder / "data.h5ad", *label, "--steps", 2, "--out", tmp_path / "run") == 0
+    assert exit_code("train", folder / "data.h5ad", *label, "--steps", 2, "--out", tmp_path / "run") == 0
     assert "120 cells, 30 genes, 3 x 2 labels, 5 of their 6 combinations on" in capfd.readouterr().err
     assert wbdit.load(tmp_path / "run").recipe.labels.columns == ("type", "condition")
 
@@ -531,7 +530,7 @@ def test_generate_by_both_columns(folder, tmp_path, capfd):
     out = tmp_path / "cells.h5ad"
     asked = ("--counts", "NK/*=3,T/reg/ctrl=2", "--toward", "condition=stim", "--mix", 0.5)
     weights = ("--guidance", "condition=3", "--guidance", "type=2")
-    assert _exit_code("generate", folder / "run", *asked, *weights, "--steps", 2, "--out", out) == 0
+    assert exit_code("generate", folder / "run", *asked, *weights, "--steps", 2, "--out", out) == 0
     assert "no training cell was T/reg/stim" in capfd.readouterr().err
     cells = ad.read_h5ad(out)
     said = cli._facts(cells.uns["wbdit"])
@@ -555,7 +554,7 @@ def test_generate_by_both_columns(folder, tmp_path, capfd):
     ids=str,
 )
 def test_mistakes(folder, tmp_path, capfd, arguments, words):
-    assert _exit_code("generate", folder / "run", "--n", 2, *arguments, "--out", tmp_path / "cells.h5ad") == 2
+    assert exit_code("generate", folder / "run", "--n", 2, *arguments, "--out", tmp_path / "cells.h5ad") == 2
     line = capfd.readouterr().err
     assert line.count("\n") == 1
     assert words in line

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from bench.gate import __main__ as gate
 from bench.gate import chart, judge, measure, report, trial
 from bench.gate.process import Process, WorkerError
 
-ROOT = Path(__file__).parent.parent
 GATE = ROOT / "bench" / "gate"
 CHECKED = {"errors": {"base": 1e-7, "head": 1e-7}, "tolerance": 1e-5}
 

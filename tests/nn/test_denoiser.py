@@ -2,28 +2,12 @@
 
 import pytest
 import torch
-from conftest import relative_error
+from helpers import SMALL, batch, relative_error, stirred
 from published import published_forward
 
 from wbdit import DiT, WBDiT
 
-SMALL = {"input_size": 40, "patch_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4}
 BOTH = pytest.mark.parametrize("kind", [WBDiT, DiT])
-
-
-def stirred(model, seed=0):
-    """Draw every weight anew, the same for the same shapes, so that every path carries signal."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
-    return model.eval()
-
-
-def batch(input_size=40, channels=1, n=3):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(n, channels, input_size, generator=generator), torch.tensor([1, 500, 999])[:n]
 
 
 def test_published_defaults():

@@ -4,7 +4,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from conftest import make_cells
+from helpers import make_cells
 
 import wbdit
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from wbdit import cli
 from wbdit.ops import build
@@ -323,7 +324,7 @@ def test_a_killed_build_leaves_nothing_to_load(place):
 
 
 def test_the_sources_are_found(tmp_path, monkeypatch):
-    assert build.source_dir() == Path(__file__).resolve().parent.parent / "csrc"
+    assert build.source_dir() == ROOT / "csrc"
     (tmp_path / "wbdit" / "csrc").mkdir(parents=True)
     (tmp_path / "csrc").mkdir()  # of some other package
     monkeypatch.setattr(build, "__file__", str(tmp_path / "wbdit" / "ops" / "build.py"))

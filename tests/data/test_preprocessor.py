@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from conftest import make_cells
+from helpers import make_cells
 
 from wbdit import InputError
 from wbdit.data.expression import check_cells, detect_space, find_expression, read_h5ad

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import relative_error
+from helpers import relative_error
 
 from wbdit import WBDiT, ops
 from wbdit.ops import build, cpu, reference

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import relative_error
+from helpers import relative_error
 from published import published_forward
 
 from wbdit import NoiseSchedule, WBDiT, backend, samplers

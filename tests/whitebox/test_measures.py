@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_golden import published_model
+from helpers import published_model
 from torch.nn import functional as F
 
 import wbdit

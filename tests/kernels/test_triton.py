@@ -1,7 +1,7 @@
 """The Triton kernels without a GPU: their values by the interpreter, and their machine code for GPUs that are not here.
 
-The values are held to fp64 by the same tests as the C++ kernels' (``tests/test_kernels.py``), run in a process in which
-the Triton kernels serve CPU tensors (see conftest).
+The values are held to fp64 by the same tests as the C++ kernels' (``tests/ops/test_kernels.py``), run in a process in
+which the Triton kernels serve CPU tensors (see conftest).
 """
 
 import importlib
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-TESTS = Path(__file__).parent
-BENCH = TESTS.parent / "bench"
+TESTS = ROOT / "tests"
+BENCH = ROOT / "bench"
 INTERPRETED = "TRITON_INTERPRET" in os.environ
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="compiling needs a process without the interpreter")
 
@@ -32,7 +33,7 @@ def run(*arguments, **environment):
 def test_values():
     """Forward and every gradient, fp32 and bf16, ragged shapes, memory filled with NaN."""
     done = run(
-        *("-m", "pytest", "-x", "-p", "no:cacheprovider", TESTS / "test_kernels.py"),
+        *("-m", "pytest", "-x", "-p", "no:cacheprovider", TESTS / "ops" / "test_kernels.py"),
         TRITON_INTERPRET="1",
         WBDIT_TEST_ENGINE="triton",
     )
@@ -53,7 +54,7 @@ def test_the_values_can_be_wrong(tmp_path):
     )
     done = run(
         *("-m", "pytest", "-p", "no:cacheprovider", "-p", "conftest_broken", "-k", "test_gated_adaln and fp32"),
-        TESTS / "test_kernels.py",
+        TESTS / "ops" / "test_kernels.py",
         TRITON_INTERPRET="1",
         WBDIT_TEST_ENGINE="triton",
         PYTHONPATH=str(tmp_path),

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import anndata as ad
 import numpy as np
 import pytest
-from conftest import make_cells
+from helpers import make_cells
 
 import wbdit
 from wbdit.report.explain import write_explanation

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_cells, relative_error
+from helpers import SMALL, batch, make_cells, relative_error, stirred
 from published import final_layer, modulate, modulation, patch_embedding, timestep_embedding
-from test_model import SMALL, batch, stirred
 
 import wbdit
 from wbdit import DiT, WBDiT, backend

@@ -5,8 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import relative_error
-from test_model import SMALL, stirred
+from helpers import SMALL, relative_error, stirred
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wbdit import DiT, WBDiT, backend, ops

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import relative_error
+from helpers import relative_error
 
 from wbdit import InputError, ops
 from wbdit.ops import reference

@@ -1,0 +1,67 @@
+"""What tests share: made-up cells, small models with every path alive, the published model, the command line."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from wbdit import DiT, WBDiT, cli
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "data" / "paper_small.safetensors"
+GOLDEN_SIZES = ("input_size", "patch_size", "hidden_size", "depth", "num_heads")
+SMALL = {"input_size": 40, "patch_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4}
+
+
+def make_cells(n_cells, n_genes, types=("B", "NK", "T"), seed=0):
+    rng = np.random.default_rng(seed)
+    profile = rng.gamma(1.0, 2.0, (len(types), n_genes))
+    code = np.arange(n_cells) % len(types)
+    depth = rng.lognormal(0, 0.3, (n_cells, 1))
+    counts = rng.poisson(profile[code] * depth).astype(np.float32)
+    adata = ad.AnnData(sp.csr_matrix(counts))
+    adata.obs_names = [f"cell-{i}" for i in range(n_cells)]
+    adata.var_names = [f"gene-{i}" for i in range(n_genes)]
+    adata.obs["type"] = np.array(types)[code]
+    return adata
+
+
+def relative_error(value, expected):
+    """Return the norm of the difference over the norm of what is expected."""
+    value, expected = value.detach().double(), expected.detach().double()
+    return float((value - expected).norm() / expected.norm())
+
+
+def stirred(model, seed=0):
+    """Draw every weight anew, the same for the same shapes, so that every path carries signal."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def batch(input_size=40, channels=1, n=3):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, channels, input_size, generator=generator), torch.tensor([1, 500, 999])[:n]
+
+
+def published_model(name, golden):
+    """Return the model "wbdit" or "dit" with the weights recorded from the published implementation."""
+    tensors, config = golden
+    model = {"wbdit": WBDiT, "dit": DiT}[name](**{key: config[key] for key in GOLDEN_SIZES})
+    prefix = f"{name}.state."
+    state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def exit_code(*arguments):
+    """Run a command and return its exit code."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.run([str(argument) for argument in arguments])
+    return exit_.value.code
