@@ -120,7 +120,7 @@ def test_a_combination_is_computed_once(monkeypatch):
 @pytest.mark.parametrize("num_classes", [[1, 1], [3, 2], [4]])
 def test_one_timestep_for_all(monkeypatch, num_classes):
     """A GPU's way: a row for each combination that can be, where these are fewer than the samples."""
-    monkeypatch.setattr("wbdit.nn.denoiser.may_cache", lambda *weights: False)
+    monkeypatch.setattr("wbdit.nn.conditioning.may_cache", lambda *weights: False)
     model, n = stirred(num_classes), 9
     y = torch.stack([torch.randint(k + 1, (n,)) for k in num_classes], 1)
     x, t = torch.randn(n, 1, 12), torch.tensor([123])

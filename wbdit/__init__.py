@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from wbdit import samplers
 from wbdit._version import __version__
 from wbdit.errors import InputError
-from wbdit.nn.denoiser import WBDiT
 from wbdit.nn.dit import DiT
+from wbdit.nn.wbdit import WBDiT
 from wbdit.ops import backend
 from wbdit.schedule import NoiseSchedule
 

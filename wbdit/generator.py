@@ -18,8 +18,9 @@ from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood
 from wbdit.data.preprocessor import Recipe
 from wbdit.errors import InputError
 from wbdit.nn.cuda_graph import Graphed
-from wbdit.nn.denoiser import Denoiser, WBDiT
+from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.dit import DiT
+from wbdit.nn.wbdit import WBDiT
 from wbdit.request import Conditions, Counts, guidance_fact, read_request
 from wbdit.schedule import NoiseSchedule
 

@@ -251,7 +251,7 @@ def test_all_blocks_as_one_op(monkeypatch):
 @pytest.mark.parametrize("classes", [0, 2, 9])
 def test_one_timestep_for_all(monkeypatch, classes):
     """A timestep that is a view of one number, as samplers give it, is conditioned on once a label: a GPU's way."""
-    monkeypatch.setattr("wbdit.nn.denoiser.may_cache", lambda *weights: False)
+    monkeypatch.setattr("wbdit.nn.conditioning.may_cache", lambda *weights: False)
     model = stirred(WBDiT(**SMALL, num_classes=classes)).eval()
     x, t = torch.randn(5, 1, 40), torch.tensor([123])
     for y in [None, torch.tensor([0, 2, 1, 1, 0])] if classes else [None]:

@@ -163,7 +163,7 @@ def test_what_one_op_can_do(options, given, monkeypatch):
     model = make(options)
     with torch.no_grad():
         by_blocks = model(*given)
-        monkeypatch.setattr("wbdit.nn.denoiser.WBDiT._is_one_op", lambda self, x: self.blocks[0].fits_trunk)
+        monkeypatch.setattr("wbdit.nn.wbdit.WBDiT._is_one_op", lambda self, x: self.blocks[0].fits_trunk)
         assert relative_error(model(*given), by_blocks) < 1e-5
     assert model.blocks[0].fits_trunk == (model.num_heads > 1)
 

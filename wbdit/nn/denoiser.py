@@ -1,76 +1,25 @@
-"""The White-Box Diffusion Transformer (Cui, Dong and Liu, arXiv 2411.06785)."""
+"""What :class:`wbdit.WBDiT` and the black-box :class:`wbdit.DiT` share: all but their blocks."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.nn.crate import ISTA, MSSA, LinearMap, product_dtype
-from wbdit.nn.embeddings import (
-    CellToken,
-    FinalLayer,
-    LabelEmbedder,
-    ModulatedBlock,
-    Modulation,
-    PatchEmbed,
-    TimestepEmbedder,
-    gated_adaln,
-    sincos_positions,
-)
-from wbdit.nn.weight_cache import RemembersWeights, may_cache
+from wbdit.nn.blocks import FinalLayer
+from wbdit.nn.conditioning import Conditioned
+from wbdit.nn.crate import product_dtype
+from wbdit.nn.embeddings import CellToken, LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_positions
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
 
 
-class WhiteBoxBlock(ModulatedBlock):
-    """One white-box layer: compress (MSSA), then sparsify (ISTA).
-
-    Parameters
-    ----------
-    hidden_size, num_heads
-        Width d of a token and number of subspaces h.
-    tie_out
-        See :class:`WBDiT`.
-    """
-
-    attn: MSSA
-    mlp: ISTA
-
-    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False) -> None:
-        super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
-
-    @property
-    def fits_trunk(self) -> bool:
-        """Whether :func:`wbdit.ops.trunk` knows such a block: one of several subspaces."""
-        return self.attn.num_heads > 1
-
-    def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Take the compressing half-step, its bias in one pass with what follows."""
-        with span("mssa"):
-            out = self.attn.out
-            if out is None or out.bias is None:
-                return super().first_step(x, z, gate, following)
-            subspaces = ops.mssa(self.attn.qkv(z), self.attn.num_heads)
-            return gated_adaln(x, F.linear(subspaces, out.weight), gate, following, out.bias)
-
-    def second_step(
-        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Take the sparsifying half-step, its threshold in one pass with what follows."""
-        with span("ista"):
-            step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
-            return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
-
-
-class Denoiser(RemembersWeights, ABC):
+class Denoiser(Conditioned, ABC):
     """The trunk that :class:`WBDiT` and the black-box baseline share: they differ in their blocks alone.
 
     Parameters
@@ -252,164 +201,6 @@ class Denoiser(RemembersWeights, ABC):
         for block, (modulation, (shift, scale, *_)) in zip(self.blocks, pairwise(modulations), strict=True):
             x, z = block(x, z, modulation, (shift, scale))
         return z
-
-    def modulations(self, t: Tensor, y: Tensor | None = None) -> list[Sequence[Tensor]]:
-        """Return the shifts, scales and gates of every block and the shift and scale of the final layer.
-
-        Parameters
-        ----------
-        t, y
-            As in :meth:`forward`.
-
-        Returns
-        -------
-        For each block six tensors ``(B, d)``, then two. Without gradients each pair of
-        timestep and labels is computed once and remembered: while sampling, all cells of a type share theirs. Vectors
-        in place of labels are not.
-        """
-        vectors = y is not None and y.is_floating_point()  # these may be as many as samples, at each timestep
-        remember = not self.training and not vectors and len(t) > 0 and may_cache(t, *self._conditioning_weights())
-        if remember:
-            tables = self._remembered(t, y)
-        elif not torch.is_grad_enabled() and len(t) > 1 and t.stride(0) == 0:
-            tables = self._of_one_timestep(t, y)
-        else:
-            tables = self._condition(t, y)
-        return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
-
-    def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
-        # few rows and many weights: casting these to a lower type would take longer than the products
-        with torch.autocast(t.device.type, enabled=False):
-            c = self.t_embedder(t)
-            if y is not None and y.is_floating_point():
-                c = c + y
-            elif self.label_sizes:
-                c = c + self.y_embedder(y, t.shape[0])
-            return [modulation(c) for modulation in self._modulated()]
-
-    def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Give what :meth:`_condition` gives where `t` is one number for all, by a row for each combination of labels.
-
-        For each that can be, since a CUDA graph that is being recorded cannot ask which there are; where these are more
-        than the samples, a row a sample.
-        """
-        if y is None:
-            return [table.expand(len(t), -1) for table in self._condition(t[:1], None)]
-        if y.is_floating_point() or math.prod(k + 1 for k in self.label_sizes) > len(t):
-            return self._condition(t, y)
-        labels = torch.cartesian_prod(*(torch.arange(k + 1, device=t.device) for k in self.label_sizes))
-        row = torch.zeros_like(t, dtype=torch.long)
-        for k, column in zip(self.label_sizes, y.reshape(len(t), -1).unbind(1), strict=True):
-            row = row * (k + 1) + column
-        return [table[row] for table in self._condition(t[:1].expand(len(labels)), labels)]
-
-    def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
-        """Look up what :meth:`_condition` gives, computing only the pairs of timestep and labels not met before."""
-        labels = [()] * len(t) if y is None else map(tuple, y.reshape(len(t), len(self.label_sizes)).tolist())
-        pairs = list(zip(t.tolist(), labels, strict=True))
-        rows = self._cache.values(self._conditioning_weights())
-        fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # where each is first
-        if fresh:
-            where = sorted(fresh.values())
-            computed = torch.cat(self._condition(t[where], None if y is None else y[where]), dim=1)
-            rows.update(zip([pairs[i] for i in where], computed, strict=True))
-        if len(set(pairs)) == 1:
-            table = rows[pairs[0]].expand(len(t), -1)
-        else:
-            table = torch.stack([rows[pair] for pair in pairs])
-        return table.split([part.parts * self.hidden_size for part in self._modulated()], dim=1)
-
-    def _modulated(self) -> Iterator[Modulation]:
-        for part in (*self.blocks, self.final_layer):
-            yield part.adaLN_modulation
-
-    def _conditioning_weights(self) -> Iterator[Tensor]:
-        for module in (self.t_embedder, getattr(self, "y_embedder", None), *self._modulated()):
-            if module is not None:
-                yield from module.parameters()
-
-
-class WBDiT(Denoiser):
-    """The White-Box Diffusion Transformer: every block compresses by MSSA and sparsifies by ISTA.
-
-    Takes the published arguments and state dicts; what goes beyond the paper is keyword-only and off by default. See
-    :class:`Denoiser` for the arguments but these.
-
-    Parameters
-    ----------
-    tie_out
-        Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
-        it is derived (Yu et al. 2023, CRATE).
-
-    Examples
-    --------
-    >>> model = WBDiT(depth=3)
-    >>> x, t = torch.randn(16, 1, 2000), torch.randint(1, 1000, (16,))
-    >>> model(x, t).shape
-    torch.Size([16, 1, 2000])
-    """
-
-    def __init__(
-        self,
-        input_size: int = 2000,
-        patch_size: int = 10,
-        in_channels: int = 1,
-        hidden_size: int = 768,
-        depth: int = 1,
-        num_heads: int = 8,
-        mlp_ratio: float = 4.0,
-        class_dropout_prob: float = 0.1,
-        *,
-        num_classes: int | Sequence[int] = 0,
-        learn_sigma: bool = False,
-        prediction: Prediction = "epsilon",
-        shared_patches: bool = True,
-        cell_token: bool = False,
-        tie_out: bool = False,
-    ) -> None:
-        super().__init__(
-            *(input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio, class_dropout_prob),
-            num_classes=num_classes,
-            learn_sigma=learn_sigma,
-            prediction=prediction,
-            shared_patches=shared_patches,
-            cell_token=cell_token,
-            tie_out=tie_out,
-        )
-
-    def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
-        """Return a white-box block."""
-        return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
-
-    def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
-        if not self._is_one_op(x):
-            return super().trunk(x, modulations)
-        with span("trunk"):
-            blocks = cast(list[WhiteBoxBlock], list(self.blocks))
-            steps = [block.mlp for block in blocks]
-            outs = [cast(LinearMap, block.attn.out) for block in blocks]
-            folded = [step.folded() for step in steps]
-            low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
-            return ops.trunk(
-                x,
-                [part for modulation in modulations for part in modulation],
-                [block.attn.qkv.weight.to(low) for block in blocks],
-                [out.weight.to(low).contiguous() for out in outs],
-                [no_bias if out.bias is None else out.bias for out in outs],
-                folded,
-                self.num_heads,
-                steps[0].eta,
-                steps[0].lam,
-            )
-
-    def _is_one_op(self, x: Tensor) -> bool:
-        """Whether the blocks can be taken all at once: nobody looks into them, and products are in bf16."""
-        if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
-            return False
-        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
-        return not watched and all(block.fits_trunk for block in cast(list[WhiteBoxBlock], self.blocks))
 
 
 def _label_sizes(num_classes: int | Sequence[int]) -> tuple[int, ...]:

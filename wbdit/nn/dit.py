@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wbdit.nn.blocks import ModulatedBlock
 from wbdit.nn.denoiser import Denoiser
-from wbdit.nn.embeddings import ModulatedBlock
 
 
 class Attention(nn.Module):

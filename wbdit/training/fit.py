@@ -19,7 +19,7 @@ from wbdit.data.loader import Batches
 from wbdit.data.preprocessor import Recipe
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, find_device, load, make_model
-from wbdit.nn.denoiser import WBDiT
+from wbdit.nn.wbdit import WBDiT
 from wbdit.schedule import NoiseSchedule
 from wbdit.training.calibration import match_spread, matching_seconds
 from wbdit.training.config import Budget, Training, check_precision, find_preset

@@ -14,7 +14,7 @@ from torch import Tensor
 from wbdit.counts.denoiser import CountDenoiser, log_depth
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
-from wbdit.nn.denoiser import WBDiT, WhiteBoxBlock
+from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 from wbdit.samplers.loop import PhiloxNoise
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit, Units, enrichment, marker_genes, read_units, type_means
 from wbdit.whitebox.measures import Measures, Weights, largest_rate, measure, walk_blocks, weigh

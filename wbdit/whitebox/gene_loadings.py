@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from wbdit.errors import need_extra
-from wbdit.nn.denoiser import WBDiT, WhiteBoxBlock
 from wbdit.nn.embeddings import LocalLinear
+from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 from wbdit.whitebox.measures import walk_blocks
 
 AXES = 3  # of each head's subspace: the widest over the cells

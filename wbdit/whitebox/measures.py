@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.nn.denoiser import WBDiT, WhiteBoxBlock
+from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 
 EPS = 0.01  # of the coding rate, as CRATE measures it
 

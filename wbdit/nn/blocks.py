@@ -1,0 +1,125 @@
+"""Blocks and final layer under adaLN-Zero modulation (Peebles and Xie 2023, DiT): what all denoisers share.
+
+Parameter names and initial values follow the published implementation, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from wbdit import ops
+from wbdit.nn.embeddings import LocalLinear
+
+
+class Modulation(nn.Sequential):
+    """Map a conditioning vector to `parts` vectors of shift, scale and gate; zero at the start (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, parts: int) -> None:
+        linear = nn.Linear(hidden_size, parts * hidden_size)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        super().__init__(nn.SiLU(), linear)
+        self.parts = parts
+
+    def forward(self, c: Tensor) -> Tensor:
+        """Turn ``(B, d)`` into ``(B, parts * d)``."""
+        linear = cast(nn.Linear, self[1])
+        # with few samples the weights are the longer operand: on the left they are read once, where they lie
+        return torch.addmm(linear.bias[:, None], linear.weight, self[0](c).mT).mT.contiguous()
+
+
+class ModulatedBlock(nn.Module):
+    """Two residual half-steps under adaLN-Zero modulation; what they are makes the block white or black.
+
+    Parameters
+    ----------
+    hidden_size
+        Width d of a token.
+    attn, mlp
+        The half-steps, each mapping tokens ``(B, N, d)`` to ``(B, N, d)``.
+    """
+
+    def __init__(self, hidden_size: int, attn: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.attn = attn
+        self.mlp = mlp
+        self.adaLN_modulation = Modulation(hidden_size, 6)
+
+    def forward(
+        self, x: Tensor, z: Tensor, modulation: Sequence[Tensor], following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take both half-steps.
+
+        Parameters
+        ----------
+        x
+            Residual stream ``(B, N, d)``.
+        z
+            Its norm under this block's first shift and scale ``(B, N, d)``.
+        modulation
+            This block's shift, scale, gate, shift, scale, gate, each ``(B, d)``.
+        following
+            Shift and scale ``(B, d)`` of what comes after: the next block, or the final layer.
+
+        Returns
+        -------
+        The new residual stream and its norm under `following`, both ``(B, N, d)``.
+        """
+        _, _, gate1, shift2, scale2, gate2 = modulation
+        x, z = self.first_step(x, z, gate1, (shift2, scale2))
+        return self.second_step(x, z, gate2, following)
+
+    def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take the half-step of attention."""
+        return gated_adaln(x, self.attn(z), gate, following)
+
+    def second_step(
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take the half-step after attention."""
+        return gated_adaln(x, self.mlp(z), gate, following)
+
+
+def gated_adaln(
+    x: Tensor, out: Tensor, gate: Tensor, following: tuple[Tensor, Tensor], bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Take :func:`wbdit.ops.gated_adaln`, in place where no gradient is wanted: the block's inputs are its own."""
+    step = ops.gated_adaln if torch.is_grad_enabled() else ops.gated_adaln_
+    return step(x, out, gate, *following, bias=bias)
+
+
+class FinalLayer(nn.Module):
+    """A linear map from each modulated token back to the genes of its patch; zero at the start.
+
+    Parameters
+    ----------
+    hidden_size, patch_size, input_size
+        Width d, genes a patch P and genes G.
+    out_channels
+        Values a gene C.
+    shared
+        One linear map for all patches, as published, or one for each.
+    """
+
+    def __init__(
+        self, hidden_size: int, patch_size: int, input_size: int, out_channels: int, shared: bool = True
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.input_size = input_size
+        tokens, outputs = math.ceil(input_size / patch_size), patch_size * out_channels
+        self.linear = nn.Linear(hidden_size, outputs) if shared else LocalLinear(tokens, hidden_size, outputs)
+        self.adaLN_modulation = Modulation(hidden_size, 2)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Turn tokens ``(B, N, d)``, normalised under this layer's shift and scale, into ``(B, C, G)``."""
+        out = self.linear(z)  # [B, N, P C]
+        out = out.unflatten(-1, (self.patch_size, -1)).permute(0, 3, 1, 2).flatten(2)
+        return out[..., : self.input_size]

@@ -1,0 +1,108 @@
+"""Shifts, scales and gates of each timestep and label: computed once where cells share them, and remembered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wbdit.nn.blocks import FinalLayer, Modulation
+from wbdit.nn.embeddings import LabelEmbedder, TimestepEmbedder
+from wbdit.nn.weight_cache import RemembersWeights, may_cache
+
+
+class Conditioned(RemembersWeights):
+    """A denoiser's conditioning on timesteps and labels.
+
+    Attributes
+    ----------
+    hidden_size
+        Width d of a token.
+    label_sizes
+        Number of labels K_c of each column; none for an unconditional model.
+    """
+
+    hidden_size: int
+    label_sizes: tuple[int, ...]
+    t_embedder: TimestepEmbedder
+    y_embedder: LabelEmbedder
+    blocks: nn.ModuleList
+    final_layer: FinalLayer
+
+    def modulations(self, t: Tensor, y: Tensor | None = None) -> list[Sequence[Tensor]]:
+        """Return the shifts, scales and gates of every block and the shift and scale of the final layer.
+
+        Parameters
+        ----------
+        t, y
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        For each block six tensors ``(B, d)``, then two. Without gradients each pair of
+        timestep and labels is computed once and remembered: while sampling, all cells of a type share theirs. Vectors
+        in place of labels are not.
+        """
+        vectors = y is not None and y.is_floating_point()  # these may be as many as samples, at each timestep
+        remember = not self.training and not vectors and len(t) > 0 and may_cache(t, *self._conditioning_weights())
+        if remember:
+            tables = self._remembered(t, y)
+        elif not torch.is_grad_enabled() and len(t) > 1 and t.stride(0) == 0:
+            tables = self._of_one_timestep(t, y)
+        else:
+            tables = self._condition(t, y)
+        return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
+
+    def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
+        """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
+        # few rows and many weights: casting these to a lower type would take longer than the products
+        with torch.autocast(t.device.type, enabled=False):
+            c = self.t_embedder(t)
+            if y is not None and y.is_floating_point():
+                c = c + y
+            elif self.label_sizes:
+                c = c + self.y_embedder(y, t.shape[0])
+            return [modulation(c) for modulation in self._modulated()]
+
+    def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
+        """Give what :meth:`_condition` gives where `t` is one number for all, by a row for each combination of labels.
+
+        For each that can be, since a CUDA graph that is being recorded cannot ask which there are; where these are more
+        than the samples, a row a sample.
+        """
+        if y is None:
+            return [table.expand(len(t), -1) for table in self._condition(t[:1], None)]
+        if y.is_floating_point() or math.prod(k + 1 for k in self.label_sizes) > len(t):
+            return self._condition(t, y)
+        labels = torch.cartesian_prod(*(torch.arange(k + 1, device=t.device) for k in self.label_sizes))
+        row = torch.zeros_like(t, dtype=torch.long)
+        for k, column in zip(self.label_sizes, y.reshape(len(t), -1).unbind(1), strict=True):
+            row = row * (k + 1) + column
+        return [table[row] for table in self._condition(t[:1].expand(len(labels)), labels)]
+
+    def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
+        """Look up what :meth:`_condition` gives, computing only the pairs of timestep and labels not met before."""
+        labels = [()] * len(t) if y is None else map(tuple, y.reshape(len(t), len(self.label_sizes)).tolist())
+        pairs = list(zip(t.tolist(), labels, strict=True))
+        rows = self._cache.values(self._conditioning_weights())
+        fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # where each is first
+        if fresh:
+            where = sorted(fresh.values())
+            computed = torch.cat(self._condition(t[where], None if y is None else y[where]), dim=1)
+            rows.update(zip([pairs[i] for i in where], computed, strict=True))
+        if len(set(pairs)) == 1:
+            table = rows[pairs[0]].expand(len(t), -1)
+        else:
+            table = torch.stack([rows[pair] for pair in pairs])
+        return table.split([part.parts * self.hidden_size for part in self._modulated()], dim=1)
+
+    def _modulated(self) -> Iterator[Modulation]:
+        for part in (*self.blocks, self.final_layer):
+            yield part.adaLN_modulation
+
+    def _conditioning_weights(self) -> Iterator[Tensor]:
+        for module in (self.t_embedder, getattr(self, "y_embedder", None), *self._modulated()):
+            if module is not None:
+                yield from module.parameters()

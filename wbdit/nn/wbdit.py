@@ -1,0 +1,139 @@
+"""The White-Box Diffusion Transformer (Cui, Dong and Liu, arXiv 2411.06785)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wbdit import ops
+from wbdit.nn.blocks import ModulatedBlock, gated_adaln
+from wbdit.nn.crate import ISTA, MSSA, LinearMap, product_dtype
+from wbdit.nn.denoiser import Denoiser
+from wbdit.profiling import span
+from wbdit.schedule import Prediction
+
+
+class WhiteBoxBlock(ModulatedBlock):
+    """One white-box layer: compress (MSSA), then sparsify (ISTA).
+
+    Parameters
+    ----------
+    hidden_size, num_heads
+        Width d of a token and number of subspaces h.
+    tie_out
+        See :class:`WBDiT`.
+    """
+
+    attn: MSSA
+    mlp: ISTA
+
+    def __init__(self, hidden_size: int, num_heads: int, *, tie_out: bool = False) -> None:
+        super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
+
+    @property
+    def fits_trunk(self) -> bool:
+        """Whether :func:`wbdit.ops.trunk` knows such a block: one of several subspaces."""
+        return self.attn.num_heads > 1
+
+    def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take the compressing half-step, its bias in one pass with what follows."""
+        with span("mssa"):
+            out = self.attn.out
+            if out is None or out.bias is None:
+                return super().first_step(x, z, gate, following)
+            subspaces = ops.mssa(self.attn.qkv(z), self.attn.num_heads)
+            return gated_adaln(x, F.linear(subspaces, out.weight), gate, following, out.bias)
+
+    def second_step(
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take the sparsifying half-step, its threshold in one pass with what follows."""
+        with span("ista"):
+            step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
+            return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
+
+
+class WBDiT(Denoiser):
+    """The White-Box Diffusion Transformer: every block compresses by MSSA and sparsifies by ISTA.
+
+    Takes the published arguments and state dicts; what goes beyond the paper is keyword-only and off by default. See
+    :class:`Denoiser` for the arguments but these.
+
+    Parameters
+    ----------
+    tie_out
+        Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
+        it is derived (Yu et al. 2023, CRATE).
+
+    Examples
+    --------
+    >>> model = WBDiT(depth=3)
+    >>> x, t = torch.randn(16, 1, 2000), torch.randint(1, 1000, (16,))
+    >>> model(x, t).shape
+    torch.Size([16, 1, 2000])
+    """
+
+    def __init__(
+        self,
+        input_size: int = 2000,
+        patch_size: int = 10,
+        in_channels: int = 1,
+        hidden_size: int = 768,
+        depth: int = 1,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        *,
+        num_classes: int | Sequence[int] = 0,
+        learn_sigma: bool = False,
+        prediction: Prediction = "epsilon",
+        shared_patches: bool = True,
+        cell_token: bool = False,
+        tie_out: bool = False,
+    ) -> None:
+        super().__init__(
+            *(input_size, patch_size, in_channels, hidden_size, depth, num_heads, mlp_ratio, class_dropout_prob),
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            prediction=prediction,
+            shared_patches=shared_patches,
+            cell_token=cell_token,
+            tie_out=tie_out,
+        )
+
+    def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
+        """Return a white-box block."""
+        return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
+
+    def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
+        if not self._is_one_op(x):
+            return super().trunk(x, modulations)
+        with span("trunk"):
+            blocks = cast(list[WhiteBoxBlock], list(self.blocks))
+            steps = [block.mlp for block in blocks]
+            outs = [cast(LinearMap, block.attn.out) for block in blocks]
+            folded = [step.folded() for step in steps]
+            low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
+            return ops.trunk(
+                x,
+                [part for modulation in modulations for part in modulation],
+                [block.attn.qkv.weight.to(low) for block in blocks],
+                [out.weight.to(low).contiguous() for out in outs],
+                [no_bias if out.bias is None else out.bias for out in outs],
+                folded,
+                self.num_heads,
+                steps[0].eta,
+                steps[0].lam,
+            )
+
+    def _is_one_op(self, x: Tensor) -> bool:
+        """Whether the blocks can be taken all at once: nobody looks into them, and products are in bf16."""
+        if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
+            return False
+        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
+        return not watched and all(block.fits_trunk for block in cast(list[WhiteBoxBlock], self.blocks))
