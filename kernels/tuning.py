@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 import triton
 
+from wbdit._cache import cache_folders
 from wbdit._version import __version__
-from wbdit.ops import build
 
 Candidate = TypeVar("Candidate")
 Launch = Callable[[Candidate], Iterable[Any]]
@@ -112,7 +112,7 @@ def _seconds(launch: Callable[[], Any]) -> float:
 
 def _file(device: torch.device) -> Path:
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
-    return build.cache_folders()[0] / f"tuning-{name}-triton-{triton.__version__}-wbdit-{__version__}.json"
+    return cache_folders()[0] / f"tuning-{name}-triton-{triton.__version__}-wbdit-{__version__}.json"
 
 
 def _kept(file: Path, key: str, candidates: Sequence[Candidate]) -> Candidate | None:

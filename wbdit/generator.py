@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
-from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood
+from wbdit.counts.denoiser import AtDepth, CountDenoiser
+from wbdit.counts.likelihood import CountLikelihood
 from wbdit.data.preprocessor import Recipe
 from wbdit.errors import InputError
 from wbdit.nn.cuda_graph import Graphed
@@ -22,11 +23,10 @@ from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.dit import DiT
 from wbdit.nn.wbdit import WBDiT
 from wbdit.request import Conditions, Counts, guidance_fact, read_request
+from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
-# counters of the noise that draws library sizes and counts, out of reach of any sampler's step
-LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
 
 # where counts are drawn on the way: more than 15 calls, or calls closer together toward its end, gain nothing, and a
 # solver of second order is as good with them as the first order is with 100 (docs/study.md)

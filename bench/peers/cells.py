@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from bench.peers.peer import LABEL, joined
 from wbdit.data.expression import check_cells, check_labels, find_expression, read_h5ad, split_cells
-from wbdit.data.preprocessor import variable_genes
+from wbdit.data.normalize import variable_genes
 from wbdit.errors import InputError
 
 FEWEST = 3  # cells of a label: fewer leave no two to train on and one to hold out

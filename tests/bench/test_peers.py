@@ -23,7 +23,7 @@ from bench.peers.runs import Plan, Run
 from bench.peers.table import markdown
 from bench.peers.variational import _Vae
 from wbdit import DiT, InputError, WBDiT
-from wbdit.data.preprocessor import variable_genes
+from wbdit.data.normalize import variable_genes
 from wbdit.evaluation.align import align
 from wbdit.generator import make_model
 from wbdit.training.config import find_preset

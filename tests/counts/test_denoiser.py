@@ -9,7 +9,10 @@ from scipy import stats
 
 import wbdit
 from wbdit import NoiseSchedule, WBDiT
-from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood, Levels, label_rates
+from wbdit.counts.bins import Levels
+from wbdit.counts.denoiser import AtDepth, CountDenoiser
+from wbdit.counts.init import label_rates
+from wbdit.counts.likelihood import CountLikelihood
 
 GENES, NOISE_STEPS = 12, 1000
 

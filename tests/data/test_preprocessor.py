@@ -10,7 +10,8 @@ from helpers import make_cells
 from wbdit import InputError
 from wbdit.data.expression import check_cells, detect_space, find_expression, read_h5ad
 from wbdit.data.labels import apportion
-from wbdit.data.preprocessor import Recipe, variable_genes
+from wbdit.data.normalize import variable_genes
+from wbdit.data.preprocessor import Recipe
 
 COUNTS = make_cells(60, 30).X.toarray()
 LOGNORM = np.log1p(COUNTS / COUNTS.sum(1, keepdims=True) * 1e4)

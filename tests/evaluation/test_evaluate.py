@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from wbdit.data.normalize import log_normalized
 from wbdit.errors import InputError
 from wbdit.evaluation import compare, distances
-from wbdit.evaluation.align import align, normalise
+from wbdit.evaluation.align import align
 from wbdit.evaluation.evaluate import evaluate
 from wbdit.evaluation.registry import METRICS
 from wbdit.evaluation.scores import Score, judge
@@ -34,7 +35,7 @@ def counts(n, seed, *, attenuation=1.0, dropout=0.0):
 
 
 def lognorm(adata):
-    return ad.AnnData(normalise(sp.csr_matrix(adata.X, dtype=np.float64), "counts"), obs=adata.obs, var=adata.var)
+    return ad.AnnData(log_normalized(sp.csr_matrix(adata.X, dtype=np.float64), "counts"), obs=adata.obs, var=adata.var)
 
 
 def scaled(adata):
@@ -278,7 +279,7 @@ def test_scaled_values_are_compared_with_scaled_values_only(sets):
 
 
 def test_a_cell_without_counts_stays_zero():
-    normalised = normalise(sp.csr_matrix(np.array([[0.0, 0.0], [1.0, 3.0]])), "counts").toarray()
+    normalised = log_normalized(sp.csr_matrix(np.array([[0.0, 0.0], [1.0, 3.0]])), "counts").toarray()
     np.testing.assert_allclose(normalised, [[0, 0], np.log1p([2500, 7500])])
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from wbdit import WBDiT, backend, samplers
-from wbdit.counts.denoiser import AtDepth, CountDenoiser, CountLikelihood, Levels
+from wbdit.counts.bins import Levels
+from wbdit.counts.denoiser import AtDepth, CountDenoiser
+from wbdit.counts.likelihood import CountLikelihood
 from wbdit.nn import cuda_graph
 from wbdit.schedule import NoiseSchedule
 

@@ -16,6 +16,7 @@ from wbdit.evaluation.scores import Score
 from wbdit.report import evaluation as report
 from wbdit.report import figures
 from wbdit.report.evaluation import write_picture, write_report
+from wbdit.report.svg import scale_of
 
 N, N_GENES = 40, 30
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -237,7 +238,7 @@ def test_gene_panels_put_equal_values_on_the_diagonal():
     ],
 )
 def test_scales(values, log, low, ticks):
-    scale = figures.scale_of(values, log=log)
+    scale = scale_of(values, log=log)
     assert scale.low == pytest.approx(low)
     assert scale.ticks == pytest.approx(ticks)
     placed = scale.place(values)

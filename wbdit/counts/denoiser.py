@@ -1,22 +1,9 @@
-"""Counts, not rounded values: a denoiser whose answer is a distribution over each gene's counts.
-
-The diffusion runs over values ``v = (ln(1 + count) - centre) / scale``. At a noised value ``x = alpha v + sigma noise``
-the denoiser gives the logarithm of each gene's expected count, and Bayes' rule the rest::
-
-    p(count | x)  proportional to  prior(count | mean) exp(-(x - alpha v(count))^2 / (2 sigma^2))
-
-What a gene's own noised value says of its count is known exactly and need not be learned; what the other genes, the
-labels and the library size say of it is the network's part. The prior is a negative binomial at the start, and learns
-its shape. The mean of ``v`` under this distribution is the estimate of x_0 that a sampler goes by (score interpolation,
-Dieleman et al. 2022), and the walk ends by drawing the counts from it, at a noise level that drowns the sequencing's:
-the discrete decoder (L_0) of the variational bound (Ho et al. 2020, section 3.3).
-"""
+"""A denoiser whose answer is a distribution over each gene's counts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,134 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
+from wbdit.counts.init import label_rates, log_depth
+from wbdit.counts.likelihood import CountLikelihood
 from wbdit.nn.denoiser import Denoiser
 from wbdit.ops import reference
 from wbdit.schedule import NoiseSchedule, Prediction
 
-EXACT = 10  # counts below this are a level each; above, levels widen
-WIDENING = 1.25
-MOST = 64  # levels, as many as the kernels take
-ROOM = 1.3  # the last level reaches this far beyond the largest count that was seen
-LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
 ROUNDS = 4  # of bringing the expected counts to the library size
 NOISE_AXES = 16  # directions that starting noise may be wider along; beyond them spread is mostly sequencing's
-KNOTS = 12  # timesteps between which the prior's shape is interpolated
-
-
-class Levels(NamedTuple):
-    """Bins of counts: 0, 1, ... each for itself, then ever wider ones; from `lowest` to `highest`, both ``(L,)``."""
-
-    lowest: np.ndarray
-    highest: np.ndarray
-
-    @classmethod
-    def up_to(cls, largest: float) -> Levels:
-        """Return the levels that reach beyond a largest count."""
-        # as wide as the last of MOST levels asks for, where counts are so large
-        widening = max(WIDENING, ((ROOM * largest + 2) / EXACT) ** (1 / (MOST - EXACT - 1)))
-        edges = list(range(EXACT + 1))
-        while edges[-1] <= ROOM * largest + 2:
-            edges.append(max(edges[-1] + 1, math.ceil(edges[-1] * widening)))
-        return cls(np.array(edges[:-1]), np.array(edges[1:]) - 1)
-
-    @property
-    def middle(self) -> np.ndarray:
-        """Mean count of each level, ``(L,)`` fp64."""
-        return (self.lowest + self.highest) / 2
-
-    def of(self, counts: np.ndarray) -> np.ndarray:
-        """Return the level of each count, uint8."""
-        return np.searchsorted(self.highest, counts, side="left").astype(np.uint8)
-
-
-class CountLikelihood(nn.Module):
-    """The distribution of each gene's count at a noised value, given its mean.
-
-    Parameters
-    ----------
-    genes
-        Number of genes G.
-    levels
-        Number of levels L, see :class:`Levels`.
-    noise_steps
-        Timesteps T of the schedule.
-
-    Attributes
-    ----------
-    prior
-        Logarithm of the prior's shape at no noise and at no signal, up to the mean's part, ``(2, G, L)``; learned. A
-        prior of sharp knowledge is nearly Poisson's, one of none as wide as the gene's counts over all cells.
-    mixing
-        How far the shape is the second, as logits over timesteps ``(KNOTS, G)``; learned.
-    """
-
-    def __init__(self, genes: int, levels: int, noise_steps: int) -> None:
-        super().__init__()
-        self.noise_steps = noise_steps
-        self.prior = nn.Parameter(torch.zeros(2, genes, levels))
-        self.mixing = nn.Parameter(torch.linspace(-4, 4, KNOTS)[:, None].repeat(1, genes))
-        self.register_buffer("lowest", torch.zeros(levels, dtype=torch.int32))
-        self.register_buffer("highest", torch.zeros(levels, dtype=torch.int32))
-        self.register_buffer("values", torch.zeros(genes, levels))
-        self.register_buffer("sizes", torch.ones(genes, dtype=torch.int32))  # levels that each gene has
-        self.register_buffer("log_mean", torch.zeros(genes))
-        self.register_buffer("log_size", torch.zeros(2, genes))  # of the negative binomials that the priors begin as
-
-    lowest: Tensor
-    highest: Tensor
-    values: Tensor
-    sizes: Tensor
-    log_mean: Tensor
-    log_size: Tensor
-
-    @torch.no_grad()
-    def begin(self, counts: np.ndarray, centre: np.ndarray, scale: float) -> None:
-        """Take levels, values and the prior's first shape from training cells ``(n, G)``."""
-        levels = Levels.up_to(float(counts.max()))
-        middle = levels.middle
-        top = levels.of(counts.max(0)).astype(int)
-        mean = counts.mean(0) + 1e-4
-        # by moments: variance = mean + mean^2 / size
-        excess = np.maximum(counts.var(0) - mean, 0.02 * mean)
-        size = np.stack([np.full_like(mean, LARGEST_SIZE), np.clip(mean**2 / excess, 0.02, LARGEST_SIZE)])
-        self.lowest.copy_(torch.from_numpy(levels.lowest))
-        self.highest.copy_(torch.from_numpy(levels.highest))
-        self.values.copy_(torch.from_numpy((np.log1p(middle) - centre[:, None]) / scale))
-        self.sizes.copy_(torch.from_numpy(np.minimum(top + 2 + (top > 3), len(middle))))
-        self.log_mean.copy_(torch.from_numpy(np.log(mean)))
-        self.log_size.copy_(torch.from_numpy(np.log(size)))
-        c, r = torch.from_numpy(middle), torch.from_numpy(size)[..., None]
-        width = torch.from_numpy(levels.highest - levels.lowest + 1.0).log()
-        self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
-
-    def level_of(self, counts: np.ndarray) -> np.ndarray:
-        """Return the level ``(n, G)`` uint8 of each of the training cells' counts ``(n, G)``."""
-        return Levels(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
-
-    @property
-    def middle(self) -> Tensor:
-        """Mean count of each level, ``(L,)`` fp32."""
-        return (self.lowest + self.highest) / 2
-
-    def terms(self, log_rate: Tensor, shape: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the natural parameter and the prior's mixing weight, both ``(B, G)``.
-
-        A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
-
-        Parameters
-        ----------
-        log_rate
-            Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
-        shape
-            What is added to the mixing's logits, ``(B, G)``.
-        t
-            Timesteps ``(B,)``.
-        """
-        at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
-        knot = at.long().clamp(max=KNOTS - 2)
-        mixing = (torch.lerp(self.mixing[knot], self.mixing[knot + 1], (at - knot)[:, None]) + shape).sigmoid()
-        log_size = torch.lerp(self.log_size[0], self.log_size[1], mixing)
-        return -F.softplus(log_size - self.log_mean - log_rate), mixing
 
 
 class CountDenoiser(nn.Module):
@@ -375,38 +242,3 @@ class AtDepth:
         """Answer for noised cells ``(B, 1, G)`` at timesteps ``(B,)``, with labels or conditions `y`."""
         given = y if y is not None and y.is_floating_point() else self.embed_labels(y)
         return self.model(x, t, given)
-
-
-def log_depth(counts: np.ndarray) -> np.ndarray:
-    """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
-    return np.log(np.maximum(counts.sum(1), 1))
-
-
-def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int], strength: float = 1.0) -> np.ndarray:
-    """Return how much more of each gene a label makes, as logarithms ``(sum of K_c + 1, G)`` fp32.
-
-    The counts of cells with a label over those expected of them, both enlarged by what `strength` average cells
-    have (a gamma prior of mean 1: few cells say little). Several columns multiply, fitted in turn; each column's last
-    row, of no label, is zero.
-
-    Parameters
-    ----------
-    counts
-        Raw counts ``(n, G)``.
-    codes
-        Labels ``(n, C)`` int64.
-    label_sizes
-        Number of labels K_c of each column.
-    """
-    share = counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64) + 1e-9
-    library = counts.sum(1, dtype=np.float64)
-    prior = strength * library.mean() * share
-    tables = [np.zeros((labels + 1, counts.shape[1])) for labels in label_sizes]
-    for _ in range(5 if len(tables) > 1 else min(len(tables), 1)):
-        for column, table in enumerate(tables):
-            others = [other[codes[:, c]] for c, other in enumerate(tables) if c != column]
-            expected = library[:, None] * share * np.exp(sum(others)) if others else library[:, None] * share
-            for label in range(len(table) - 1):
-                cells = codes[:, column] == label
-                table[label] = np.log((counts[cells].sum(0) + prior) / (expected[cells].sum(0) + prior))
-    return np.concatenate(tables).astype(np.float32) if tables else np.zeros((0, counts.shape[1]), np.float32)

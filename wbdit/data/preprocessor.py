@@ -17,20 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from wbdit.data.expression import Space, check_cells, find_expression, to_dense
 from wbdit.data.labels import Labels
-from wbdit.errors import InputError, need_extra
-
-Values = Literal["log1p", "lognorm", "as is"]
-TARGET_SUM = 1e4
+from wbdit.data.normalize import TARGET_SUM, Values, transformed, variable_genes
+from wbdit.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class Recipe:
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
         dense = to_dense(X)
         totals = dense.sum(1)
-        seen = _values(dense, values)
+        seen = transformed(dense, values)
         centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
         scale = float((seen - centre).std()) if centred else 1.0
         order = np.lexsort((totals, labels.which(labels.codes(adata))))
@@ -141,7 +138,7 @@ class Recipe:
 
     def scaled(self, matrix: np.ndarray) -> np.ndarray:
         """Return what :meth:`matrix` gives as the model sees it, of the same shape."""
-        return (_values(matrix, self.values) - self.centre) / np.float32(self.scale)
+        return (transformed(matrix, self.values) - self.centre) / np.float32(self.scale)
 
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
         """Return cells in the training cells' space over the run's genes, ``(cells, G)`` fp32; raises as `encode`."""
@@ -194,7 +191,7 @@ class Recipe:
 
     def _as_counts(self, counts: np.ndarray) -> ad.AnnData:
         counts = counts.astype(np.float32)
-        return self._cells(sp.csr_matrix(counts), lognorm=sp.csr_matrix(_values(counts, "lognorm")))
+        return self._cells(sp.csr_matrix(counts), lognorm=sp.csr_matrix(transformed(counts, "lognorm")))
 
     def _cells(self, X: Any, **layers: Any) -> ad.AnnData:
         obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(X.shape[0])])
@@ -245,41 +242,3 @@ class Recipe:
             cells = (which < 0) & (codes[:, 0] == label)
             drawn[cells] = np.quantile(pooled, u[cells])
         return drawn
-
-
-def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
-    """Return which `n` genes vary most, ``(genes,)`` bool, chosen by scanpy.
-
-    Counts by the variance beyond the fitted mean-variance curve (``seurat_v3``), log-normalised values by binned
-    dispersion (``seurat``).
-
-    Raises
-    ------
-    InputError
-        For scaled values, whose variance says nothing, or if scanpy is not installed.
-    """
-    if space == "scaled":
-        raise InputError(f"scaled values do not tell variable genes: keep at most {n} genes yourself, or give counts")
-    try:
-        import scanpy as sc
-    except ImportError as error:
-        raise need_extra("scanpy (to choose variable genes)") from error
-    cells = ad.AnnData(sp.csr_matrix(X, dtype=np.float32))
-    expressed = np.asarray((cells.X > 0).sum(0)).ravel() > 0
-    chosen = np.zeros(cells.n_vars, bool)
-    if expressed.sum() <= n:
-        return expressed
-    flavor = "seurat_v3" if space == "counts" else "seurat"
-    threads = torch.get_num_threads()
-    ranked = sc.pp.highly_variable_genes(cells[:, expressed], flavor=flavor, n_top_genes=n, inplace=False)
-    torch.set_num_threads(threads)  # numba, which scanpy runs, has set OpenMP's number to its own
-    chosen[expressed] = ranked["highly_variable"].to_numpy()
-    return chosen
-
-
-def _values(dense: np.ndarray, values: Values) -> np.ndarray:
-    if values == "as is":
-        return dense
-    if values == "lognorm":
-        dense = dense * (TARGET_SUM / np.maximum(dense.sum(1, keepdims=True), 1))
-    return np.log1p(dense)

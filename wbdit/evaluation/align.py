@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from wbdit.data import preprocessor
+from wbdit.data import normalize
 from wbdit.data.expression import Space, check_cells, describe, find_expression
 from wbdit.errors import InputError
 
@@ -88,7 +88,7 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
     space = common_space(spaces, notes)
     depths = {name: count_depth(matrix) if space == "counts" else None for name, matrix in matrices.items()}
     if space == "counts" or len(set(spaces.values())) > 1:
-        matrices = {name: normalise(matrix, spaces[name]) for name, matrix in matrices.items()}
+        matrices = {name: normalize.log_normalized(matrix, spaces[name]) for name, matrix in matrices.items()}
     n_shared = len(genes)
     if n_shared > n_genes:
         keep = variable_genes(matrices["real"], n_genes, space)
@@ -136,23 +136,9 @@ def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
         raise InputError(f"scaled values cannot be compared with unscaled ones ({words}): give raw counts for all")
     notes.append(
         "counts are compared with log values: those were taken as natural logarithms (log1p), undone, and all cells "
-        f"normalised to {preprocessor.TARGET_SUM:g} over the shared genes"
+        f"normalised to {normalize.TARGET_SUM:g} over the shared genes"
     )
     return "lognorm"
-
-
-def normalise(matrix: sp.csr_matrix, space: Space) -> sp.csr_matrix:
-    """Return ``log1p`` of the cells brought to 10,000 each; log values are first turned back by ``expm1``.
-
-    Parameters
-    ----------
-    matrix
-        ``(cells, genes)`` counts or log values. A cell without any count stays zero.
-    """
-    linear = matrix.expm1() if space == "lognorm" else matrix
-    totals = np.asarray(linear.sum(axis=1)).ravel()
-    factors = np.divide(preprocessor.TARGET_SUM, totals, out=np.zeros_like(totals), where=totals > 0)
-    return sp.csr_matrix(sp.diags(factors) @ linear).log1p()
 
 
 def count_depth(counts: sp.csr_matrix) -> np.ndarray:
@@ -165,7 +151,7 @@ def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndar
     if space == "scaled":
         variance = values.power(2).mean(axis=0) - np.square(values.mean(axis=0))
         return np.sort(np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_genes])
-    return np.flatnonzero(preprocessor.variable_genes(values, "lognorm", n_genes))
+    return np.flatnonzero(normalize.variable_genes(values, "lognorm", n_genes))
 
 
 @contextmanager

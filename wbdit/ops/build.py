@@ -14,7 +14,6 @@ import platform
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from wbdit._cache import cache_folders, is_private
 
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = "-std=c++20 -O3 -fno-math-errno -fopenmp-simd -fPIC -fvisibility=hidden"
@@ -161,8 +162,8 @@ class _Recipe:
 
     def find_in(self, folders: list[Path]) -> Path | None:
         """Return the library if it lies in one of the folders, and nobody else can have put it there."""
-        for folder in filter(_is_private, folders):
-            built = [library for library in folder.glob(self.name) if _is_private(library)]
+        for folder in filter(is_private, folders):
+            built = [library for library in folder.glob(self.name) if is_private(library)]
             if built:
                 return max(built, key=lambda library: library.stat().st_mtime)
         return None
@@ -239,29 +240,6 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-# where it is kept: code is loaded from there, so nobody else may write to it
-
-
-def cache_folders() -> list[Path]:
-    """Return the folders to look in: the user's cache, and for a home that cannot be written to a temporary one."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    default = Path(cache if Path(cache).is_absolute() else "~/.cache") / "wbdit"
-    chosen = Path(os.path.expanduser(os.environ.get("WBDIT_CACHE") or default))
-    temporary = Path(tempfile.gettempdir()).resolve() / f"wbdit-{os.geteuid()}"
-    if chosen.parts[0] == "~":  # this user has no home
-        return [temporary]
-    return [chosen.resolve(), temporary]  # a link of the user's own is followed, one in the shared folder is not
-
-
-def _is_private(path: Path) -> bool:
-    """Say whether it is there, no link, and nobody but this user (or root) can write to it."""
-    try:
-        facts = path.lstat()
-    except OSError:
-        return False
-    return not stat.S_ISLNK(facts.st_mode) and facts.st_uid in (os.geteuid(), 0) and not facts.st_mode & 0o022
-
-
 def _sweep(folder: Path) -> None:
     """Remove what was left by builds cut short, and libraries that nobody has used for long."""
     for pattern, days in ((f"{UNFINISHED}*", 1), (f"{PREFIX}*", KEEP_DAYS)):
@@ -291,7 +269,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _make(recipe: _Recipe, folder: Path, say: Callable[[str], None]) -> Path:
     """Compile into the folder, unless another process has meanwhile; an OSError if it cannot be written to."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(folder):
+    if not is_private(folder):
         raise BuildError(
             f"{folder} belongs to another user, or others can write to it: set WBDIT_CACHE to a folder of your own"
         )

@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from wbdit.report.figures import svg
+from wbdit.report.svg import svg
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import type_means
 

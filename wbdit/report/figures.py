@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
 
 import numpy as np
 
 from wbdit.evaluation.figure_data import FigureData
+from wbdit.report.svg import Scale, scale_of, svg
 
 SIDE = 1000  # of a map, in SVG units
 MARGIN = 30
@@ -18,39 +18,6 @@ NUMBER_SIZE = 46  # numbers on a map keep this distance
 
 WIDTH, HEIGHT = 600, 560  # of a gene panel
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 64
-
-
-class Scale(NamedTuple):
-    """A range of values, linear or logarithmic, with its ticks."""
-
-    low: float
-    high: float
-    log: bool
-    ticks: list[float]
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Return positions from 0 to 1; values beyond the range go to its ends."""
-        low, high = self.low, self.high
-        values = np.clip(values, low, high)
-        if self.log:
-            values, low, high = np.log10(values), np.log10(low), np.log10(high)
-        return (values - low) / (high - low)
-
-
-def scale_of(values: np.ndarray, *, log: bool) -> Scale:
-    """Choose the range and the ticks for values; a logarithmic one where ``log`` and all are 0 or more."""
-    positive = values[values > 0]
-    if log and values.min() >= 0 and len(positive):
-        low = 10.0 ** np.floor(np.log10(np.quantile(positive, 0.01)))
-        high = max(float(values.max()) * 1.1, low * 10)
-        exponents = range(int(np.log10(low)), int(np.floor(np.log10(high))) + 1)
-        return Scale(float(low), high, True, [10.0**e for e in exponents])
-    low, high = float(values.min()), float(values.max())
-    high = high if high > low else low + 1
-    step = 10 ** np.floor(np.log10(high - low))
-    step = next(step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if (high - low) / (step * part) <= 6)
-    ticks = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
-    return Scale(low, high, False, [float(tick) + 0.0 for tick in ticks])  # no -0
 
 
 def dots(points: np.ndarray, css: str) -> str:
@@ -174,9 +141,3 @@ def _tick(scale: Scale, tick: float, at: object, box: tuple[float, float, float,
 
 def _map(body: str, alt: str) -> str:
     return svg(body, f"0 0 {SIDE} {SIDE}", alt, "map")
-
-
-def svg(body: str, box: str, alt: str, css: str) -> str:
-    """Return a figure: `body` within the view `box`, its description for who cannot see it, and its CSS class."""
-    words = escape(alt, quote=True)
-    return f'<svg class="{css}" viewBox="{box}" role="img" aria-label="{words}"><title>{words}</title>{body}</svg>'

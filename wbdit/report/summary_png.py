@@ -12,7 +12,7 @@ from wbdit._io import replacing
 from wbdit.errors import need_extra
 from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.scores import Score, format_pair
-from wbdit.report.figures import scale_of
+from wbdit.report.svg import scale_of
 
 REAL, SYNTHETIC, OTHER, INK, SOFT, LINE = "#1c62b0", "#d9650a", "#a3a7ad", "#1d1e22", "#5b5f69", "#dfdcd4"
 GRADE_COLOURS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from wbdit import ops
 from wbdit.profiling import span
+from wbdit.samplers.noise import Noise, PhiloxNoise
 from wbdit.schedule import Mix, NoiseSchedule, Prediction
 
 Model = Callable[[Tensor, Tensor], Tensor]
-Noise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 Callback = Callable[[int, float, Tensor], object]
 
 
@@ -36,35 +36,6 @@ class Update(NamedTuple):
 
 # the update from path[step] to path[step + 1], where the path's last point is the one to land on
 Plan = Callable[[Sequence[float], int], Update]
-
-
-class PhiloxNoise:
-    """A source of noise in which a sample's draws depend on the seed and the sample's index alone.
-
-    A sampler given one draws inside its update (:func:`wbdit.ops.sampler_step`); called, it writes the noise out.
-
-    Parameters
-    ----------
-    seed
-        64 bits.
-    samples
-        Indices of the samples in the batch ``(B,)``, int64.
-    shape
-        Shape of one sample ``(C, G)``.
-    """
-
-    def __init__(self, seed: int, samples: Tensor, shape: Sequence[int]) -> None:
-        self.seed = seed
-        self.samples = samples
-        self.shape = tuple(shape)
-
-    def __call__(self, step: int) -> Tensor:
-        """Return the noise ``(B, C, G)`` fp32 of a step: 0 for the first update, -1 for the starting noise."""
-        return ops.normal(self.seed, self.samples, step + 1, math.prod(self.shape)).unflatten(1, self.shape)
-
-    def address(self, step: int) -> dict[str, Any]:
-        """Return the arguments by which :func:`wbdit.ops.sampler_step` draws the same noise."""
-        return {"samples": self.samples, "seed": self.seed, "step": step + 1}
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from wbdit.samplers.loop import Callback, Model, Noise, Update, walk
+from wbdit.samplers.loop import Callback, Model, Update, walk
+from wbdit.samplers.noise import Noise
 from wbdit.schedule import NoiseSchedule, Prediction
 
 

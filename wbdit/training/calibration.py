@@ -22,7 +22,8 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from wbdit.counts.denoiser import CountDenoiser, log_depth
+from wbdit.counts.denoiser import CountDenoiser
+from wbdit.counts.init import log_depth
 
 if TYPE_CHECKING:
     from wbdit.data.preprocessor import Recipe

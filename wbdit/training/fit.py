@@ -14,7 +14,9 @@ from wbdit import checkpoint
 from wbdit._io import check_writable
 from wbdit._version import __version__
 from wbdit.checkpoint import CONFIG, FORMAT, RESUME
-from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser, Levels, log_depth
+from wbdit.counts.bins import Levels
+from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
+from wbdit.counts.init import log_depth
 from wbdit.data.loader import Batches
 from wbdit.data.preprocessor import Recipe
 from wbdit.errors import InputError

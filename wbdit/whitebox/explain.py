@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wbdit.counts.denoiser import CountDenoiser, log_depth
+from wbdit.counts.denoiser import CountDenoiser
+from wbdit.counts.init import log_depth
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
-from wbdit.samplers.loop import PhiloxNoise
+from wbdit.samplers.noise import PhiloxNoise
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit, Units, enrichment, marker_genes, read_units, type_means
 from wbdit.whitebox.measures import Measures, Weights, largest_rate, measure, walk_blocks, weigh
 

@@ -1,0 +1,42 @@
+"""What is known of counts before training: library sizes, and the rates of each label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def log_depth(counts: np.ndarray) -> np.ndarray:
+    """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
+    return np.log(np.maximum(counts.sum(1), 1))
+
+
+def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int], strength: float = 1.0) -> np.ndarray:
+    """Return how much more of each gene a label makes, as logarithms ``(sum of K_c + 1, G)`` fp32.
+
+    The counts of cells with a label over those expected of them, both enlarged by what `strength` average cells
+    have (a gamma prior of mean 1: few cells say little). Several columns multiply, fitted in turn; each column's last
+    row, of no label, is zero.
+
+    Parameters
+    ----------
+    counts
+        Raw counts ``(n, G)``.
+    codes
+        Labels ``(n, C)`` int64.
+    label_sizes
+        Number of labels K_c of each column.
+    """
+    share = counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64) + 1e-9
+    library = counts.sum(1, dtype=np.float64)
+    prior = strength * library.mean() * share
+    tables = [np.zeros((labels + 1, counts.shape[1])) for labels in label_sizes]
+    for _ in range(5 if len(tables) > 1 else min(len(tables), 1)):
+        for column, table in enumerate(tables):
+            others = [other[codes[:, c]] for c, other in enumerate(tables) if c != column]
+            expected = library[:, None] * share * np.exp(sum(others)) if others else library[:, None] * share
+            for label in range(len(table) - 1):
+                cells = codes[:, column] == label
+                table[label] = np.log((counts[cells].sum(0) + prior) / (expected[cells].sum(0) + prior))
+    return np.concatenate(tables).astype(np.float32) if tables else np.zeros((0, counts.shape[1]), np.float32)

@@ -1,0 +1,103 @@
+"""The distribution of a gene's count, given its mean and its noised value."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wbdit.counts.bins import Levels
+
+LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
+KNOTS = 12  # timesteps between which the prior's shape is interpolated
+
+
+class CountLikelihood(nn.Module):
+    """The distribution of each gene's count at a noised value, given its mean.
+
+    Parameters
+    ----------
+    genes
+        Number of genes G.
+    levels
+        Number of levels L, see :class:`Levels`.
+    noise_steps
+        Timesteps T of the schedule.
+
+    Attributes
+    ----------
+    prior
+        Logarithm of the prior's shape at no noise and at no signal, up to the mean's part, ``(2, G, L)``; learned. A
+        prior of sharp knowledge is nearly Poisson's, one of none as wide as the gene's counts over all cells.
+    mixing
+        How far the shape is the second, as logits over timesteps ``(KNOTS, G)``; learned.
+    """
+
+    def __init__(self, genes: int, levels: int, noise_steps: int) -> None:
+        super().__init__()
+        self.noise_steps = noise_steps
+        self.prior = nn.Parameter(torch.zeros(2, genes, levels))
+        self.mixing = nn.Parameter(torch.linspace(-4, 4, KNOTS)[:, None].repeat(1, genes))
+        self.register_buffer("lowest", torch.zeros(levels, dtype=torch.int32))
+        self.register_buffer("highest", torch.zeros(levels, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(genes, levels))
+        self.register_buffer("sizes", torch.ones(genes, dtype=torch.int32))  # levels that each gene has
+        self.register_buffer("log_mean", torch.zeros(genes))
+        self.register_buffer("log_size", torch.zeros(2, genes))  # of the negative binomials that the priors begin as
+
+    lowest: Tensor
+    highest: Tensor
+    values: Tensor
+    sizes: Tensor
+    log_mean: Tensor
+    log_size: Tensor
+
+    @torch.no_grad()
+    def begin(self, counts: np.ndarray, centre: np.ndarray, scale: float) -> None:
+        """Take levels, values and the prior's first shape from training cells ``(n, G)``."""
+        levels = Levels.up_to(float(counts.max()))
+        middle = levels.middle
+        top = levels.of(counts.max(0)).astype(int)
+        mean = counts.mean(0) + 1e-4
+        # by moments: variance = mean + mean^2 / size
+        excess = np.maximum(counts.var(0) - mean, 0.02 * mean)
+        size = np.stack([np.full_like(mean, LARGEST_SIZE), np.clip(mean**2 / excess, 0.02, LARGEST_SIZE)])
+        self.lowest.copy_(torch.from_numpy(levels.lowest))
+        self.highest.copy_(torch.from_numpy(levels.highest))
+        self.values.copy_(torch.from_numpy((np.log1p(middle) - centre[:, None]) / scale))
+        self.sizes.copy_(torch.from_numpy(np.minimum(top + 2 + (top > 3), len(middle))))
+        self.log_mean.copy_(torch.from_numpy(np.log(mean)))
+        self.log_size.copy_(torch.from_numpy(np.log(size)))
+        c, r = torch.from_numpy(middle), torch.from_numpy(size)[..., None]
+        width = torch.from_numpy(levels.highest - levels.lowest + 1.0).log()
+        self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
+
+    def level_of(self, counts: np.ndarray) -> np.ndarray:
+        """Return the level ``(n, G)`` uint8 of each of the training cells' counts ``(n, G)``."""
+        return Levels(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+
+    @property
+    def middle(self) -> Tensor:
+        """Mean count of each level, ``(L,)`` fp32."""
+        return (self.lowest + self.highest) / 2
+
+    def terms(self, log_rate: Tensor, shape: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the natural parameter and the prior's mixing weight, both ``(B, G)``.
+
+        A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
+
+        Parameters
+        ----------
+        log_rate
+            Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
+        shape
+            What is added to the mixing's logits, ``(B, G)``.
+        t
+            Timesteps ``(B,)``.
+        """
+        at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
+        knot = at.long().clamp(max=KNOTS - 2)
+        mixing = (torch.lerp(self.mixing[knot], self.mixing[knot + 1], (at - knot)[:, None]) + shape).sigmoid()
+        log_size = torch.lerp(self.log_size[0], self.log_size[1], mixing)
+        return -F.softplus(log_size - self.log_mean - log_rate), mixing
