@@ -27,11 +27,11 @@ def row(name: str, calls: object, values: list[dict[str, float]]) -> str:
 @click.option("--label", default="cell_type", show_default=True)
 @click.option("--minutes", default=10.0, show_default=True, help="Most to train.")
 @click.option("--sampler", "names", multiple=True, default=["unipc"], type=click.Choice(list(samplers.BY_NAME)))
-@click.option("--grid", help="Of the calls.  [default: uniform]")
+@click.option("--spacing", help="Of the calls.  [default: uniform]")
 @click.option("--calls", default="5,8,10,15,20,50,100", show_default=True)
 @click.option("--draws", default=1, show_default=True, help="How often to generate and score.")
 @click.option("--seed", default=0, show_default=True, help="Of the split, the training and the first draw.")
-def main(data, label, minutes, names, grid, calls, draws, seed):
+def main(data, label, minutes, names, spacing, calls, draws, seed):
     cells = DataSet.parse(data, [label])
     split = cells.split(Choice(), seed)
     generator = wbdit.fit(split.train, label=cells.labels, minutes=minutes, seed=seed)
@@ -40,7 +40,7 @@ def main(data, label, minutes, names, grid, calls, draws, seed):
     for i, (name, steps) in enumerate((name, int(steps)) for name in names for steps in calls.split(",")):
         found = []
         for draw in range(seed, seed + draws):
-            made = generator.generate(like=split.test, sampler=name, steps=steps, grid=grid, seed=draw)
+            made = generator.generate(like=split.test, sampler=name, steps=steps, spacing=spacing, seed=draw)
             found.append(scores(split, made, cells.labels[0], draw))
         if i == 0:
             click.echo(row("real cells (floor)", "", [{m: one[m].floor for m in SHOWN} for one in found]))

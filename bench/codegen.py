@@ -63,7 +63,7 @@ def launches(
         "ista_backward": lambda: fused.engine.shrink_backward(z, z, z),
         "mssa": lambda: fused.mssa(z, heads),
         "mssa_backward": lambda: fused.mssa_backward(z, z, z, lse, heads),
-        **({"trunk": lambda: fused.engine.trunk(*blocks)} if dtype == torch.bfloat16 and d % 16 == 0 else {}),
+        **({"run_blocks": lambda: fused.engine.run_blocks(*blocks)} if dtype == torch.bfloat16 and d % 16 == 0 else {}),
         "noising": lambda: fused.noising(cells, cells, alpha, alpha),
         "sampler_step": lambda: fused.sampler_step(cells, cells, cells, None, None, samples, *scalars),
         "normal": lambda: fused.normal(7, samples, 3, genes),

@@ -23,7 +23,7 @@ def machine() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if flag in present],
-        "kernels": cpu.processor_level(),  # "none" where they could not be built, and ours is plain PyTorch
+        "kernels": cpu.cpu_level(),  # "none" where they could not be built, and ours is plain PyTorch
     }
 
 

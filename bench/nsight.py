@@ -1,7 +1,7 @@
 """One phase of the model, warmed up, for Nsight: a forward, a train step, or sampling.
 
     nsys profile -t cuda,nvtx -c cudaProfilerApi -o train python bench/nsight.py train
-    ncu --nvtx --nvtx-include "trunk/" -c 12 python bench/nsight.py forward
+    ncu --nvtx --nvtx-include "run_blocks/" -c 12 python bench/nsight.py forward
 
 What lies between is in docs/profiling.md. It runs from an unpacked tree, with torch, triton and numpy alone. Without a
 GPU it times the phase.
@@ -87,7 +87,7 @@ def main() -> None:
     milliseconds = (time.perf_counter() - start) / given.steps * 1e3
     print(f"{given.phase}, {given.model}, {given.batch} cells on {device.type}: {milliseconds:.2f} ms a step")
     if nvtx is None:
-        print('the ranges are PyTorch\'s own, in no domain: ncu --nvtx-include "trunk/", not "wbdit@trunk/"')
+        print('the ranges are PyTorch\'s own, in no domain: ncu --nvtx-include "run_blocks/", not "wbdit@run_blocks/"')
 
 
 if __name__ == "__main__":

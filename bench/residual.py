@@ -30,7 +30,6 @@ from wbdit.evaluation.align import Aligned, CellSet, align
 from wbdit.evaluation.compare import common_types, split_halves
 from wbdit.evaluation.distances import fold_change_slope, log_fold_changes
 from wbdit.evaluation.estimators import Basis
-from wbdit.evaluation.figure_data import Cells
 from wbdit.report.summary_png import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, write_title
 
 SHOWN = {name: PEERS[name].title for name in ("wbdit", "scvi-posterior")}
@@ -94,7 +93,7 @@ def _held_out(sets: Aligned, seed: int) -> Iterator[tuple[CellSet, Basis]]:
     """
     halves = split_halves(sets.sets["real"], np.random.default_rng(seed))
     for measured, fitted in (halves, halves[::-1]):
-        yield measured, Basis.fit(Cells(fitted.values.toarray(), None))
+        yield measured, Basis.fit(AlignedCells(fitted.values.toarray(), None))
 
 
 def _changes(cells: CellSet, types: Sequence[str]) -> Array:
@@ -103,8 +102,8 @@ def _changes(cells: CellSet, types: Sequence[str]) -> Array:
 
 
 def _detected(cells: CellSet, label: str) -> float:
-    assert cells.depth is not None
-    return float(cells.depth[cells.labels == label, 1].mean())
+    assert cells.totals is not None
+    return float(cells.totals[cells.labels == label, 1].mean())
 
 
 PANELS = {

@@ -22,7 +22,7 @@ from wbdit.evaluation.evaluate import evaluate
 from wbdit.evaluation.scores import Score, format_value
 from wbdit.training.config import PRESETS, Likelihood, Preset
 from wbdit.whitebox.explain import conditions
-from wbdit.whitebox.measures import glance
+from wbdit.whitebox.measures import diagnostics
 
 SMALL = PRESETS["small"]
 SHOWN = ("w2", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "zero_mae", "library_w1", "lfc_slope", "tstr", "mia_auc")
@@ -86,15 +86,15 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
 
 
 def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> dict[str, list[float]] | None:
-    """Return what the blocks do to held-out cells where sampling ends, see :func:`wbdit.whitebox.measures.glance`."""
+    """Return the diagnostics of :mod:`wbdit.whitebox.measures` on held-out cells, where sampling ends."""
     model = generator.denoiser
     if not isinstance(model, wbdit.WBDiT):
         return None
     some = split.test[:cells]
-    x0 = torch.from_numpy(generator.recipe.encode(some))[:, None]
+    x0 = torch.from_numpy(generator.preprocessor.encode(some))[:, None]
     t = torch.full((len(x0),), max(generator.stop, 1))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    return glance(model, generator.schedule.noising(x0, t, noise), t, conditions(generator, some))
+    return diagnostics(model, generator.schedule.noising(x0, t, noise), t, conditions(generator, some))
 
 
 def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:

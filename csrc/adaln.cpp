@@ -100,6 +100,16 @@ void residual_adaln_backward(Tensor dz_new, MaybeTensor dx_new, Tensor x_new, Ma
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
+  m.def(
+      "residual_adaln(Tensor x, Tensor? out, Tensor? bias, Tensor? z, Tensor? gate, Tensor shift, Tensor scale, "
+      "Tensor(a!)? x_new, Tensor(b!) z_new, float eta, float lam, float eps) -> ()");
+  m.def(
+      "residual_adaln_backward(Tensor dz_new, Tensor? dx_new, Tensor x_new, Tensor? out, Tensor? bias, Tensor? z, "
+      "Tensor? gate, Tensor scale, Tensor(a!) dx, Tensor(b!)? dout, Tensor(c!)? dgate, Tensor(d!) dshift, "
+      "Tensor(e!) dscale, Tensor(f!)? dbias, float eta, float lam, float eps) -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
   m.impl("residual_adaln", TORCH_BOX(&residual_adaln));
   m.impl("residual_adaln_backward", TORCH_BOX(&residual_adaln_backward));

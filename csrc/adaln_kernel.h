@@ -1,6 +1,6 @@
 // Rows of tokens: residual, threshold, LayerNorm and modulation in one pass. Included once for each instruction set.
 
-#include "rows.h"
+#include "sweep.h"
 
 struct Moments {
   float mean, rstd;
@@ -39,7 +39,7 @@ static void forward(const Forward& f, int64_t b, int64_t begin, int64_t end, Scr
         if (f.z) value = max(at<T>(z + i) + eta * value - bias, T{});
         put(x_new + i, at<T>(x + i) + at<T>(gate + i) * value);
       });
-      written(f.x_new, r, x_new, d);
+      store_row(f.x_new, r, x_new, d);
       row = x_new;
     }
     const auto [mean, rstd] = moments(row, d, f.eps);
@@ -91,7 +91,7 @@ static void backward(const Backward& f, int64_t b, int64_t begin, int64_t end, S
     float *dx = writable(f.dx, r, scratch.row(5)), *dgate = sums.row(2), *dbias = sums.row(3);
     backward_norm(x_new, static_cast<const Y*>(f.dz_new[r]), dx_new, scale, scratch.row(2), dx, sums.row(0),
                   sums.row(1), d, f.eps);
-    written(f.dx, r, dx, d);
+    store_row(f.dx, r, dx, d);
     if (!f.out) continue;
     const Y *out = static_cast<const Y*>(f.out[r]), *z = static_cast<const Y*>(f.z[r]);
     Y* dout = static_cast<Y*>(f.dout[r]);

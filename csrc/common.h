@@ -93,7 +93,7 @@ static void each_row(int64_t count, int64_t d, Run&& run) {
 // Instruction sets that kernels are compiled for, lowest first.
 enum class Level { baseline, avx2, avx512, avx512_bf16, amx };
 
-// The highest level this processor has, or the one that WBDIT_CPU names if that is lower (processor.cpp).
-Level processor_level();
+// The highest level this processor has, or the one that WBDIT_CPU names if that is lower (cpu_level.cpp).
+Level cpu_level();
 
 }  // namespace wbdit

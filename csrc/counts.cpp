@@ -1,6 +1,6 @@
 // count_mean, count_nll and its gradient: counts of a few levels a gene, given the gene's own noised value.
 //
-// logit_l = (1 - w) b0_l + w b1_l + eta c_l - ((x - alpha v_l) / sigma)^2 / 2, of which a softmax is taken: some 25
+// logit_l = (1 - w) b0_l + w b1_l + log_odds c_l - ((x - alpha v_l) / sigma)^2 / 2, of which a softmax is taken: some 25
 // operations a cell, gene and level, and 12 bytes read a cell and gene; eager PyTorch writes each of them out by level.
 
 #include "common.h"
@@ -8,14 +8,14 @@
 namespace wbdit {
 
 struct Counts {
-  Rows x, eta, weight, dnll;  // (B, G)
+  Rows x, log_odds, mixture, dnll;  // (B, G)
   const float *alpha, *sigma;  // (B,)
-  const float *base0, *base1, *values;  // (G, L)
+  const float *log_base0, *log_base1, *values;  // (G, L)
   const float* counts;  // (L,)
-  const int32_t* sizes;  // (G,)
+  const int32_t* n_levels;  // (G,)
   const uint8_t* target;  // (B, G)
-  Rows out, dweight;  // (B, G): the mean, the likelihood or the gradient of eta, and that of the weight
-  float *dbase0, *dbase1;  // (G, L)
+  Rows out, dmixture;  // (B, G): the mean, the likelihood or the gradient of log_odds, and that of the mixture
+  float *dlog_base0, *dlog_base1;  // (G, L)
   int64_t cells, genes, levels;
 };
 
@@ -39,22 +39,24 @@ const T* dense(const Tensor& t, ScalarType type, int64_t numel) {
 
 Rows cells_of(const Tensor& t, int64_t cells, int64_t genes) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == cells && t.size(1) == genes && t.scalar_type() == ScalarType::Float,
-                  "wbdit: x, eta and weight must be fp32 of one shape");
+                  "wbdit: x, log_odds and mixture must be fp32 of one shape");
   return rows(t);
 }
 
-Counts given(const Tensor& x, const Tensor& eta, const Tensor& weight, const Tensor& alpha, const Tensor& sigma,
-             const Tensor& base0, const Tensor& base1, const Tensor& values, const Tensor& counts,
-             const Tensor& sizes) {
+Counts given(const Tensor& x, const Tensor& log_odds, const Tensor& mixture, const Tensor& alpha, const Tensor& sigma,
+             const Tensor& log_base0, const Tensor& log_base1, const Tensor& values, const Tensor& counts,
+             const Tensor& n_levels) {
   const int64_t cells = x.size(0), genes = x.size(1), levels = counts.numel();
   Counts c{};
-  c.x = cells_of(x, cells, genes), c.eta = cells_of(eta, cells, genes), c.weight = cells_of(weight, cells, genes);
+  c.x = cells_of(x, cells, genes);
+  c.log_odds = cells_of(log_odds, cells, genes);
+  c.mixture = cells_of(mixture, cells, genes);
   c.alpha = dense<float>(alpha, ScalarType::Float, cells), c.sigma = dense<float>(sigma, ScalarType::Float, cells);
-  c.base0 = dense<float>(base0, ScalarType::Float, genes * levels);
-  c.base1 = dense<float>(base1, ScalarType::Float, genes * levels);
+  c.log_base0 = dense<float>(log_base0, ScalarType::Float, genes * levels);
+  c.log_base1 = dense<float>(log_base1, ScalarType::Float, genes * levels);
   c.values = dense<float>(values, ScalarType::Float, genes * levels);
   c.counts = dense<float>(counts, ScalarType::Float, levels);
-  c.sizes = dense<int32_t>(sizes, ScalarType::Int, genes);
+  c.n_levels = dense<int32_t>(n_levels, ScalarType::Int, genes);
   c.cells = cells, c.genes = genes, c.levels = levels;
   return c;
 }
@@ -70,36 +72,49 @@ void each_block(const Counts& c, Run&& run) {
   });
 }
 
-void count_mean(Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0, Tensor base1,
-                Tensor values, Tensor counts, Tensor sizes, Tensor mean) {
-  Counts c = given(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes);
+void count_mean(Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma, Tensor log_base0,
+                Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor mean) {
+  Counts c = given(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels);
   c.out = rows(mean);
   each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_mean(c, gene, scratch)); });
 }
 
-void count_nll(Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0, Tensor base1,
-               Tensor values, Tensor counts, Tensor sizes, Tensor target, Tensor nll) {
-  Counts c = given(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes);
+void count_nll(Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma, Tensor log_base0,
+               Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor target, Tensor nll) {
+  Counts c = given(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels);
   c.target = dense<uint8_t>(target, ScalarType::Byte, c.cells * c.genes);
   c.out = rows(nll);
   each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_nll(c, gene, scratch)); });
 }
 
-void count_nll_backward(Tensor dnll, Tensor x, Tensor eta, Tensor weight, Tensor alpha, Tensor sigma, Tensor base0,
-                        Tensor base1, Tensor values, Tensor counts, Tensor sizes, Tensor target, Tensor deta,
-                        Tensor dweight, Tensor dbase0, Tensor dbase1) {
-  Counts c = given(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes);
+void count_nll_backward(Tensor dnll, Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma,
+                        Tensor log_base0, Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels,
+                        Tensor target, Tensor dlog_odds, Tensor dmixture, Tensor dlog_base0, Tensor dlog_base1) {
+  Counts c = given(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels);
   c.target = dense<uint8_t>(target, ScalarType::Byte, c.cells * c.genes);
   c.dnll = cells_of(dnll, c.cells, c.genes);
-  c.out = rows(deta), c.dweight = rows(dweight);
-  c.dbase0 = static_cast<float*>(dbase0.mutable_data_ptr());
-  c.dbase1 = static_cast<float*>(dbase1.mutable_data_ptr());
-  std::fill_n(c.dbase0, c.genes * c.levels, 0.f);
-  std::fill_n(c.dbase1, c.genes * c.levels, 0.f);
+  c.out = rows(dlog_odds), c.dmixture = rows(dmixture);
+  c.dlog_base0 = static_cast<float*>(dlog_base0.mutable_data_ptr());
+  c.dlog_base1 = static_cast<float*>(dlog_base1.mutable_data_ptr());
+  std::fill_n(c.dlog_base0, c.genes * c.levels, 0.f);
+  std::fill_n(c.dlog_base1, c.genes * c.levels, 0.f);
   each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_nll_backward(c, gene, scratch)); });
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
+  m.def(
+      "count_mean(Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma, Tensor log_base0, "
+      "Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor(a!) mean) -> ()");
+  m.def(
+      "count_nll(Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma, Tensor log_base0, "
+      "Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor target, Tensor(a!) nll) -> ()");
+  m.def(
+      "count_nll_backward(Tensor dnll, Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma, "
+      "Tensor log_base0, Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor target, "
+      "Tensor(a!) dlog_odds, Tensor(b!) dmixture, Tensor(c!) dlog_base0, Tensor(d!) dlog_base1) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
   m.impl("count_mean", TORCH_BOX(&count_mean));

@@ -2,8 +2,8 @@
 
 #include "simd.h"
 
-constexpr int abreast = 2;  // vectors of cells taken through the levels together
-constexpr int64_t unit = abreast * VL;
+constexpr int vectors_per_step = 2;  // vectors of cells taken through the levels together
+constexpr int64_t unit = vectors_per_step * VL;
 constexpr float log2e = 1.44269504088896341f;
 
 static inline V load_some(const float* from, int64_t n) {
@@ -64,31 +64,32 @@ struct Strip {
 // One gene's tables, and its cells in rows.
 struct Gene {
   const float *base, *values, *counts, *slope;
-  const float *x, *eta, *weight, *alpha, *inverse;
+  const float *x, *log_odds, *mixture, *alpha, *inverse;
   int64_t size;
-  float flaw;  // 0, or NaN where a table has one
+  float nan_guard;  // 0, or NaN where a table has one
 };
 
-// `abreast` vectors of a gene's cells, and what is found out about them.
+// `vectors_per_step` vectors of a gene's cells, and what is found out about them.
 struct Cells {
-  V x[abreast], eta[abreast], weight[abreast], top[abreast], sum[abreast];
+  V x[vectors_per_step], log_odds[vectors_per_step], mixture[vectors_per_step];
+  V top[vectors_per_step], sum[vectors_per_step];
 
   // Write the logits to `logits` (size, unit) and their largest to `top`; call also(level, j, logit) on each.
   template <class Also>
   inline INLINE void weigh(const Gene& g, int64_t cell, float* logits, Also&& also) {
-    V alpha[abreast], inverse[abreast];
-    for (int j = 0; j < abreast; ++j) {
+    V alpha[vectors_per_step], inverse[vectors_per_step];
+    for (int j = 0; j < vectors_per_step; ++j) {
       x[j] = load(g.x + cell + j * VL);
-      eta[j] = load(g.eta + cell + j * VL);
-      weight[j] = load(g.weight + cell + j * VL);
+      log_odds[j] = load(g.log_odds + cell + j * VL);
+      mixture[j] = load(g.mixture + cell + j * VL);
       alpha[j] = load(g.alpha + cell + j * VL);
       inverse[j] = load(g.inverse + cell + j * VL);
       top[j] = set1(-std::numeric_limits<float>::infinity());
     }
     for (int64_t l = 0; l < g.size; ++l)
-      for (int j = 0; j < abreast; ++j) {
+      for (int j = 0; j < vectors_per_step; ++j) {
         const V off = (x[j] - alpha[j] * g.values[l]) * inverse[j];
-        const V logit = g.base[l] + weight[j] * g.slope[l] + eta[j] * g.counts[l] - off * off;
+        const V logit = g.base[l] + mixture[j] * g.slope[l] + log_odds[j] * g.counts[l] - off * off;
         store(logits + l * unit + j * VL, logit);
         top[j] = max(top[j], logit);
         also(l, j, logit);
@@ -98,9 +99,9 @@ struct Cells {
   // Turn the logits into exponentials and add them up; call also(level, j, exponential) on each.
   template <class Also>
   inline INLINE void exponentiate(const Gene& g, float* logits, Also&& also) {
-    for (int j = 0; j < abreast; ++j) sum[j] = V{};
+    for (int j = 0; j < vectors_per_step; ++j) sum[j] = V{};
     for (int64_t l = 0; l < g.size; ++l)
-      for (int j = 0; j < abreast; ++j) {
+      for (int j = 0; j < vectors_per_step; ++j) {
         // a floor far below the last bit: what is multiplied further must not become denormal, which takes 100 cycles
         const V e = exp2(max((load(logits + l * unit + j * VL) - top[j]) * log2e, set1(-80.f)));
         store(logits + l * unit + j * VL, e);
@@ -110,7 +111,7 @@ struct Cells {
   }
 
   // 0, or NaN where an input is none of a finite number: the comparisons in max and exp2 would hide it.
-  V flaw(const Gene& g, int j) const { return 0 * (x[j] + eta[j] + weight[j]) + g.flaw; }
+  V nan_guard(const Gene& g, int j) const { return 0 * (x[j] + log_odds[j] + mixture[j]) + g.nan_guard; }
 };
 
 static inline I is(const float* targets, int64_t l) {
@@ -118,17 +119,17 @@ static inline I is(const float* targets, int64_t l) {
 }
 
 // Call run(gene, strip, its row there) for each gene of a block, strip by strip, and after(strip) at a strip's end.
-// Scratch rows 0 to 4 are x, eta, weight, dnll and target turned over, 8 and 9 are free.
+// Scratch rows 0 to 4 are x, log_odds, mixture, dnll and target turned over, 8 and 9 are free.
 template <class Run, class After>
 static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, Run&& run, After&& after) {
-  float *x = scratch.row(0), *eta = scratch.row(1), *weight = scratch.row(2), *dnll = scratch.row(3),
+  float *x = scratch.row(0), *log_odds = scratch.row(1), *mixture = scratch.row(2), *dnll = scratch.row(3),
         *target = scratch.row(4), *alpha = scratch.row(5), *inverse = scratch.row(6), *slope = scratch.row(7);
   for (int64_t first = block; first < std::min(c.genes, block + widest); first += VL)
     for (int64_t cell = 0; cell < c.cells; cell += strip) {
       const Strip s{cell, std::min(strip, c.cells - cell), first, std::min<int64_t>(VL, c.genes - first)};
       s.read(c.x, x);
-      s.read(c.eta, eta);
-      s.read(c.weight, weight);
+      s.read(c.log_odds, log_odds);
+      s.read(c.mixture, mixture);
       if (c.dnll) s.read(c.dnll, dnll);
       if (c.target) s.read([&](int64_t row) { return c.target + row * c.genes; }, target);
       for (int64_t i = 0; i < s.whole(); ++i) {
@@ -136,15 +137,17 @@ static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, R
         inverse[i] = i < s.cells ? 0.70710678118654752f / c.sigma[cell + i] : 0;  // the half under the square
       }
       for (int64_t i = 0; i < s.genes; ++i) {
-        const int64_t at = (first + i) * c.levels, size = std::min<int64_t>(c.sizes[first + i], c.levels);
-        const float *base0 = c.base0 + at, *base1 = c.base1 + at, *values = c.values + at;
-        float flaw = 0;
+        const int64_t at = (first + i) * c.levels, size = std::min<int64_t>(c.n_levels[first + i], c.levels);
+        const float *log_base0 = c.log_base0 + at, *log_base1 = c.log_base1 + at, *values = c.values + at;
+        float nan_guard = 0;
         for (int64_t l = 0; l < size; ++l) {
-          slope[l] = base1[l] - base0[l];
-          flaw += 0 * (slope[l] + values[l]);
+          slope[l] = log_base1[l] - log_base0[l];
+          nan_guard += 0 * (slope[l] + values[l]);
         }
         const int64_t row = i * strip;
-        run(Gene{base0, values, c.counts, slope, x + row, eta + row, weight + row, alpha, inverse, size, flaw}, s, i);
+        run(Gene{log_base0, values, c.counts, slope, x + row, log_odds + row, mixture + row, alpha, inverse, size,
+                 nan_guard},
+            s, i);
       }
       after(s);
     }
@@ -157,11 +160,11 @@ static void count_mean(const Counts& c, int64_t block, Scratch& scratch) {
       [&](const Gene& g, const Strip& s, int64_t i) {
         for (int64_t cell = 0; cell < s.whole(); cell += unit) {
           Cells cells;
-          V mean[abreast] = {};
+          V mean[vectors_per_step] = {};
           cells.weigh(g, cell, logits, [](int64_t, int, V) INLINE {});
           cells.exponentiate(g, logits, [&](int64_t l, int j, V e) INLINE { mean[j] += e * g.values[l]; });
-          for (int j = 0; j < abreast; ++j)
-            store(out + i * strip + cell + j * VL, mean[j] / cells.sum[j] + cells.flaw(g, j));
+          for (int j = 0; j < vectors_per_step; ++j)
+            store(out + i * strip + cell + j * VL, mean[j] / cells.sum[j] + cells.nan_guard(g, j));
         }
       },
       [&](const Strip& s) { s.write(out, c.out); });
@@ -177,18 +180,18 @@ static void count_nll(const Counts& c, int64_t block, Scratch& scratch) {
           const float* target = targets + i * strip + cell;
           float* to = out + i * strip + cell;
           Cells cells;
-          V chosen[abreast];
+          V chosen[vectors_per_step];
           for (V& v : chosen) v = set1(-std::numeric_limits<float>::infinity());
           cells.weigh(g, cell, logits, [&](int64_t l, int j, V logit) INLINE {
             chosen[j] = is(target + j * VL, l) ? logit : chosen[j];
           });
           cells.exponentiate(g, logits, [](int64_t, int, V) INLINE {});
-          for (int j = 0; j < abreast; ++j) {
+          for (int j = 0; j < vectors_per_step; ++j) {
             float sums[VL];
             store(sums, cells.sum[j]);
 #pragma omp simd
             for (int lane = 0; lane < VL; ++lane) sums[lane] = natural_log(sums[lane]);
-            store(to + j * VL, load(sums) - (chosen[j] - cells.top[j]) + cells.flaw(g, j));
+            store(to + j * VL, load(sums) - (chosen[j] - cells.top[j]) + cells.nan_guard(g, j));
           }
         }
       },
@@ -196,7 +199,7 @@ static void count_nll(const Counts& c, int64_t block, Scratch& scratch) {
 }
 
 static void count_nll_backward(const Counts& c, int64_t block, Scratch& scratch) {
-  float *logits = scratch.row(8), *sums = scratch.row(9), *deta = scratch.row(1), *dweight = scratch.row(2);
+  float *logits = scratch.row(8), *sums = scratch.row(9), *dlog_odds = scratch.row(1), *dmixture = scratch.row(2);
   each_gene(
       c, block, scratch,
       [&](const Gene& g, const Strip& s, int64_t i) {
@@ -206,37 +209,38 @@ static void count_nll_backward(const Counts& c, int64_t block, Scratch& scratch)
           Cells cells;
           cells.weigh(g, cell, logits, [](int64_t, int, V) INLINE {});
           cells.exponentiate(g, logits, [](int64_t, int, V) INLINE {});
-          V upstream[abreast], share[abreast], along_count[abreast] = {}, along_slope[abreast] = {};
-          for (int j = 0; j < abreast; ++j) {
+          V upstream[vectors_per_step], share[vectors_per_step];
+          V along_count[vectors_per_step] = {}, along_slope[vectors_per_step] = {};
+          for (int j = 0; j < vectors_per_step; ++j) {
             upstream[j] = load(dnll + j * VL);
-            share[j] = upstream[j] / cells.sum[j] + cells.flaw(g, j);
+            share[j] = upstream[j] / cells.sum[j] + cells.nan_guard(g, j);
           }
           for (int64_t l = 0; l < g.size; ++l) {
             V low = load(sums + 2 * l * VL), high = load(sums + (2 * l + 1) * VL);
-            for (int j = 0; j < abreast; ++j) {
+            for (int j = 0; j < vectors_per_step; ++j) {
               V slope = load(logits + l * unit + j * VL) * share[j];
               slope = is(target + j * VL, l) ? slope - upstream[j] : slope;
               along_count[j] += slope * g.counts[l];
               along_slope[j] += slope * g.slope[l];
-              const V part = slope * cells.weight[j];
+              const V part = slope * cells.mixture[j];
               low += slope - part;
               high += part;
             }
             store(sums + 2 * l * VL, low);
             store(sums + (2 * l + 1) * VL, high);
           }
-          for (int j = 0; j < abreast; ++j) {
-            store(deta + i * strip + cell + j * VL, along_count[j]);
-            store(dweight + i * strip + cell + j * VL, along_slope[j]);
+          for (int j = 0; j < vectors_per_step; ++j) {
+            store(dlog_odds + i * strip + cell + j * VL, along_count[j]);
+            store(dmixture + i * strip + cell + j * VL, along_slope[j]);
           }
         }
         for (int64_t l = 0; l < g.size; ++l) {
-          c.dbase0[(s.gene + i) * c.levels + l] += sum(load(sums + 2 * l * VL));
-          c.dbase1[(s.gene + i) * c.levels + l] += sum(load(sums + (2 * l + 1) * VL));
+          c.dlog_base0[(s.gene + i) * c.levels + l] += sum(load(sums + 2 * l * VL));
+          c.dlog_base1[(s.gene + i) * c.levels + l] += sum(load(sums + (2 * l + 1) * VL));
         }
       },
       [&](const Strip& s) {
-        s.write(deta, c.out);
-        s.write(dweight, c.dweight);
+        s.write(dlog_odds, c.out);
+        s.write(dmixture, c.dmixture);
       });
 }

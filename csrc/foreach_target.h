@@ -34,8 +34,8 @@ namespace wbdit::baseline {
 
 #if defined(__x86_64__)
 #define ON_LEVEL(...)                                                   \
-  (wbdit::processor_level() >= wbdit::Level::avx512 ? avx512::__VA_ARGS__ \
-   : wbdit::processor_level() >= wbdit::Level::avx2 ? avx2::__VA_ARGS__   \
+  (wbdit::cpu_level() >= wbdit::Level::avx512 ? avx512::__VA_ARGS__ \
+   : wbdit::cpu_level() >= wbdit::Level::avx2 ? avx2::__VA_ARGS__   \
                                                     : baseline::__VA_ARGS__)
 #else
 #define ON_LEVEL(...) baseline::__VA_ARGS__

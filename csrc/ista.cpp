@@ -29,6 +29,11 @@ void shrink_backward(Tensor dout, Tensor out, Tensor dz) {
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
+  m.def("shrink(Tensor z, Tensor product, Tensor(a!) out, float eta, float lam) -> ()");
+  m.def("shrink_backward(Tensor dout, Tensor out, Tensor(a!) dz) -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
   m.impl("shrink", TORCH_BOX(&shrink));
   m.impl("shrink_backward", TORCH_BOX(&shrink_backward));

@@ -1,6 +1,6 @@
 // The threshold of ista, and its gradient's mask. Included once for each instruction set.
 
-#include "rows.h"
+#include "sweep.h"
 
 static void shrink(const Rows& z, const Rows& product, const Rows& out, int64_t row, int64_t d, float eta, float bias,
                    Scratch& scratch) {
@@ -10,7 +10,7 @@ static void shrink(const Rows& z, const Rows& product, const Rows& out, int64_t 
     using T = decltype(lane);
     put(to + i, max(at<T>(a + i) + eta * at<T>(b + i) - bias, T{}));
   });
-  written(out, row, to, d);
+  store_row(out, row, to, d);
 }
 
 static void shrink_backward(const Rows& dout, const Rows& out, const Rows& dz, int64_t row, int64_t d, Scratch& scratch) {
@@ -20,5 +20,5 @@ static void shrink_backward(const Rows& dout, const Rows& out, const Rows& dz, i
     using T = decltype(lane);
     put(to + i, at<T>(o + i) > 0 ? at<T>(g + i) : T{});
   });
-  written(dz, row, to, d);
+  store_row(dz, row, to, d);
 }

@@ -28,14 +28,14 @@ struct Head {
 #define VL 16
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,prefer-vector-width=512")
 namespace wbdit::avx512_bf16 {
-#include "rows.h"
+#include "sweep.h"
 #include "mssa_tile_bf16.h"
 #include "mssa_kernel.h"
 }
 END_TARGET
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,avx2,fma,prefer-vector-width=512")
 namespace wbdit::amx {
-#include "rows.h"
+#include "sweep.h"
 #include "mssa_tile_amx.h"
 #include "mssa_kernel.h"
 }
@@ -50,7 +50,7 @@ namespace {
 #if defined(__x86_64__)
 #define KERNEL_FOR(T, name)                                                \
   [] {                                                                     \
-    const Level level = processor_level();                                 \
+    const Level level = cpu_level();                                 \
     if constexpr (std::is_same_v<T, bf16>) {                               \
       if (level >= Level::amx) return &amx::name<T>;                       \
       if (level >= Level::avx512_bf16) return &avx512_bf16::name<T>;       \
@@ -116,6 +116,11 @@ void mssa_backward(Tensor dout, Tensor w, Tensor out, Tensor lse, Tensor dw) {
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
+  m.def("mssa(Tensor w, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("mssa_backward(Tensor dout, Tensor w, Tensor out, Tensor lse, Tensor(a!) dw) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
   m.impl("mssa", TORCH_BOX(&mssa));

@@ -1,6 +1,6 @@
 // The fp32 kernel of mssa. Included once for each instruction set.
 
-#include "rows.h"
+#include "sweep.h"
 
 #include "mssa_tile_f32.h"
 

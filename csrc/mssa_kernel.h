@@ -1,11 +1,11 @@
-// Attention of one head of one sample. Included once for each instruction set and each Product.
+// Attention of one head of one sample. Included once for each instruction set and each MicroKernel.
 //
-// Every product is rows times columns through Product::tile. `Packed` holds an operand (tokens, p) in the three layouts
+// Every product is rows times columns through MicroKernel::tile. `Packed` holds an operand (tokens, p) in the three layouts
 // that takes: its rows; its transpose, tokens side by side; and, where an element is a pair, its pairs of rows.
 
-using Element = Product::Element;
+using Element = MicroKernel::Element;
 
-constexpr int64_t tile_width = Product::tile_vectors * VL;
+constexpr int64_t tile_width = MicroKernel::tile_vectors * VL;
 constexpr int64_t block_rows = 32;    // rows of scores at a time: together with one panel they stay in L1
 constexpr int64_t block_columns = 256;
 constexpr int64_t whole_rows = 320;   // heads of no more tokens keep all scores, a symmetric matrix, in L2
@@ -24,14 +24,15 @@ struct Shape {
   Shape(int64_t tokens, int64_t p)
       : tokens(tokens),
         p(p),
-        rows(round_up(tokens, std::max({VL, Product::tile_rows, Product::per_element * Product::inner_multiple}))),
-        inner(round_up((p + Product::per_element - 1) / Product::per_element, Product::inner_multiple)),
+        rows(round_up(tokens, std::max({VL, MicroKernel::tile_rows,
+                                        MicroKernel::per_element * MicroKernel::inner_multiple}))),
+        inner(round_up((p + MicroKernel::per_element - 1) / MicroKernel::per_element, MicroKernel::inner_multiple)),
         row_stride(round_up(inner, VL) + VL),
         column_stride(rows + VL),
         value_stride(round_up(p, VL) + VL) {}
 
   int64_t floats_for_operand() const {
-    return rows * row_stride + round_up(inner, VL) * column_stride + rows / Product::per_element * value_stride;
+    return rows * row_stride + round_up(inner, VL) * column_stride + rows / MicroKernel::per_element * value_stride;
   }
 };
 
@@ -78,7 +79,7 @@ static Packed pack(const T* from, int64_t stride, const Shape& s, Arena& arena) 
   for (int64_t n = 0; n < s.tokens; ++n) copy_row(from + n * stride, packed.rows + n * s.row_stride, s.p);
   mirror(reinterpret_cast<const float*>(packed.rows), s.row_stride, reinterpret_cast<float*>(packed.columns),
          s.column_stride, s.rows, round_up(s.inner, VL));
-  if constexpr (Product::per_element == 1) {
+  if constexpr (MicroKernel::per_element == 1) {
     packed.values = packed.rows;
   } else {
     packed.values = arena.elements(s.rows / 2 * s.value_stride);
@@ -94,24 +95,26 @@ static Packed pack(const T* from, int64_t stride, const Shape& s, Arena& arena) 
   return packed;
 }
 
-static int64_t stride_of_values(const Shape& s) { return Product::per_element == 1 ? s.row_stride : s.value_stride; }
+static int64_t stride_of_values(const Shape& s) {
+  return MicroKernel::per_element == 1 ? s.row_stride : s.value_stride;
+}
 
 // c (rows, width) = or += a (rows, inner) b (inner, width), `width` a multiple of VL, `rows` of the tile's.
 template <bool add>
 static void multiply(const Element* a, int64_t lda, const Element* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
                      int64_t width, int64_t inner) {
   for (int64_t n = 0; n < width; n += tile_width)
-    for (int64_t m = 0; m < rows; m += Product::tile_rows) {
+    for (int64_t m = 0; m < rows; m += MicroKernel::tile_rows) {
       const Element* left = a + m * lda;
       const Element* right = b + n;
       float* to = c + m * ldc + n;
       const int64_t vectors = (width - n) / VL;
-      if (vectors >= Product::tile_vectors)
-        Product::tile<Product::tile_vectors, add>(left, lda, right, ldb, to, ldc, inner);
+      if (vectors >= MicroKernel::tile_vectors)
+        MicroKernel::tile<MicroKernel::tile_vectors, add>(left, lda, right, ldb, to, ldc, inner);
       else if (vectors == 2)
-        Product::tile<2, add>(left, lda, right, ldb, to, ldc, inner);
+        MicroKernel::tile<2, add>(left, lda, right, ldb, to, ldc, inner);
       else
-        Product::tile<1, add>(left, lda, right, ldb, to, ldc, inner);
+        MicroKernel::tile<1, add>(left, lda, right, ldb, to, ldc, inner);
     }
 }
 
@@ -179,7 +182,7 @@ struct Scores {
         stride(width + VL),
         memory(arena.floats(floats(s))) {}
 
-  static bool fits(const Shape& s) { return Product::mirrors && s.rows <= whole_rows; }
+  static bool fits(const Shape& s) { return MicroKernel::mirrors && s.rows <= whole_rows; }
 
   static int64_t floats(const Shape& s) {
     return fits(s) ? s.rows * (s.rows + VL) : block_rows * (block_columns + VL);
@@ -213,23 +216,23 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
   const Packed u = pack(w, head.stride, s, arena);
   const Scores scores(s, u, arena);
   const int64_t ld = scores.stride, ldo = s.value_stride, width_p = round_up(s.p, VL), ldv = stride_of_values(s);
-  Element* low = Product::per_element == 1 ? nullptr : arena.elements(block_rows * ld);
+  Element* low = MicroKernel::per_element == 1 ? nullptr : arena.elements(block_rows * ld);
   float* sums = arena.floats(block_rows * ldo);
-  Product::begin();
+  MicroKernel::begin();
   const float c = 1.4426950408889634f / std::sqrt(static_cast<float>(s.p));  // softmax in base 2
   for (int64_t i0 = 0; i0 < s.tokens; i0 += block_rows) {
     float top[block_rows], total[block_rows];
     std::fill_n(top, block_rows, -std::numeric_limits<float>::infinity());
     std::fill_n(total, block_rows, 0.f);
     const int64_t rows = std::min(block_rows, s.tokens - i0);
-    const int64_t tiled = round_up(rows, Product::tile_rows);
+    const int64_t tiled = round_up(rows, MicroKernel::tile_rows);
     for (int64_t j0 = 0; j0 < s.tokens; j0 += scores.width) {
       const int64_t width = std::min(scores.width, s.rows - j0);
       const int64_t live = std::min(width, round_up(s.tokens - j0, VL));
       const V last = is_token(j0 + live - VL, s.tokens);
       float* block = scores.block(i0, j0, tiled, width);
       Element* weights;
-      if constexpr (Product::per_element == 1)
+      if constexpr (MicroKernel::per_element == 1)
         weights = block;  // in place: less of L1
       else
         weights = low;
@@ -239,15 +242,15 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
         if (j0 > 0)
           for (int64_t k = 0; k < width_p; k += VL) store(sums + i * ldo + k, kept * load(sums + i * ldo + k));
       }
-      multiply(j0 > 0, weights, ld, u.values + j0 / Product::per_element * ldv, ldv, sums, ldo, tiled, width_p,
-               width / Product::per_element);
+      multiply(j0 > 0, weights, ld, u.values + j0 / MicroKernel::per_element * ldv, ldv, sums, ldo, tiled, width_p,
+               width / MicroKernel::per_element);
     }
     for (int64_t i = 0; i < rows; ++i) {
       write_row(sums + i * ldo, 1 / total[i], out + (i0 + i) * head.stride, s.p);
       lse[i0 + i] = (top[i] + std::log2(total[i])) * 0.6931471805599453f;
     }
   }
-  Product::end();
+  MicroKernel::end();
 }
 
 // g u^T and u g^T, one the transpose of the other: in one square where all of a head's scores are, else block by block.
@@ -310,7 +313,7 @@ static void backward(const T* dout, const T* w, const T* out, const float* lse, 
                      float* memory) {
   const Shape s(head.tokens, head.p);
   Arena arena{memory};
-  Product::begin();
+  MicroKernel::begin();
   const Packed u = pack(w, head.stride, s, arena), g = pack(dout, head.stride, s, arena);
   float *log_sum = arena.floats(s.rows), *delta = arena.floats(s.rows);
   std::fill_n(log_sum, s.rows, std::numeric_limits<float>::infinity());  // weights of no token are 0
@@ -323,7 +326,7 @@ static void backward(const T* dout, const T* w, const T* out, const float* lse, 
   float* sums = arena.floats(block_rows * ldo);
   const float root = 1 / std::sqrt(static_cast<float>(s.p)), c = 1.4426950408889634f * root;
   for (int64_t i0 = 0; i0 < s.tokens; i0 += block_rows) {
-    const int64_t rows = std::min(block_rows, s.tokens - i0), tiled = round_up(rows, Product::tile_rows);
+    const int64_t rows = std::min(block_rows, s.tokens - i0), tiled = round_up(rows, MicroKernel::tile_rows);
     for (int64_t j0 = 0; j0 < s.tokens; j0 += scores.width) {
       const int64_t width = std::min(scores.width, s.rows - j0);
       const int64_t live = std::min(width, round_up(s.tokens - j0, VL));
@@ -344,11 +347,11 @@ static void backward(const T* dout, const T* w, const T* out, const float* lse, 
         clear_weights(turned + i * ld, live, width);
         clear_weights(slopes + i * ld, live, width);
       }
-      const int64_t value = j0 / Product::per_element * ldv, inner = width / Product::per_element;
+      const int64_t value = j0 / MicroKernel::per_element * ldv, inner = width / MicroKernel::per_element;
       multiply(j0 > 0, turned, ld, g.values + value, ldv, sums, ldo, tiled, width_p, inner);
       multiply<true>(slopes, ld, u.values + value, ldv, sums, ldo, tiled, width_p, inner);
     }
     for (int64_t i = 0; i < rows; ++i) write_row(sums + i * ldo, 1.f, dw + (i0 + i) * head.stride, s.p);
   }
-  Product::end();
+  MicroKernel::end();
 }

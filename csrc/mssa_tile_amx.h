@@ -1,6 +1,6 @@
 // The product of the AMX kernel: tiles of 16 rows by 16 pairs of bf16 (Intel, Architecture Instruction Set Extensions).
 
-struct Product {
+struct MicroKernel {
   using Element = uint32_t;
   static constexpr int per_element = 2;
   static constexpr int tile_rows = 32;    // two by two tiles of sums, two of each operand: all eight

@@ -1,6 +1,6 @@
 // The product of the AVX512-BF16 kernel: an element is a pair of bf16, neighbours along the inner dimension.
 
-struct Product {
+struct MicroKernel {
   using Element = uint32_t;
   static constexpr int per_element = 2;
   static constexpr int tile_rows = 8;

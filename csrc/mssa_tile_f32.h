@@ -1,6 +1,6 @@
 // The product of the fp32 kernel: an element is one number. Included once for each instruction set.
 
-struct Product {
+struct MicroKernel {
   using Element = float;
   static constexpr int per_element = 1;                      // numbers of the inner dimension in one element
   static constexpr int tile_rows = VL == 16 ? 8 : 4;         // with tile_vectors, as many sums as the registers hold

@@ -74,6 +74,14 @@ void noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor xt) {
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
+  m.def("noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor(a!) xt) -> ()");
+  m.def(
+      "sampler_step(Tensor x, Tensor out, Tensor? previous, Tensor? earlier, Tensor? noise, Tensor? samples, "
+      "Tensor(a!) new, float a, float b, float c, float d, float e, float clamp_min, int seed, int step) -> ()");
+  m.def("normal(Tensor samples, Tensor(a!) out, int seed, int step) -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
   m.impl("normal", TORCH_BOX(&normal));
   m.impl("sampler_step", TORCH_BOX(&sampler_step));

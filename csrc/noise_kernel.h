@@ -1,6 +1,6 @@
 // Gaussian noise by its address, and the updates it enters. Included once for each instruction set.
 
-#include "rows.h"
+#include "sweep.h"
 
 constexpr int64_t strip = 256;  // numbers drawn at a time: they stay in L1
 
@@ -93,7 +93,7 @@ static void step_row(const Step& s, int64_t row, Scratch& scratch) {
   // not std::max: a NaN must stay one
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = to[i] < s.clamp_min ? s.clamp_min : to[i];
-  written(s.to, row, to, n);
+  store_row(s.to, row, to, n);
 }
 
 static void noising_row(const Rows& x0, const Rows& noise, const Rows& to, float alpha, float sigma, int64_t row,
@@ -103,5 +103,5 @@ static void noising_row(const Rows& x0, const Rows& noise, const Rows& to, float
   float* __restrict out = writable(to, row, scratch.row(2));
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = alpha * a[i] + sigma * b[i];
-  written(to, row, out, n);
+  store_row(to, row, out, n);
 }

@@ -162,7 +162,7 @@ def _mssa_backward(
         u1 = _tile(w_ptr + base, rows, second, stride, tokens, p)
         g1 = _tile(dout_ptr + base, rows, second, stride, tokens, p)
         sum1 = tl.zeros((ROWS, TAIL), tl.float32)
-    # rows that are not there weigh 2^-inf = 0
+    # masked rows get weight 2^-inf = 0
     lse_row = tl.load(lse_ptr + sums + rows, mask=rows < tokens, other=float("inf")) * 1.4426950408889634
     delta_row = tl.load(delta_ptr + sums + rows, mask=rows < tokens, other=0.0)
     for start in range(0, tokens, COLUMNS):

@@ -75,7 +75,7 @@ def test_resume(folder, wbdit, tmp_path):
         (["--like", "data.h5ad", "--steps", 2], 120, {"B": 40, "NK": 40, "T": 40}),
         (["--counts", "NK=2, B=1", "--steps", 2], 3, {"B": 1, "NK": 2, "T": 0}),
         (["--n", 6, "--sampler", "ddpm", "--steps", 3, "--guidance", 2], 6, {"B": 2, "NK": 2, "T": 2}),
-        (["--n", 3, "--sampler", "unipc", "--steps", 3, "--grid", "sqrt"], 3, {"B": 1, "NK": 1, "T": 1}),
+        (["--n", 3, "--sampler", "unipc", "--steps", 3, "--spacing", "sqrt"], 3, {"B": 1, "NK": 1, "T": 1}),
     ],
 )
 def test_generate(folder, wbdit, tmp_path, how, n, labels):
@@ -193,7 +193,7 @@ def test_precision(folder, wbdit, tmp_path, precision):
         (["generate", "run", "--counts", "three", "--out", "x.h5ad"], 'write it as "NK=200,B=100"'),
         (["generate", "run", "--like", "none.h5ad", "--out", "x.h5ad"], "no such file"),
         (["generate", "run", "--n", "1", "--sampler", "euler", "--out", "x.h5ad"], "ddim, ddpm"),
-        (["generate", "run", "--n", "1", "--grid", "karras", "--out", "x.h5ad"], "uniform, logsnr, sqrt"),
+        (["generate", "run", "--n", "1", "--spacing", "karras", "--out", "x.h5ad"], "uniform, logsnr, sqrt"),
         (["generate", "run", "--n", "1", "--out", "data.h5ad/x.h5ad"], "cannot write"),
         (["generate", "run", "--n", "1", "--steps", "1", "--out", "run"], "is a folder"),
         (["evaluate", "data.h5ad", "none.h5ad", "--out", "new"], "no such file"),
@@ -273,7 +273,7 @@ def test_no_shared_genes(folder, refused, tmp_path):
     ("spoil", "words"),
     [
         (lambda run: (run / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda run: (run / "recipe.json").unlink(), "has no recipe.json"),
+        (lambda run: (run / "preprocessor.json").unlink(), "has no preprocessor.json"),
         (lambda run: torch.save({}, run / "model.safetensors"), "pickle"),
         (lambda run: (run / "config.json").write_text('{"format": 99, "wbdit": "9.0"}'), "update wbdit"),
         (lambda run: (run / "config.json").write_text("[]"), "not the configuration"),

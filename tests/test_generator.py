@@ -52,17 +52,17 @@ def test_training_learns(trained):
     """Counts are likelier than to a fresh model, which knows the mean of each gene and label."""
     fresh = make_model(trained.config)
     counts = CELLS.X.toarray()
-    codes = trained.recipe.labels.codes(CELLS)
-    fresh.begin(counts, codes, trained.recipe.centre, trained.recipe.scale)
+    codes = trained.preprocessor.labels.codes(CELLS)
+    fresh.init_from_data(counts, codes, trained.preprocessor.centre, trained.preprocessor.scale)
     model = trained.model
-    levels = torch.from_numpy(model.likelihood.level_of(counts))
+    levels = torch.from_numpy(model.likelihood.bin_of(counts))
     x0 = model.likelihood.values[torch.arange(30), levels.long()][:, None]
     t, y = torch.full((60,), 600), torch.from_numpy(codes)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    depth = torch.from_numpy(counts.sum(1)).log()
+    log_library = torch.from_numpy(counts.sum(1)).log()
     with torch.no_grad():
         losses = [
-            one.nll(trained.schedule.noising(x0, t, noise), t, one.embed_labels(y, depth), levels).mean()
+            one.nll(trained.schedule.noising(x0, t, noise), t, one.embed_labels(y, log_library), levels).mean()
             for one in (model, fresh.eval())
         ]
     assert losses[0] < 0.95 * losses[1]
@@ -210,7 +210,7 @@ def test_the_folder_of_a_run(tmp_path):
     wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
-        *("config.json", "model.safetensors", "recipe.json", "recipe.safetensors", "metrics.jsonl"),
+        *("config.json", "model.safetensors", "preprocessor.json", "preprocessor.safetensors", "metrics.jsonl"),
         "resume/state.safetensors",
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -257,7 +257,7 @@ def test_what_comes_out(generator):
     np.testing.assert_allclose(cells.layers["lognorm"].toarray(), expected, rtol=1e-5)
     assert list(cells.var_names) == list(CELLS.var_names)
     facts = cells.uns["wbdit"]
-    assert (facts["seed"], facts["sampler"], facts["steps"], facts["grid"]) == (3, "unipc", 5, "uniform")
+    assert (facts["seed"], facts["sampler"], facts["steps"], facts["spacing"]) == (3, "unipc", 5, "uniform")
     assert facts["model_hash"] == weights(generator)
     assert set(facts) >= {"wbdit", "torch", "guidance", "trained_on", "values", "target_sum", "label"}
     assert list(facts["genes"]) == list(CELLS.var_names)
@@ -275,9 +275,9 @@ def test_the_batch_size_does_not_change_the_cells(generator, sampler):
 def test_each_sampler_has_its_steps_and_grid(generator):
     """Where counts are drawn on the way, 15 even steps of any, by default of unipc."""
     facts = generator.generate(2, sampler="sde-dpmpp").uns["wbdit"]
-    assert (facts["steps"], facts["grid"]) == (15, "uniform")
-    assert same_cells(generator.generate(5), generator.generate(5, sampler="unipc", steps=15, grid="uniform"))
-    assert not same_cells(generator.generate(40, steps=3), generator.generate(40, steps=3, grid="logsnr"))
+    assert (facts["steps"], facts["spacing"]) == (15, "uniform")
+    assert same_cells(generator.generate(5), generator.generate(5, sampler="unipc", steps=15, spacing="uniform"))
+    assert not same_cells(generator.generate(40, steps=3), generator.generate(40, steps=3, spacing="logsnr"))
 
 
 def test_labels_like_other_cells(generator):
@@ -315,7 +315,7 @@ def test_guidance_drives_the_types_apart(trained):
         ({"counts": {"B": 0}}, "at least one cell"),
         ({"counts": {"Mast": 2}}, "unknown label 'Mast'.*B, NK, T"),
         ({"n": 3, "sampler": "euler"}, "ddim, ddpm, unipc, dpmpp, sde-dpmpp"),
-        ({"n": 3, "grid": "karras"}, "uniform, logsnr, sqrt"),
+        ({"n": 3, "spacing": "karras"}, "uniform, logsnr, sqrt"),
         ({"n": 3, "steps": 0}, "between 1 and 999"),
         ({"n": 3, "batch_size": 0}, "at least 1"),
     ],
@@ -334,14 +334,14 @@ def test_a_saved_run_gives_the_same_cells(generator, run):
     assert loaded.history == generator.history
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "recipe.json", "recipe.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor.json", "preprocessor.safetensors"])
 def test_a_missing_file(run, name):
     (run / name).unlink()
     with pytest.raises(InputError, match=f"has no {name}"):
         wbdit.load(run)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "recipe.json", "recipe.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor.json", "preprocessor.safetensors"])
 def test_a_damaged_file(run, name):
     data = (run / name).read_bytes()
     (run / name).write_bytes(data[: len(data) // 2])

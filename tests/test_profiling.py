@@ -43,8 +43,8 @@ def test_the_parts_of_a_forward(ranges):
 
 
 def test_the_parts_of_a_training_step(ranges):
-    objective, batches = SquaredError(model(), NoiseSchedule()), Batches(torch.randn(8, 12), None, 4)
-    trainer = Trainer(objective, batches, Training(precision="fp32"), Budget(steps=1))
+    loss_fn, batches = SquaredError(model(), NoiseSchedule()), Batches(torch.randn(8, 12), None, 4)
+    trainer = Trainer(loss_fn, batches, Training(precision="fp32"), Budget(steps=1))
     trainer.train(bar=False)
     parts = [name for name in ranges if name in ("train step", "batch", "forward", "backward", "optimiser")]
     assert parts == ["train step", "batch", "forward", "backward", "optimiser"]

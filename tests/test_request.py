@@ -13,10 +13,10 @@ from torch.nn import functional as F
 import wbdit
 from wbdit import InputError, WBDiT, cli, samplers
 from wbdit.data.labels import Labels
-from wbdit.data.preprocessor import Recipe
+from wbdit.data.preprocessor import Preprocessor
 from wbdit.nn.embeddings import LabelEmbedder
 from wbdit.request import read_request
-from wbdit.samplers import Guided
+from wbdit.samplers import GuidedModel
 
 SMALL = {"input_size": 12, "patch_size": 4, "hidden_size": 8, "depth": 2, "num_heads": 2}
 COLUMNS = ["type", "condition"]
@@ -178,7 +178,7 @@ def given(model, *columns):
 
 @torch.no_grad()
 def guided(model, weight):
-    return Guided(model, Y, weight)(X, T)
+    return GuidedModel(model, Y, weight)(X, T)
 
 
 @pytest.mark.parametrize("weight", [1, 1.0, [1.0, 1.0, 1.0]])
@@ -228,7 +228,7 @@ def test_a_weight_of_zero_leaves_a_column_open(asked, weights, columns):
 
 def test_weights_that_do_not_fit(asked):
     with pytest.raises(ValueError, match="2 guidance weights for 3 columns"):
-        Guided(asked[0], Y, [1.0, 2.0])
+        GuidedModel(asked[0], Y, [1.0, 2.0])
 
 
 def test_guidance_drives_its_column_apart(generator):
@@ -269,22 +269,22 @@ def test_labels_are_learned():
     assert labels.sizes.tolist() == table.tolist()
     codes = labels.codes(CELLS)
     assert named(labels, codes) == list(CELLS.obs["type"] + "/" + CELLS.obs["condition"])
-    assert (labels.combinations[labels.which(codes)] == codes).all()
+    assert (labels.combinations[labels.combination_index(codes)] == codes).all()
     assert labels.num_classes == [3, 2]
     assert labels.summary() == "3 x 2 labels, 5 of their 6 combinations"
     assert Labels.fit(CELLS, "type").num_classes == 3
     without = Labels.fit(CELLS, None)
     assert (without.num_classes, without.summary(), without.combinations.shape) == (0, "no labels", (1, 0))
-    assert without.composition(7).shape == without.codes(CELLS)[:7].shape == (7, 0)
-    assert without.unseen(without.composition(7)) == []
+    assert without.training_codes(7).shape == without.codes(CELLS)[:7].shape == (7, 0)
+    assert without.unseen(without.training_codes(7)) == []
 
 
 def test_the_joint_composition_is_reproduced():
     labels = Labels.fit(CELLS, COLUMNS)
-    _, counts = np.unique(labels.composition(240), axis=0, return_counts=True)
+    _, counts = np.unique(labels.training_codes(240), axis=0, return_counts=True)
     assert counts.tolist() == (2 * labels.sizes).tolist()  # the columns alone would allow T/reg under stim
     some = labels.codes(CELLS)[[0, 1, 1, 5, 5, 5]]
-    kept = labels.like(some, 12)
+    kept = labels.codes_like(some, 12)
     assert np.unique(kept, axis=0, return_counts=True)[1].tolist() == [2, 4, 6]
     assert set(named(labels, kept)) == set(named(labels, some))
 
@@ -304,7 +304,7 @@ def test_the_joint_composition_is_reproduced():
     ids=str,
 )
 def test_counts(counts, cells):
-    assert named(LABELS, LABELS.counted(counts)) == cells
+    assert named(LABELS, LABELS.codes_from_counts(counts)) == cells
 
 
 @pytest.mark.parametrize(
@@ -321,14 +321,14 @@ def test_counts(counts, cells):
 )
 def test_counts_that_cannot_be_read(name, words):
     with pytest.raises(InputError, match=words):
-        LABELS.counted({name: 1})
+        LABELS.codes_from_counts({name: 1})
 
 
 def test_an_ambiguous_name_is_refused():
     labels = labels_of([[1, 1], [1, 1]], categories=(("a", "a/b"), ("b/c", "c")))
     with pytest.raises(InputError, match="more than one way.*tuple"):
-        labels.counted({"a/b/c": 1})
-    assert named(labels, labels.counted({("a/b", "c"): 1})) == ["a/b/c"]
+        labels.codes_from_counts({"a/b/c": 1})
+    assert named(labels, labels.codes_from_counts({("a/b", "c"): 1})) == ["a/b/c"]
 
 
 def test_an_open_column_that_nothing_tells():
@@ -336,12 +336,19 @@ def test_an_open_column_that_nothing_tells():
         np.ones((2, 2, 2)) - np.eye(2)[:, :, None], [*COLUMNS, "donor"], (("B", "NK"), ("c", "s"), ("1", "2"))
     )
     with pytest.raises(InputError, match="no training cell is 'B/c/\\*'"):
-        labels.counted({"B/c/*": 1})
+        labels.codes_from_counts({"B/c/*": 1})
 
 
 def test_one_column_is_named_whole():
     labels = Labels.fit(CELLS, "type")
-    assert named(labels, labels.counted({"T/reg": 2, ("B",): 1, "*": 3})) == ["T/reg", "T/reg", "B", "B", "NK", "T/reg"]
+    assert named(labels, labels.codes_from_counts({"T/reg": 2, ("B",): 1, "*": 3})) == [
+        "T/reg",
+        "T/reg",
+        "B",
+        "B",
+        "NK",
+        "T/reg",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -353,23 +360,23 @@ def test_one_column_is_named_whole():
 )
 def test_columns_that_cannot_be_learned(columns, words):
     with pytest.raises(InputError, match=words):
-        Recipe.fit(CELLS, label=columns)
+        Preprocessor.fit(CELLS, label=columns)
 
 
 def test_library_sizes_are_those_of_the_combination_or_of_its_first_label():
-    recipe = Recipe.fit(CELLS, label=COLUMNS, lognorm=True)
-    totals, labels = np.asarray(CELLS.X.sum(1)).ravel(), recipe.labels
+    preprocessor = Preprocessor.fit(CELLS, label=COLUMNS, lognorm=True)
+    totals, labels = np.asarray(CELLS.X.sum(1)).ravel(), preprocessor.labels
     u = np.linspace(0, 1, 41)
     for name, own in [
         ("NK/stim", (CELLS.obs["type"] == "NK") & (CELLS.obs["condition"] == "stim")),
         ("NK/ctrl", (CELLS.obs["type"] == "NK") & (CELLS.obs["condition"] == "ctrl")),
         ("T/reg/stim", CELLS.obs["type"] == "T/reg"),
     ]:
-        drawn = recipe.draw_library(labels.counted({name: 41}), u)
+        drawn = preprocessor.draw_library(labels.codes_from_counts({name: 41}), u)
         np.testing.assert_allclose(drawn, np.quantile(totals[own], u))
-    ends = labels.counted({"B/ctrl": 5}), labels.counted({"B/stim": 5})
-    between = recipe.draw_library(ends[0], np.full(5, 0.5), ends[1], 0.25)
-    own, other = (recipe.draw_library(codes, np.full(5, 0.5)) for codes in ends)
+    ends = labels.codes_from_counts({"B/ctrl": 5}), labels.codes_from_counts({"B/stim": 5})
+    between = preprocessor.draw_library(ends[0], np.full(5, 0.5), ends[1], 0.25)
+    own, other = (preprocessor.draw_library(codes, np.full(5, 0.5)) for codes in ends)
     np.testing.assert_allclose(between, 0.75 * own + 0.25 * other)
 
 
@@ -442,15 +449,17 @@ def test_a_path_is_continuous_before_it_is_counted():
     path = samplers.timesteps(schedule, 5)
 
     def sample(mix):
-        return samplers.ddim(Guided(model, y, 1.5, toward=toward, mix=mix), x, schedule, path, eta=0, clamp_min=None)
+        return samplers.ddim(
+            GuidedModel(model, y, 1.5, toward=toward, mix=mix), x, schedule, path, eta=0, clamp_min=None
+        )
 
     with torch.no_grad():
         ends = [
-            samplers.ddim(Guided(model, labels, 1.5), x, schedule, path, eta=0, clamp_min=None)
+            samplers.ddim(GuidedModel(model, labels, 1.5), x, schedule, path, eta=0, clamp_min=None)
             for labels in (y, toward)
         ]
         halfway = model.embed_labels(y) / 2 + model.embed_labels(toward) / 2
-        seen = Guided(model, y, toward=toward, mix=0.5)(x, torch.tensor([9]).expand(2))
+        seen = GuidedModel(model, y, toward=toward, mix=0.5)(x, torch.tensor([9]).expand(2))
         assert relative_error(seen, model(x, torch.tensor([9, 9]), halfway)) < 1e-6
     assert torch.equal(sample(0), ends[0])
     assert torch.equal(sample(1), ends[1])
@@ -494,7 +503,7 @@ def test_a_run_of_several_columns_is_saved_and_resumed(tmp_path):
     run = tmp_path / "run"
     made = wbdit.fit(CELLS, label=COLUMNS, steps=4, progress=False, out=run)
     loaded = wbdit.load(run)
-    assert loaded.recipe.labels.columns == ("type", "condition")
+    assert loaded.preprocessor.labels.columns == ("type", "condition")
     assert loaded.model.num_classes == (3, 2)
     assert same(loaded.generate(10, steps=2), made.generate(10, steps=2))
     assert wbdit.fit(CELLS, steps=6, progress=False, out=run, resume=True).config["trained"]["steps"] == 6
@@ -523,7 +532,7 @@ def test_train_with_two_columns(folder, tmp_path, capfd):
     label = ("--label", "type", "--label", "condition")
     assert exit_code("train", folder / "data.h5ad", *label, "--steps", 2, "--out", tmp_path / "run") == 0
     assert "120 cells, 30 genes, 3 x 2 labels, 5 of their 6 combinations on" in capfd.readouterr().err
-    assert wbdit.load(tmp_path / "run").recipe.labels.columns == ("type", "condition")
+    assert wbdit.load(tmp_path / "run").preprocessor.labels.columns == ("type", "condition")
 
 
 def test_generate_by_both_columns(folder, tmp_path, capfd):

@@ -117,9 +117,9 @@ def test_guidance():
 
     model.num_classes = 10
     x, t, y = torch.zeros(2, 1, 3), torch.ones(2), torch.tensor([1, 4])
-    assert samplers.Guided(model, y)(x, t)[:, 0, 0].tolist() == [1, 4]
-    assert samplers.Guided(model, y, 2.0)(x, t)[:, 0, 0].tolist() == [-8, -2]  # null + 2 (conditional - null)
-    assert samplers.Guided(model, y, 0.0)(x, t)[:, 0, 0].tolist() == [10, 10]
+    assert samplers.GuidedModel(model, y)(x, t)[:, 0, 0].tolist() == [1, 4]
+    assert samplers.GuidedModel(model, y, 2.0)(x, t)[:, 0, 0].tolist() == [-8, -2]  # null + 2 (conditional - null)
+    assert samplers.GuidedModel(model, y, 0.0)(x, t)[:, 0, 0].tolist() == [10, 10]
 
 
 def test_uniform_timesteps():

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from wbdit._io import write_atomically
 from wbdit.data.labels import Labels
-from wbdit.data.preprocessor import Recipe
+from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
 
 FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
-RECIPE_FACTS = ("space", "values", "genes", "scale")
-RECIPE_ARRAYS = ("centre", "smallest", "library")
+PREPROCESSOR_FACTS = ("space", "values", "genes", "scale")
+PREPROCESSOR_ARRAYS = ("centre", "smallest", "library")
 LABEL_FACTS = ("columns", "categories")
 LABEL_ARRAYS = ("combinations", "sizes")
 
@@ -80,35 +80,35 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
         raise InputError(f"{path} is not a valid safetensors file: is the run complete?") from error
 
 
-def write_recipe(run: Path, recipe: Recipe) -> None:
-    """Write ``recipe.json`` and ``recipe.safetensors``."""
-    facts = _take(recipe, RECIPE_FACTS) | {"labels": _take(recipe.labels, LABEL_FACTS)}
-    write_json(run / "recipe.json", facts)
-    arrays = _take(recipe, RECIPE_ARRAYS) | _take(recipe.labels, LABEL_ARRAYS)
+def write_preprocessor(run: Path, preprocessor: Preprocessor) -> None:
+    """Write ``preprocessor.json`` and ``preprocessor.safetensors``."""
+    facts = _take(preprocessor, PREPROCESSOR_FACTS) | {"labels": _take(preprocessor.labels, LABEL_FACTS)}
+    write_json(run / "preprocessor.json", facts)
+    arrays = _take(preprocessor, PREPROCESSOR_ARRAYS) | _take(preprocessor.labels, LABEL_ARRAYS)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    write_tensors(run / "recipe.safetensors", tensors)
+    write_tensors(run / "preprocessor.safetensors", tensors)
 
 
-def read_recipe(run: Path) -> Recipe:
-    """Read a run's recipe.
+def read_preprocessor(run: Path) -> Preprocessor:
+    """Read a run's preprocessor.
 
     Raises
     ------
     InputError
         If a file is missing or damaged.
     """
-    facts = read_json(run / "recipe.json")
-    kept = facts | {name: array.numpy() for name, array in read_tensors(run / "recipe.safetensors").items()}
+    facts = read_json(run / "preprocessor.json")
+    kept = facts | {name: array.numpy() for name, array in read_tensors(run / "preprocessor.safetensors").items()}
     kept |= kept.pop("labels", {})
-    needed = (*RECIPE_FACTS, *RECIPE_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS)
+    needed = (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS)
     lacking = [name for name in needed if name not in kept]
     if lacking:
-        raise InputError(f"the recipe in {run} lacks {lacking[0]!r}: is the run complete?")
+        raise InputError(f"the preprocessor in {run} lacks {lacking[0]!r}: is the run complete?")
     labels = Labels(
         tuple(kept["columns"]), tuple(map(tuple, kept["categories"])), **{name: kept[name] for name in LABEL_ARRAYS}
     )
-    own = {name: kept[name] for name in (*RECIPE_FACTS, *RECIPE_ARRAYS)}
-    return Recipe(**{**own, "genes": tuple(own["genes"])}, labels=labels)
+    own = {name: kept[name] for name in (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS)}
+    return Preprocessor(**{**own, "genes": tuple(own["genes"])}, labels=labels)
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--counts", help='Number of cells of each label: "NK=200,B=100"; "NK/stim=200,B/*=100".')
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
 @click.option("--steps", type=int, help="Calls of the model.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]")
-@click.option("--grid", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for counts, ddim and ddpm]")
+@click.option("--spacing", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for counts, ddim and ddpm]")
 @click.option(
     "--guidance", multiple=True, help="Classifier-free guidance: 2, or condition=3 for a column.  [default: 1]"
 )
@@ -101,7 +101,7 @@ def generate(
     options |= {"counts": _parse_counts(counts), "guidance": _parse_guidance(guidance), "toward": _parse_toward(toward)}
     synthetic = generator.generate(like=cells, progress=True, say=_say, **options)
     write_h5ad(synthetic, out)
-    space = describe(generator.recipe.space)
+    space = describe(generator.preprocessor.space)
     _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
 
 
@@ -181,7 +181,7 @@ def info() -> None:
     from wbdit.ops import build as builder
     from wbdit.ops import cpu
 
-    cpu.processor_level()  # builds the kernels, so that what follows is what a user of the ops will have
+    cpu.cpu_level()  # builds the kernels, so that what follows is what a user of the ops will have
     click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -202,7 +202,7 @@ def _why(device: str, backend: str) -> str:
     from wbdit.ops import cpu, triton
 
     if backend == "csrc":
-        return f" ({cpu.processor_level()})"
+        return f" ({cpu.cpu_level()})"
     if backend == "triton":
         return f" ({triton.version()})"
     if ops.active_backend() == "reference":

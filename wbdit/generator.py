@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
-from wbdit.counts.denoiser import AtDepth, CountDenoiser
+from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
 from wbdit.counts.likelihood import CountLikelihood
-from wbdit.data.preprocessor import Recipe
+from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
-from wbdit.nn.cuda_graph import Graphed
+from wbdit.nn.cuda_graph import CUDAGraphModel
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.dit import DiT
 from wbdit.nn.wbdit import WBDiT
-from wbdit.request import Conditions, Counts, guidance_fact, read_request
+from wbdit.request import Counts, GenerationRequest, guidance_fact, read_request
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
 
@@ -32,7 +32,7 @@ DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 # solver of second order is as good with them as the first order is with 100 (docs/study.md)
 COUNTS_SAMPLER: samplers.Name = "unipc"
 COUNTS_CALLS = 15
-COUNTS_GRID: samplers.Grid = "uniform"
+COUNTS_SPACING: samplers.Spacing = "uniform"
 
 
 class CellGenerator:
@@ -46,7 +46,7 @@ class CellGenerator:
         The denoiser, in evaluation mode.
     schedule
         Its noise schedule.
-    recipe
+    preprocessor
         Genes, labels and values.
     config
         What goes into ``config.json``.
@@ -58,13 +58,13 @@ class CellGenerator:
         self,
         model: Denoiser | CountDenoiser,
         schedule: NoiseSchedule,
-        recipe: Recipe,
+        preprocessor: Preprocessor,
         config: dict[str, Any],
         history: list[dict],
     ) -> None:
         self.model = model.eval()
         self.schedule = schedule
-        self.recipe = recipe
+        self.preprocessor = preprocessor
         self.config = config
         self.history = history
 
@@ -76,7 +76,7 @@ class CellGenerator:
         counts: Counts | None = None,
         sampler: samplers.Name | None = None,
         steps: int | None = None,
-        grid: samplers.Grid | None = None,
+        spacing: samplers.Spacing | None = None,
         guidance: float | Mapping[str, float] = 1.0,
         toward: Mapping[str, str] | None = None,
         mix: float | None = None,
@@ -100,19 +100,20 @@ class CellGenerator:
         counts
             Number of cells of each label, in place of `n` and `like`: ``{"NK": 200}``; with several label columns of
             each combination, ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` leaves a column open, see
-            :meth:`wbdit.data.labels.Labels.counted`. Combinations that no training cell had are tried all the same.
+            :meth:`wbdit.data.labels.Labels.codes_from_counts`. Combinations that no training cell had are tried all the
+            same.
         sampler
             "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
             see :mod:`wbdit.samplers`. By default "unipc" where counts are drawn from a likelihood, else "ddim".
         steps
             Calls of the model. By default 15 where counts are drawn from a likelihood, else those of
             :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
-        grid
+        spacing
             Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). By default "uniform"
             where counts are drawn from a likelihood, else from that table.
         guidance
             Weight of classifier-free guidance, 1 for none; or a weight by label column, ``{"condition": 3.0}``, 1 for
-            those not named. See :class:`wbdit.samplers.Guided`.
+            those not named. See :class:`wbdit.samplers.GuidedModel`.
         toward
             Label by column, ``{"condition": "stim"}``, that the cells lie toward from their own.
         mix
@@ -137,20 +138,20 @@ class CellGenerator:
         Raises
         ------
         InputError
-            If the request makes no sense for this run: no or too few cells, unknown labels, sampler or grid.
+            If the request makes no sense for this run: no or too few cells, unknown labels, sampler or spacing.
         """
-        asked = read_request(self.recipe.labels, n, like, counts, guidance, toward, mix)
+        asked = read_request(self.preprocessor.labels, n, like, counts, guidance, toward, mix)
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
-        sampler, steps, grid = self._choose_walk(sampler, steps, grid)
-        path = samplers.timesteps(self.schedule, steps, grid, stop=self.stop)
-        unseen = asked.unseen(self.recipe.labels)
+        sampler, steps, spacing = self._resolve_sampler(sampler, steps, spacing)
+        path = samplers.timesteps(self.schedule, steps, spacing, stop=self.stop)
+        unseen = asked.unseen(self.preprocessor.labels)
         if unseen:
             say(f"no training cell was {', '.join(unseen)}: these cells are put together from what labels do elsewhere")
         library = self._library(asked, seed)
         x = self._sample(asked, library, sampler, path, seed, batch_size, "generating" if progress else None)
-        cells = self.recipe.decode(x, library)
-        cells.obs = self.recipe.obs(asked.codes, asked.toward, asked.mix)
+        cells = self.preprocessor.decode(x, library)
+        cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix)
         cells.uns["wbdit"] = {
             "wbdit": self.config["wbdit"],
             "torch": str(torch.__version__),
@@ -158,16 +159,16 @@ class CellGenerator:
             "seed": seed,
             "sampler": sampler,
             "steps": steps,
-            "grid": grid,
+            "spacing": spacing,
             "guidance": guidance_fact(guidance),
             **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
             **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
-            **self.recipe.facts(),
+            **self.preprocessor.facts(),
         }
         return cells
 
     def save(self, run: str | Path) -> None:
-        """Write a RUN folder: ``config.json``, ``model.safetensors``, ``recipe.*``, ``metrics.jsonl``.
+        """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
 
         Raises
         ------
@@ -175,7 +176,7 @@ class CellGenerator:
             If it cannot be written.
         """
         run = Path(run)
-        checkpoint.write_recipe(run, self.recipe)
+        checkpoint.write_preprocessor(run, self.preprocessor)
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         checkpoint.write_atomically(run / METRICS, lines.encode())
         checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
@@ -191,33 +192,33 @@ class CellGenerator:
         """Timestep at which sampling ends: 0, or where counts are drawn from their likelihood."""
         return self.config["likelihood"]["stop"] if isinstance(self.model, CountDenoiser) else 0
 
-    def _choose_walk(
-        self, sampler: samplers.Name | None, steps: int | None, grid: samplers.Grid | None
-    ) -> tuple[samplers.Name, int, samplers.Grid]:
+    def _resolve_sampler(
+        self, sampler: samplers.Name | None, steps: int | None, spacing: samplers.Spacing | None
+    ) -> tuple[samplers.Name, int, samplers.Spacing]:
         """Return what is asked for, with the defaults of this run in place of None."""
         sampler = sampler or (COUNTS_SAMPLER if self.stop else "ddim")
         if sampler not in samplers.BY_NAME:
             raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
         default = samplers.BY_NAME[sampler]
-        grid = grid or (COUNTS_GRID if self.stop else default.grid)
-        if grid not in samplers.GRIDS:
-            raise InputError(f"no grid {grid!r}: choose one of {', '.join(samplers.GRIDS)}")
+        spacing = spacing or (COUNTS_SPACING if self.stop else default.spacing)
+        if spacing not in samplers.SPACINGS:
+            raise InputError(f"no spacing {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
         longest = self.schedule.noise_steps - 1
         if steps is None:
             steps = COUNTS_CALLS if self.stop else default.steps or longest
         if not 1 <= steps <= longest:
             raise InputError(f"steps must be between 1 and {longest}, not {steps}")
-        return sampler, steps, grid
+        return sampler, steps, spacing
 
-    def _library(self, asked: Conditions, seed: int) -> np.ndarray:
+    def _library(self, asked: GenerationRequest, seed: int) -> np.ndarray:
         """Draw the library size of each cell."""
         draws = ops.normal(seed, torch.arange(len(asked.codes)), LIBRARY_DRAW, 1)[:, 0]
         u = torch.special.ndtr(draws.double()).numpy()
-        return self.recipe.draw_library(asked.codes, u, asked.toward, asked.mix)
+        return self.preprocessor.draw_library(asked.codes, u, asked.toward, asked.mix)
 
     def _sample(
         self,
-        asked: Conditions,
+        asked: GenerationRequest,
         library: np.ndarray,
         sampler: samplers.Name,
         path: list[float],
@@ -225,8 +226,8 @@ class CellGenerator:
         batch_size: int,
         shown: str | None,
     ) -> np.ndarray:
-        """Sample what :meth:`Recipe.decode` takes, ``(cells, G)``, under a progress bar named `shown`."""
-        n, denoiser = len(asked.codes), Graphed(self.model)
+        """Sample what :meth:`Preprocessor.decode` takes, ``(cells, G)``, under a progress bar named `shown`."""
+        n, denoiser = len(asked.codes), CUDAGraphModel(self.model)
         starts = range(0, n, batch_size)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
         with tqdm(total=len(starts) * len(path), desc=shown, bar_format=layout, disable=shown is None) as bar:
@@ -248,9 +249,9 @@ class CellGenerator:
     @torch.no_grad()
     def _sample_batch(
         self,
-        denoiser: Graphed,
+        denoiser: CUDAGraphModel,
         rows: np.ndarray,
-        asked: Conditions,
+        asked: GenerationRequest,
         library: np.ndarray,
         sampler: samplers.Name,
         path: list[float],
@@ -260,11 +261,11 @@ class CellGenerator:
         """Sample the cells with the indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
         places = torch.from_numpy(rows).to(device)
-        noise = samplers.PhiloxNoise(seed, places, (1, len(self.recipe.genes)))
+        noise = samplers.PhiloxNoise(seed, places, (1, len(self.preprocessor.genes)))
         counting = isinstance(self.model, CountDenoiser)
-        depth = torch.from_numpy(np.log(np.maximum(library[rows], 1))).to(device, torch.float32)
-        model: Any = asked.model(AtDepth(denoiser, depth) if counting else denoiser, rows, device)
-        start = self.model.widen(noise(-1)) if isinstance(self.model, CountDenoiser) else noise(-1)
+        log_library = torch.from_numpy(np.log(np.maximum(library[rows], 1))).to(device, torch.float32)
+        model: Any = asked.model(FixedLibrary(denoiser, log_library) if counting else denoiser, rows, device)
+        start = self.model.scale_noise(noise(-1)) if isinstance(self.model, CountDenoiser) else noise(-1)
         with sampling_precision(device):
             x = samplers.BY_NAME[sampler].sample(
                 model, start, self.schedule, path, stop=self.stop, clamp_min=None, noise=noise, callback=update
@@ -273,7 +274,7 @@ class CellGenerator:
                 return x[:, 0].cpu().numpy()
             u = torch.special.ndtr(ops.normal(seed, places, COUNT_DRAW, x.shape[-1]))
             at_stop = torch.full_like(places, self.stop)
-            return self.model.draw(x, at_stop, model.conditions, u.float(), depth.exp()).cpu().numpy()
+            return self.model.draw(x, at_stop, model.conditions, u.float(), log_library.exp()).cpu().numpy()
 
 
 def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
@@ -293,7 +294,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     """
     run = Path(run)
     config = checkpoint.read_config(run)
-    recipe = checkpoint.read_recipe(run)
+    preprocessor = checkpoint.read_preprocessor(run)
     state = checkpoint.read_tensors(run / MODEL)
     try:
         model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
@@ -304,7 +305,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     history = []
     if (run / METRICS).exists():
         history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]
-    return CellGenerator(model.to(find_device(device)), schedule, recipe, config, history)
+    return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, history)
 
 
 def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
@@ -313,7 +314,7 @@ def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
         torch.manual_seed(config["seed"])
         facts = config.get("likelihood")
         arguments = dict(config["model"])
-        if facts is not None and facts["learned_spread"]:
+        if facts is not None and facts["learned_dispersion"]:
             arguments["learn_sigma"] = True
         denoiser = DENOISERS[config["denoiser"]](**arguments)
         if facts is None:

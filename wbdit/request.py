@@ -19,7 +19,7 @@ Counts = Mapping[str | tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
-class Conditions:
+class GenerationRequest:
     """The conditions of each cell that is asked for.
 
     Attributes
@@ -45,7 +45,7 @@ class Conditions:
             return denoiser
         y = torch.from_numpy(self.codes[rows]).to(device)
         toward = None if self.toward is None else torch.from_numpy(self.toward[rows]).to(device)
-        return samplers.Guided(denoiser, y, self.weights, toward=toward, mix=self.mix)
+        return samplers.GuidedModel(denoiser, y, self.weights, toward=toward, mix=self.mix)
 
     def unseen(self, labels: Labels) -> list[str]:
         """Name the combinations of labels, of both ends, that no training cell had."""
@@ -61,7 +61,7 @@ def read_request(
     guidance: float | Mapping[str, float] = 1.0,
     toward: Mapping[str, str] | None = None,
     mix: float | None = None,
-) -> Conditions:
+) -> GenerationRequest:
     """Return the conditions that a user's request amounts to.
 
     Parameters
@@ -81,7 +81,7 @@ def read_request(
     if (toward is None) != (mix is None):
         raise InputError("give toward and mix together: what the cells lie toward, and how far")
     if toward is None or mix is None:
-        return Conditions(codes, weights)
+        return GenerationRequest(codes, weights)
     if not 0 <= mix <= 1:
         raise InputError(f"mix must be between 0 and 1, not {mix:g}")
     taken = {"mix", *(f"{column}_toward" for column in labels.columns)}.intersection(labels.columns)
@@ -89,7 +89,7 @@ def read_request(
         raise InputError(
             f"a label column of this run is called {taken.pop()!r}, where what the cells lie toward is kept"
         )
-    return Conditions(codes, weights, labels.moved(codes, toward), mix)
+    return GenerationRequest(codes, weights, labels.replace(codes, toward), mix)
 
 
 def guidance_weights(labels: Labels, guidance: float | Mapping[str, float]) -> list[float]:
@@ -119,7 +119,7 @@ def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, counts: Count
             raise InputError("give counts, or n and like, not both")
         if min(counts.values(), default=0) < 0 or sum(counts.values()) < 1:
             raise InputError("counts must be zero or more, with at least one cell in all")
-        return labels.counted(counts)
+        return labels.codes_from_counts(counts)
     if like is not None and like.n_obs == 0:
         raise InputError("there are no cells to imitate")
     if n is None:
@@ -129,6 +129,6 @@ def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, counts: Count
     elif n < 1:
         raise InputError(f"at least one cell must be asked for, not {n}")
     if like is None:
-        return labels.composition(n)
+        return labels.training_codes(n)
     codes = labels.codes(like)
-    return codes if n == like.n_obs else labels.like(codes, n)
+    return codes if n == like.n_obs else labels.codes_like(codes, n)

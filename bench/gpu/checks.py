@@ -18,7 +18,7 @@ from torch import Tensor
 
 import wbdit
 from wbdit import ops
-from wbdit.nn.cuda_graph import Graphed
+from wbdit.nn.cuda_graph import CUDAGraphModel
 
 BF16 = ROWS["ours, bf16"]
 FEW = 4  # cells that are computed in fp64
@@ -103,15 +103,17 @@ def _check_blocks(s: Setting, config: Config, shared: bool) -> Line:
     wide = [[t.double() for t in ts] for ts in given]
     heads = config.model["num_heads"]
     with torch.no_grad():
-        found = ops.trunk(x, *given, heads)
+        found = ops.run_blocks(x, *given, heads)
         with wbdit.backend("reference"):
-            return checked(relative_error([found], [ops.trunk(x.double(), *wide, heads)]), TOLERANCE["bf16"]["forward"])
+            return checked(
+                relative_error([found], [ops.run_blocks(x.double(), *wide, heads)]), TOLERANCE["bf16"]["forward"]
+            )
 
 
 def block_inputs(
     s: Setting, config: Config, batch: int, shared: bool, low: torch.dtype = torch.bfloat16
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Return what :func:`wbdit.ops.trunk` takes before the heads: a stream, modulations, and rounded weights."""
+    """Return what :func:`wbdit.ops.run_blocks` takes before the heads: a stream, modulations, and rounded weights."""
     generator = torch.Generator(s.device).manual_seed(0)
     d, depth = config.model["hidden_size"], config.model["depth"]
 
@@ -136,7 +138,7 @@ def _check_graph(s: Setting, config: Config) -> Line:
     """Compare a replayed answer, at inputs that were not recorded, with fp64."""
     s.need_gpu()
     inputs = make_inputs(config, FEW).to(s.device)
-    call = BF16.call(Graphed(make_model(BF16.kind, config).to(s.device).eval()))
+    call = BF16.call(CUDAGraphModel(make_model(BF16.kind, config).to(s.device).eval()))
     t = inputs.t[:1].expand(FEW)
     with torch.no_grad():
         call(inputs.x.flip(0), t + 1, inputs.y)

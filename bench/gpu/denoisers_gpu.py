@@ -13,7 +13,7 @@ from setting import Setting
 
 import wbdit
 from wbdit import ops
-from wbdit.nn.cuda_graph import Graphed
+from wbdit.nn.cuda_graph import CUDAGraphModel
 from wbdit.ops.fused import Fused
 from wbdit.ops.triton import Triton
 
@@ -63,9 +63,9 @@ def blocks(s: Setting) -> None:
     config = s.configs["published"]
     own = Fused(Triton())
     ways = {
-        "blocks at once, bf16": (lambda *given: ops.trunk(*given), torch.bfloat16),
-        "op by op, bf16": (lambda *given: own.trunk(*given, 0.1, 0.1, 1e-6), torch.bfloat16),
-        "op by op, fp32": (lambda *given: own.trunk(*given, 0.1, 0.1, 1e-6), torch.float32),
+        "blocks at once, bf16": (lambda *given: ops.run_blocks(*given), torch.bfloat16),
+        "op by op, bf16": (lambda *given: own.run_blocks(*given, 0.1, 0.1, 1e-6), torch.bfloat16),
+        "op by op, fp32": (lambda *given: own.run_blocks(*given, 0.1, 0.1, 1e-6), torch.float32),
     }
     for name, (call, low) in ways.items():
         s.rows.attempt(name, lambda call=call, low=low: _time_blocks(s, config, call, low))
@@ -74,11 +74,11 @@ def blocks(s: Setting) -> None:
 
 def _time_blocks(s: Setting, config: Config, call: object, low: torch.dtype) -> Line:
     if not s.on_gpu:
-        call = ops.trunk  # Triton's passes are a GPU's
+        call = ops.run_blocks  # Triton's passes are a GPU's
     heads = config.model["num_heads"]
     x, *given = block_inputs(s, config, 4, shared=True, low=low)
     with torch.no_grad(), wbdit.backend("reference"):
-        expected = ops.trunk(x.double(), *([t.double() for t in ts] for ts in given), heads)
+        expected = ops.run_blocks(x.double(), *([t.double() for t in ts] for ts in given), heads)
     with torch.no_grad():
         found = checked(relative_error([call(x, *given, heads)], [expected]), 2e-2 if low == torch.bfloat16 else 1e-5)
         if not found["green"]:
@@ -115,7 +115,9 @@ def _measure(s: Setting, row: Row, config: Config, batch: int, task: str) -> Lin
         torch._dynamo.reset()
     model = make_model(row.kind, config).to(s.device).train(task == "train")
     inputs = make_inputs(config, batch).to(s.device)
-    call = row.call(Graphed(model) if task == "sampling" and row.ours else model)  # ours as the generator samples
+    call = row.call(
+        CUDAGraphModel(model) if task == "sampling" and row.ours else model
+    )  # ours as the generator samples
     sizes = config.sizes(row.blocks, batch)
     with row.backend():
         if task == "train":

@@ -15,7 +15,7 @@ from rows import AbsentError, Line
 from setting import Setting
 
 Step = Callable[[], object]
-BY_CANDIDATE = ("trunk", "mssa", "mssa_backward")
+BY_CANDIDATE = ("run_blocks", "mssa", "mssa_backward")
 BF16 = torch.bfloat16
 
 
@@ -90,26 +90,26 @@ def _attention(s: Setting) -> Iterator[tuple[str, Callable[[], Step]]]:
 
 def _of_a_block(s: Setting) -> Iterator[tuple[str, Callable[[], Step]]]:
     """Yield the launches of a block by tile, each on rows in the state that the one before leaves."""
-    from wbdit.kernels import trunk
+    from wbdit.kernels import blocks as fused_blocks
 
     def prepare(name: str, tiles: Any) -> Step:
         config = s.configs["published"]
         x, modulations, projections, outs, biases, folded = block_inputs(s, config, s.batch, shared=True)
-        launcher = trunk._Launcher(x, modulations, config.model["num_heads"], tiles, BF16, 1e-6)
+        launcher = fused_blocks._Launcher(x, modulations, config.model["num_heads"], tiles, BF16, 1e-6)
         shift, scale, *_ = launcher.rows
         row = scale.to(BF16)  # of shift, scale and gate alike: what is timed does not look at the numbers
-        launcher.begin(row)
-        through_projection = trunk._through_projection(scale, shift, projections[0])
-        through_step = trunk._through_step(scale, shift, folded[0], 0.1, 0.1)
+        launcher.init(row)
+        through_projection = fused_blocks._fold_modulation_into_projection(scale, shift, projections[0])
+        through_step = fused_blocks._fold_modulation_into_step(scale, shift, folded[0], 0.1, 0.1)
         w = launcher.project(projections[0], through_projection)
         return {
-            "begin": lambda: launcher.begin(row),
+            "init": lambda: launcher.init(row),
             "project": lambda: launcher.project(projections[0], through_projection),
             "compress": lambda: launcher.compress(w, outs[0], biases[0], row, row),
             "sparsify": lambda: launcher.sparsify(folded[0], through_step, row, row, 0.1),
         }[name]
 
-    yield "block_begin", lambda: prepare("begin", trunk.TILES[0])
-    for tiles in trunk.TILES:
+    yield "block_init", lambda: prepare("init", fused_blocks.TILES[0])
+    for tiles in fused_blocks.TILES:
         for name in ("project", "compress", "sparsify"):
             yield f"block_{name} {tiles}", lambda name=name, tiles=tiles: prepare(name, tiles)

@@ -35,9 +35,14 @@ def compile_all(s: Setting) -> None:
 
 def _jobs() -> list[Job]:
     from codegen import launches
-    from wbdit.kernels import mssa, trunk
+    from wbdit.kernels import blocks as fused_blocks
+    from wbdit.kernels import mssa
 
-    counts = {"mssa": len(mssa.FORWARD[False]), "mssa_backward": len(mssa.BACKWARD[False]), "trunk": len(trunk.TILES)}
+    counts = {
+        "mssa": len(mssa.FORWARD[False]),
+        "mssa_backward": len(mssa.BACKWARD[False]),
+        "run_blocks": len(fused_blocks.TILES),
+    }
     # the slowest to compile first
     names = sorted(launches(torch.bfloat16, batch=1), key=lambda op: -counts.get(op, 0))
     return [(op, i) for op in names for i in range(counts.get(op, 1))]
@@ -49,11 +54,12 @@ def compile_job(job: Job, arch: int) -> Line:
     import uninstalled  # noqa: F401
     from codegen import launches
     from drylaunch import dry
-    from wbdit.kernels import mssa, trunk
+    from wbdit.kernels import blocks as fused_blocks
+    from wbdit.kernels import mssa
 
     op, index = job
     kernels = 0
-    with offering(mssa, index), offering(trunk, index):
+    with offering(mssa, index), offering(fused_blocks, index):
         for dtype in (torch.bfloat16, torch.float32)[: 1 if index else 2]:
             launch = launches(dtype).get(op)
             if launch is not None:

@@ -12,7 +12,7 @@ from rows import Line
 from setting import Setting
 from torch.profiler import ProfilerActivity, profile
 
-from wbdit.nn.cuda_graph import Graphed
+from wbdit.nn.cuda_graph import CUDAGraphModel
 
 SHOWN = 25
 
@@ -59,6 +59,6 @@ def _train(s: Setting) -> Callable[[], object]:
 def _replayed(s: Setting) -> Callable[[], object]:
     config = s.configs["base"]
     inputs = make_inputs(config, 4 if s.quick else 256).to(s.device)
-    call = BF16.call(Graphed(make_model(BF16.kind, config).to(s.device).eval()))
+    call = BF16.call(CUDAGraphModel(make_model(BF16.kind, config).to(s.device).eval()))
     t = inputs.t[:1].expand(len(inputs.x))
     return torch.no_grad()(lambda: call(inputs.x, t, inputs.y))

@@ -19,7 +19,7 @@ def main() -> None:
 
     matrix = [(draw(d, d) / d**0.5).bfloat16()]
     rows = [draw(batch, d) for _ in range(8)]
-    out = ops.trunk(draw(batch, tokens, d), rows, matrix, matrix, [draw(d).bfloat16()], matrix, heads)
+    out = ops.run_blocks(draw(batch, tokens, d), rows, matrix, matrix, [draw(d).bfloat16()], matrix, heads)
     torch.cuda.synchronize()
     assert out.isfinite().all()
 

@@ -67,7 +67,7 @@ def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, ou
             raise need_extra("scvi-tools", "peers")
         plan = Plan(Choice(share, genes, cells, leave_out), minutes, out)
         sets = [DataSet.parse(text, labels) for text in data]
-        cpu.processor_level()  # compiles the kernels now, on nobody's time
+        cpu.cpu_level()  # compiles the kernels now, on nobody's time
         # seed by seed, so that a run which is cut short has all peers of fewer seeds
         runs = [Run(one, peer, seed, plan) for seed, one, peer in product(range(seeds), sets, peers)]
         failed = compare(runs, out, again, kept_only)

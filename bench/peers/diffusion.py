@@ -12,7 +12,7 @@ import pandas as pd
 import wbdit
 from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
 from wbdit.counts.denoiser import NOISE_AXES
-from wbdit.generator import COUNTS_CALLS, COUNTS_GRID, COUNTS_SAMPLER
+from wbdit.generator import COUNTS_CALLS, COUNTS_SAMPLER, COUNTS_SPACING
 from wbdit.training.calibration import CELLS, ROUNDS
 from wbdit.training.config import find_preset
 
@@ -38,7 +38,7 @@ class Diffusion(Peer):
         preset = find_preset(self.preset)
         settings = {"preset": asdict(preset), "wbdit": wbdit.__version__}
         if not preset.lognorm:  # counts are drawn on the way
-            settings["walk"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_GRID]
+            settings["walk"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_SPACING]
             settings["spread"] = [NOISE_AXES, CELLS, ROUNDS]
         return settings
 

@@ -150,7 +150,7 @@ def dit(split):
 
 
 def test_diffusion_conditions_on_the_joined_labels(dit, split):
-    assert set(dit.generator.recipe.labels.categories[0]) == set(joined(split.train.obs, LABELS))
+    assert set(dit.generator.preprocessor.labels.categories[0]) == set(joined(split.train.obs, LABELS))
     cells = dit.generate(split.test.obs[:6], 0)
     assert cells.obs.equals(split.test.obs[:6])
     assert list(cells.var_names) == list(split.train.var_names)

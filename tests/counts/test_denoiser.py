@@ -9,8 +9,8 @@ from scipy import stats
 
 import wbdit
 from wbdit import NoiseSchedule, WBDiT
-from wbdit.counts.bins import Levels
-from wbdit.counts.denoiser import AtDepth, CountDenoiser
+from wbdit.counts.bins import CountBins
+from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
 from wbdit.counts.init import label_rates
 from wbdit.counts.likelihood import CountLikelihood
 
@@ -30,14 +30,14 @@ def model_of(counts, codes, classes=2, **options):
     centre = np.log1p(counts).mean(0)
     torch.manual_seed(0)
     denoiser = WBDiT(counts.shape[1], 4, hidden_size=16, num_heads=2, num_classes=classes, **options)
-    levels = len(Levels.up_to(counts.max()).lowest)
+    levels = len(CountBins.up_to(counts.max()).lowest)
     model = CountDenoiser(denoiser, CountLikelihood(counts.shape[1], levels, NOISE_STEPS), NoiseSchedule(kind="cosine"))
-    model.begin(counts, codes, centre, 0.5)
+    model.init_from_data(counts, codes, centre, 0.5)
     return model.eval()
 
 
 def test_levels_hold_every_count_once():
-    levels = Levels.up_to(300)
+    levels = CountBins.up_to(300)
     every = np.arange(levels.highest[-1] + 1)
     found = levels.of(every)
     assert levels.highest[-1] >= 1.3 * 300
@@ -49,7 +49,7 @@ def test_levels_hold_every_count_once():
 
 @pytest.mark.parametrize("largest", [1, 12, 5e3, 1e6, 1e9])
 def test_there_are_never_too_many_levels(largest):
-    levels = Levels.up_to(largest)
+    levels = CountBins.up_to(largest)
     assert len(levels.lowest) <= 64
     assert levels.highest[-1] >= 1.3 * largest
 
@@ -88,14 +88,14 @@ def test_the_posterior_is_bayes_rule(cells):
     t = torch.tensor([400, 700])
     x = torch.randn(2, 1, GENES, dtype=torch.float64)
     with torch.no_grad():
-        model.label_shapes.normal_()
+        model.label_dispersion.normal_()
     given = model.embed_labels(torch.tensor([0, 1]), torch.tensor([3.0, 4.0], dtype=torch.float64))
     levels = torch.from_numpy(
-        known_levels := Levels.of(Levels(known.lowest.numpy(), known.highest.numpy()), counts[:2])
+        known_levels := CountBins.of(CountBins(known.lowest.numpy(), known.highest.numpy()), counts[:2])
     )
     mean, nll = model(x, t, given), model.nll(x, t, given, levels).detach()
     rates, shapes = given[:, 16:].chunk(2, dim=1)  # at the start the denoiser answers zero
-    torch.testing.assert_close(shapes, model.label_shapes[:2])
+    torch.testing.assert_close(shapes, model.label_dispersion[:2])
     eta, weight = (term.detach() for term in known.terms(rates, shapes, t))
     for cell in range(2):
         alpha, sigma = model.schedule.levels(int(t[cell]))
@@ -127,7 +127,7 @@ def test_counts_are_drawn_from_the_posterior(cells):
     drawn, p = model.draw(x, t, given, u, own).numpy(), p.numpy()
     lowest, highest = model.likelihood.lowest.numpy(), model.likelihood.highest.numpy()
     for gene in range(GENES):
-        seen = np.bincount(Levels(lowest, highest).of(drawn[:, gene]), minlength=len(lowest)) / n
+        seen = np.bincount(CountBins(lowest, highest).of(drawn[:, gene]), minlength=len(lowest)) / n
         np.testing.assert_allclose(seen, p[gene], atol=0.015)
     assert (np.diff(drawn[np.argsort(u[:, 0].numpy()), 0]) >= 0).all()  # more u, more counts
 
@@ -153,7 +153,7 @@ def test_bins_are_drawn_evenly():
     x = ((torch.log1p(torch.tensor(200.0)) - float(np.log1p(200))) / 0.5).expand(n, 1, 2).clone()
     given = model.embed_labels(None, torch.full((n,), 5.3))
     drawn = model.draw(x, torch.full((n,), 100), given, u, torch.full((n,), 200.0))[:, 1].numpy()
-    levels = Levels(model.likelihood.lowest.numpy(), model.likelihood.highest.numpy())
+    levels = CountBins(model.likelihood.lowest.numpy(), model.likelihood.highest.numpy())
     at = levels.of(np.array([200]))[0]
     inside = drawn[(drawn >= levels.lowest[at]) & (drawn <= levels.highest[at])]
     share = np.bincount(inside - levels.lowest[at]) / len(inside)
@@ -182,11 +182,11 @@ def test_labels_have_spreads_of_their_own():
     counts = rng.poisson(np.stack([4 * spread, np.full(400, 40.0)], 1)).astype(np.float32)
     model = model_of(counts, y[:, None])
     known, t, labels = model.likelihood, torch.full((400,), 999), torch.from_numpy(y)
-    levels = torch.from_numpy(Levels(known.lowest.numpy(), known.highest.numpy()).of(counts))
-    x, depth = torch.randn(400, 1, 2), torch.from_numpy(counts.sum(1)).log()
+    levels = torch.from_numpy(CountBins(known.lowest.numpy(), known.highest.numpy()).of(counts))
+    x, log_library = torch.randn(400, 1, 2), torch.from_numpy(counts.sum(1)).log()
 
     def zeros_and_loss():
-        given = model.embed_labels(labels, depth)
+        given = model.embed_labels(labels, log_library)
         zeros = model._probabilities(x, t, *model._answer(x, t, given))[:, 0, 0]
         means = [float(zeros[labels == label].mean().detach()) for label in (0, 1)]
         return means, model.nll(x, t, given, levels).mean()
@@ -194,9 +194,9 @@ def test_labels_have_spreads_of_their_own():
     zeros, loss = zeros_and_loss()
     loss.backward()
     assert abs(zeros[0] - zeros[1]) < 0.05
-    assert (model.label_shapes.grad[:2, 0] != 0).all()
+    assert (model.label_dispersion.grad[:2, 0] != 0).all()
     with torch.no_grad():
-        model.label_shapes[:2, 0] = torch.tensor([-12.0, 0.0])
+        model.label_dispersion[:2, 0] = torch.tensor([-12.0, 0.0])
     zeros, better = zeros_and_loss()
     assert zeros[0] == pytest.approx((counts[y == 0, 0] == 0).mean(), abs=0.03)
     assert zeros[1] > 0.4
@@ -208,21 +208,21 @@ def test_a_cell_has_spreads_of_its_own(cells):
     counts, codes = cells
     one, two = model_of(counts, codes), model_of(counts, codes, learn_sigma=True)
     x, t, y = torch.randn(9, 1, GENES), torch.full((9,), 700), torch.from_numpy(codes[:9, 0])
-    depth = torch.from_numpy(counts[:9].sum(1)).log()
+    log_library = torch.from_numpy(counts[:9].sum(1)).log()
     (rates, shapes), (own_rates, own_shapes) = (
-        model._answer(x, t, model.embed_labels(y, depth)) for model in (one, two)
+        model._answer(x, t, model.embed_labels(y, log_library)) for model in (one, two)
     )
     torch.testing.assert_close(own_rates, rates)  # at the start the denoiser answers zero
     torch.testing.assert_close(own_shapes, shapes)
     with torch.no_grad():
         two.denoiser.final_layer.linear.weight.normal_(std=0.1)
-    given = two.embed_labels(y, depth)
+    given = two.embed_labels(y, log_library)
     answer = two.denoiser(x, t, given[:, :16])
     own_rates, own_shapes = two._answer(x, t, given)
     torch.testing.assert_close(own_rates, rates + answer[:, 0])
     torch.testing.assert_close(own_shapes, shapes + answer[:, 1])
     assert answer[:, 1].std(0).min() > 1e-3  # from cell to cell
-    levels = torch.from_numpy(Levels(two.likelihood.lowest.numpy(), two.likelihood.highest.numpy()).of(counts[:9]))
+    levels = torch.from_numpy(CountBins(two.likelihood.lowest.numpy(), two.likelihood.highest.numpy()).of(counts[:9]))
     (gradient,) = torch.autograd.grad(two.nll(x, t, given, levels).mean(), two.denoiser.final_layer.linear.bias)
     assert (gradient != 0).all()
 
@@ -260,20 +260,20 @@ def test_label_rates_of_two_columns_multiply():
 def test_conditions_without_labels_are_of_the_depth_alone(cells):
     counts, codes = cells
     model = model_of(counts, codes)
-    depth = torch.tensor([3.0, 5.0])
-    free, null = model.embed_labels(None, depth), model.embed_labels(torch.full((2,), 2), depth)
+    log_library = torch.tensor([3.0, 5.0])
+    free, null = model.embed_labels(None, log_library), model.embed_labels(torch.full((2,), 2), log_library)
     torch.testing.assert_close(free[:, 16:], null[:, 16:])
     torch.testing.assert_close(free[1, 16 : 16 + GENES] - free[0, 16 : 16 + GENES], torch.full((GENES,), 2.0))
 
 
 def test_guidance_at_a_depth(cells):
-    """A guided model repeats each cell's depth for each term."""
+    """A guided model repeats each cell's library size for each term."""
     counts, codes = cells
     model = model_of(counts, codes)
     torch.nn.init.normal_(model.denoiser.final_layer.linear.weight)
-    at = AtDepth(model, torch.tensor([3.0, 4.0]))
+    at = FixedLibrary(model, torch.tensor([3.0, 4.0]))
     y, x, t = torch.tensor([0, 1]), torch.randn(2, 1, GENES), torch.full((2,), 600)
-    guided = wbdit.samplers.Guided(at, y, 2.0)
+    guided = wbdit.samplers.GuidedModel(at, y, 2.0)
     joint, null = at(x, t, y), at(x, t, torch.tensor([2, 2]))
     torch.testing.assert_close(guided(x, t), null + 2 * (joint - null))
     torch.testing.assert_close(guided.conditions, at.embed_labels(y))

@@ -11,7 +11,7 @@ from wbdit import InputError
 from wbdit.data.expression import check_cells, detect_space, find_expression, read_h5ad
 from wbdit.data.labels import apportion
 from wbdit.data.normalize import variable_genes
-from wbdit.data.preprocessor import Recipe
+from wbdit.data.preprocessor import Preprocessor
 
 COUNTS = make_cells(60, 30).X.toarray()
 LOGNORM = np.log1p(COUNTS / COUNTS.sum(1, keepdims=True) * 1e4)
@@ -109,7 +109,7 @@ def test_a_label_with_one_cell(cells):
     cells = cells.copy()
     cells.obs.loc[cells.obs_names[0], "type"] = "rare"
     with pytest.raises(InputError, match="'rare'.*one cell"):
-        Recipe.fit(cells, label="type")
+        Preprocessor.fit(cells, label="type")
 
 
 def test_files_that_are_not_there_or_damaged(tmp_path, cells):
@@ -131,13 +131,13 @@ def test_files_that_are_not_there_or_damaged(tmp_path, cells):
 @pytest.mark.parametrize("lognorm", [False, True])
 @pytest.mark.parametrize("centred", [False, True])
 def test_counts_come_back(lognorm, centred, cells):
-    recipe = Recipe.fit(cells, label="type", lognorm=lognorm, centred=centred)
-    x = recipe.encode(cells)
+    preprocessor = Preprocessor.fit(cells, label="type", lognorm=lognorm, centred=centred)
+    x = preprocessor.encode(cells)
     if centred:
         assert abs(x.mean(0)).max() < 1e-5
         assert x.std() == pytest.approx(1, abs=1e-5)
     # the library size is not in normalised values; counts that are drawn have it already
-    back = recipe.decode(x if lognorm else COUNTS, np.full(60, 500.0))
+    back = preprocessor.decode(x if lognorm else COUNTS, np.full(60, 500.0))
     assert sp.issparse(back.X)
     assert back.X.format == "csr"
     assert back.X.dtype == np.float32
@@ -148,16 +148,18 @@ def test_counts_come_back(lognorm, centred, cells):
     else:
         np.testing.assert_array_equal(back.X.toarray(), COUNTS)
         np.testing.assert_allclose(back.layers["lognorm"].toarray(), LOGNORM, rtol=1e-5)
-    assert list(recipe.obs(recipe.labels.codes(cells))["type"]) == list(cells.obs["type"])
+    assert list(preprocessor.obs(preprocessor.labels.codes(cells))["type"]) == list(cells.obs["type"])
     assert list(back.var_names) == list(cells.var_names)
 
 
 @pytest.mark.parametrize(("values", "space"), [(LOGNORM, "lognorm"), (SCALED, "scaled")])
 def test_other_spaces_come_back(values, space):
     cells = holding(values.astype(np.float32))
-    recipe = Recipe.fit(cells)
-    assert (recipe.space, recipe.values, recipe.labels.columns) == (space, "as is", ())
-    back = recipe.decode(recipe.encode(cells), recipe.draw_library(np.zeros((60, 0), int), np.full(60, 0.5)))
+    preprocessor = Preprocessor.fit(cells)
+    assert (preprocessor.space, preprocessor.values, preprocessor.labels.columns) == (space, "as is", ())
+    back = preprocessor.decode(
+        preprocessor.encode(cells), preprocessor.draw_library(np.zeros((60, 0), int), np.full(60, 0.5))
+    )
     np.testing.assert_allclose(back.X.toarray() if space == "lognorm" else back.X, values, atol=1e-5)
     assert ("lognorm" in back.layers) == (space == "lognorm")
     assert "type" not in back.obs
@@ -165,47 +167,47 @@ def test_other_spaces_come_back(values, space):
 
 def test_a_little_is_nothing():
     """Between zero and a gene's smallest value there are no values: the nearer of the two is taken."""
-    recipe = Recipe.fit(holding(LOGNORM.astype(np.float32)), centred=False)
-    x = np.tile(recipe.smallest, (2, 1)) * np.array([[0.4], [0.6]], np.float32)
-    back = recipe.decode(x, np.ones(2)).X.toarray()
+    preprocessor = Preprocessor.fit(holding(LOGNORM.astype(np.float32)), centred=False)
+    x = np.tile(preprocessor.smallest, (2, 1)) * np.array([[0.4], [0.6]], np.float32)
+    back = preprocessor.decode(x, np.ones(2)).X.toarray()
     assert (back[0] == 0).all()
     np.testing.assert_allclose(back[1], x[1])
 
 
 def test_libraries_are_drawn_from_their_label(cells):
-    recipe = Recipe.fit(cells, label="type")
-    assert recipe.labels.sizes.tolist() == [20, 20, 20]
+    preprocessor = Preprocessor.fit(cells, label="type")
+    assert preprocessor.labels.sizes.tolist() == [20, 20, 20]
     totals = COUNTS.sum(1)
     codes, u = np.repeat([[0], [1], [2]], 1000, axis=0), np.tile(np.linspace(0.0005, 0.9995, 1000), 3)
-    drawn = recipe.draw_library(codes, u)
+    drawn = preprocessor.draw_library(codes, u)
     for k in range(3):
-        own = totals[recipe.labels.codes(cells)[:, 0] == k]
+        own = totals[preprocessor.labels.codes(cells)[:, 0] == k]
         assert own.min() <= drawn[codes[:, 0] == k].min()
         assert drawn[codes[:, 0] == k].max() <= own.max()
         assert drawn[codes[:, 0] == k].mean() == pytest.approx(own.mean(), rel=0.03)
 
 
 def test_genes_are_found_by_name(cells):
-    recipe = Recipe.fit(cells)
+    preprocessor = Preprocessor.fit(cells)
     shuffled = cells[:, ::-1].copy()
-    np.testing.assert_array_equal(recipe.encode(shuffled), recipe.encode(cells))
+    np.testing.assert_array_equal(preprocessor.encode(shuffled), preprocessor.encode(cells))
     with pytest.raises(InputError, match="1 of the run's 30 genes are missing, 'gene-0'"):
-        recipe.encode(cells[:, 1:])
+        preprocessor.encode(cells[:, 1:])
     with pytest.raises(InputError, match="trained on counts, these cells hold lognorm"):
-        recipe.encode(holding(LOGNORM))
+        preprocessor.encode(holding(LOGNORM))
 
 
 def test_unknown_label_value(cells):
-    labels = Recipe.fit(cells, label="type").labels
+    labels = Preprocessor.fit(cells, label="type").labels
     other = cells.copy()
     other.obs["type"] = other.obs["type"].astype(str)
     other.obs.loc[other.obs_names[3], "type"] = "Mast"
     with pytest.raises(InputError, match="unknown label 'Mast' in 'type'.*B, NK, T"):
         labels.codes(other)
     with pytest.raises(InputError, match="unknown label 'Mast' in 'type'.*B, NK, T"):
-        labels.counted({"B": 1, "Mast": 2})
+        labels.codes_from_counts({"B": 1, "Mast": 2})
     with pytest.raises(InputError, match="without labels"):
-        Recipe.fit(cells).labels.counted({"B": 1})
+        Preprocessor.fit(cells).labels.codes_from_counts({"B": 1})
 
 
 # variable genes
@@ -226,8 +228,8 @@ def test_variable_genes_are_kept(space):
 
 def test_too_many_genes_are_said():
     said = []
-    recipe = Recipe.fit(make_cells(200, 50), max_genes=20, say=said.append)
-    assert len(recipe.genes) == 20
+    preprocessor = Preprocessor.fit(make_cells(200, 50), max_genes=20, say=said.append)
+    assert len(preprocessor.genes) == 20
     assert said == ["X is raw counts", "kept the 20 most variable of 50 genes"]
 
 

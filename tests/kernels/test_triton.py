@@ -107,7 +107,7 @@ def test_products_are_by_matrix_instructions(codegen, op, arch):
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_the_blocks_products_are_too(codegen, arch):
-    kernels = {kernel.name: kernel for kernel in codegen.compile_op("trunk", arch, torch.bfloat16)}
+    kernels = {kernel.name: kernel for kernel in codegen.compile_op("run_blocks", arch, torch.bfloat16)}
     for name in ("block_project", "block_compress", "block_sparsify"):
         assert kernels[name].matrix > 0, kernels[name]
         assert kernels[name].asynchronous > 0, kernels[name]
@@ -116,7 +116,7 @@ def test_the_blocks_products_are_too(codegen, arch):
 def test_sizes_of_one_compile(codegen):
     """Triton makes a constant of an argument that is 1; the interpreter does not, so it cannot see what that breaks."""
     dtype = torch.bfloat16
-    for op, d in (*dict.fromkeys(codegen.launches(dtype, d=1, heads=1), 1).items(), ("trunk", 16)):
+    for op, d in (*dict.fromkeys(codegen.launches(dtype, d=1, heads=1), 1).items(), ("run_blocks", 16)):
         assert codegen.compile_op(op, 90, dtype, batch=1, tokens=1, d=d, heads=1, genes=1, levels=1), op
 
 
@@ -124,14 +124,15 @@ def test_sizes_of_one_compile(codegen):
 def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
     """Each block size that an architecture is offered compiles there, in its shared memory and without spills."""
     from drylaunch import dry
-    from wbdit.kernels import mssa, trunk
+    from wbdit.kernels import blocks as fused_blocks
+    from wbdit.kernels import mssa
 
     cpu, bf16 = torch.device("cpu"), torch.bfloat16
     with dry(arch):
         offered = [("mssa", mssa, blocks) for blocks in mssa.candidates(False, bf16, 96, cpu)]
         offered += [("mssa_backward", mssa, blocks) for blocks in mssa.candidates(True, bf16, 96, cpu)]
-        offered += [("trunk", trunk, tiles) for tiles in trunk.candidates(cpu)]
-    assert {op for op, *_ in offered} == {"mssa", "mssa_backward", "trunk"}
+        offered += [("run_blocks", fused_blocks, tiles) for tiles in fused_blocks.candidates(cpu)]
+    assert {op for op, *_ in offered} == {"mssa", "mssa_backward", "run_blocks"}
     for op, module, candidate in offered:
         with monkeypatch.context() as patched:
             patched.setattr(module, "candidates", lambda *_, only=candidate: (only,))
@@ -281,19 +282,23 @@ def test_attention_fits_what_the_card_has(fits, dtype):
 
 def test_tiles_never_exceed_the_card(monkeypatch):
     """144 KB are no first choice on a card of 99; where no tile fits, the blocks go op by op."""
-    from wbdit.kernels import trunk
+    from wbdit.kernels import blocks as fused_blocks
 
     from wbdit.ops import triton as engine
 
-    wide = trunk.Tiles(128, 256, 64, 8, 3)
-    monkeypatch.setattr(trunk, "TILES", (wide, *trunk.TILES))
+    wide = fused_blocks.Tiles(128, 256, 64, 8, 3)
+    monkeypatch.setattr(fused_blocks, "TILES", (wide, *fused_blocks.TILES))
     bf16 = torch.bfloat16
     with FakeTensorMode():
         x, weight = torch.empty(2, 200, 768, device="cuda"), [torch.empty(768, 768, dtype=bf16, device="cuda")]
     blocks = x, [], weight, weight, [], weight, 8, 0.1, 0.1, 1e-6
-    for capability, shared, first in (((9, 0), 232448, wide), ((8, 6), 101376, trunk.TILES[1]), ((8, 6), 8192, None)):
+    for capability, shared, first in (
+        ((9, 0), 232448, wide),
+        ((8, 6), 101376, fused_blocks.TILES[1]),
+        ((8, 6), 8192, None),
+    ):
         made_up_card(monkeypatch, capability, shared)
-        assert trunk.candidates(x.device)[:1] == ((first,) if first else ())
+        assert fused_blocks.candidates(x.device)[:1] == ((first,) if first else ())
         assert engine._is_one(*blocks) == (first is not None)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from wbdit import WBDiT, backend, samplers
-from wbdit.counts.bins import Levels
-from wbdit.counts.denoiser import AtDepth, CountDenoiser
+from wbdit.counts.bins import CountBins
+from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.nn import cuda_graph
 from wbdit.schedule import NoiseSchedule
@@ -25,10 +25,10 @@ def recorded(monkeypatch):
         call()
         return call
 
-    replays = cuda_graph.Graphed._replays
+    replays = cuda_graph.CUDAGraphModel._replays
     monkeypatch.setattr(cuda_graph, "capture", capture)
     monkeypatch.setattr(
-        cuda_graph.Graphed, "_replays", lambda self, x, t: t.stride(0) == 0 and replays(self, _OnGpu(x), t)
+        cuda_graph.CUDAGraphModel, "_replays", lambda self, x, t: t.stride(0) == 0 and replays(self, _OnGpu(x), t)
     )
     return calls
 
@@ -56,15 +56,15 @@ def test_a_sampler_gets_the_same_cells(recorded, classes, mix):
     y = y[:, 0] if classes == 3 else y
     x, path = torch.randn(5, 1, 12), samplers.timesteps(schedule, 6)
     cells = []
-    for call in (denoiser, cuda_graph.Graphed(denoiser)):
-        guided = call if y is None else samplers.Guided(call, y, 2.0, toward=y.flip(0), mix=mix)
+    for call in (denoiser, cuda_graph.CUDAGraphModel(denoiser)):
+        guided = call if y is None else samplers.GuidedModel(call, y, 2.0, toward=y.flip(0), mix=mix)
         cells.append(samplers.ddim(guided, x, schedule, path, eta=0.0, clamp_min=None))
     assert torch.equal(*cells)
     assert len(recorded) == 1
 
 
 def test_each_shape_is_recorded_once(recorded):
-    graphed = cuda_graph.Graphed(model())
+    graphed = cuda_graph.CUDAGraphModel(model())
     t = torch.tensor([7])
     with torch.no_grad():
         for batch in (4, 2, 4, 2):
@@ -75,7 +75,7 @@ def test_each_shape_is_recorded_once(recorded):
 
 
 def test_a_recording_holds_for_its_backend_and_mode(recorded):
-    graphed, x, t = cuda_graph.Graphed(model()), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
+    graphed, x, t = cuda_graph.CUDAGraphModel(model()), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
     with torch.no_grad():
         graphed(x, t)
         with backend("reference"):
@@ -105,7 +105,7 @@ def test_recording_and_replaying_are_on_the_inputs_device(recorded, monkeypatch)
     monkeypatch.setattr(cuda_graph, "_Recorded", Replayed)
     monkeypatch.setattr(cuda_graph, "capture", lambda call: seen.append(current[0]) or capture(call))
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    graphed, t = cuda_graph.Graphed(model()), torch.tensor([7])
+    graphed, t = cuda_graph.CUDAGraphModel(model()), torch.tensor([7])
     with torch.no_grad():
         for _ in range(2):
             graphed(torch.randn(3, 1, 12), t.expand(3))
@@ -122,7 +122,7 @@ def test_what_cannot_be_recorded_is_called(recorded, monkeypatch):
 
     monkeypatch.setattr(cuda_graph, "capture", capture)
     denoiser, x, t = model(), torch.randn(3, 1, 12), torch.tensor([7]).expand(3)
-    graphed = cuda_graph.Graphed(denoiser)
+    graphed = cuda_graph.CUDAGraphModel(denoiser)
     with torch.no_grad():
         with pytest.warns(UserWarning, match="not permitted when stream is capturing$"):
             first = graphed(x, t)
@@ -135,7 +135,7 @@ def test_what_cannot_be_recorded_is_called(recorded, monkeypatch):
 
 def test_an_answer_outlives_the_next_call(recorded):
     denoiser = model()
-    graphed, x, t = cuda_graph.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
+    graphed, x, t = cuda_graph.CUDAGraphModel(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
     with torch.no_grad():
         first = graphed(x, t.expand(3))
         kept = first.clone()
@@ -146,7 +146,7 @@ def test_an_answer_outlives_the_next_call(recorded):
 
 def test_weights_may_change(recorded):
     denoiser = model()
-    graphed, x, t = cuda_graph.Graphed(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
+    graphed, x, t = cuda_graph.CUDAGraphModel(denoiser), torch.randn(3, 1, 12), torch.tensor([7])
     with torch.no_grad():
         graphed(x, t.expand(3))
         denoiser.blocks[0].attn.qkv.weight.mul_(3)
@@ -155,25 +155,25 @@ def test_weights_may_change(recorded):
 
 def test_what_cannot_be_replayed_is_called(recorded):
     denoiser = model()
-    graphed, x = cuda_graph.Graphed(denoiser), torch.randn(3, 1, 12)
+    graphed, x = cuda_graph.CUDAGraphModel(denoiser), torch.randn(3, 1, 12)
     with torch.no_grad():
         graphed(x, torch.tensor([7, 8, 9]))
     graphed(x, torch.tensor([7]).expand(3)).sum().backward()
     assert recorded == []
 
 
-@pytest.mark.parametrize("grid", ["uniform", "logsnr"])
-def test_a_count_denoiser_is_replayed_at_its_depths(recorded, grid):
+@pytest.mark.parametrize("spacing", ["uniform", "logsnr"])
+def test_a_count_denoiser_is_replayed_at_its_depths(recorded, spacing):
     counts, y = np.random.default_rng(0).poisson(2.0, (40, 12)).astype(np.float32), np.arange(40)[:, None] % 3
     schedule = NoiseSchedule(kind="cosine")
-    likelihood = CountLikelihood(12, len(Levels.up_to(counts.max()).lowest), schedule.noise_steps)
+    likelihood = CountLikelihood(12, len(CountBins.up_to(counts.max()).lowest), schedule.noise_steps)
     denoiser = CountDenoiser(model(3), likelihood, schedule).eval()
-    denoiser.begin(counts, y, np.log1p(counts).mean(0), 0.5)
-    x, depth = torch.randn(5, 1, 12), torch.linspace(2, 4, 5)
-    path = samplers.timesteps(schedule, 4, grid, stop=500)
+    denoiser.init_from_data(counts, y, np.log1p(counts).mean(0), 0.5)
+    x, log_library = torch.randn(5, 1, 12), torch.linspace(2, 4, 5)
+    path = samplers.timesteps(schedule, 4, spacing, stop=500)
     cells = []
-    for call in (denoiser, cuda_graph.Graphed(denoiser)):
-        guided = samplers.Guided(AtDepth(call, depth), torch.tensor([0, 1, 2, 0, 1]), 1.5)
+    for call in (denoiser, cuda_graph.CUDAGraphModel(denoiser)):
+        guided = samplers.GuidedModel(FixedLibrary(call, log_library), torch.tensor([0, 1, 2, 0, 1]), 1.5)
         cells.append(samplers.ddim(guided, x, schedule, path, stop=500, eta=0.0, clamp_min=None))
     assert torch.equal(*cells)
     assert len(recorded) == 1

@@ -163,9 +163,9 @@ def test_what_one_op_can_do(options, given, monkeypatch):
     model = make(options)
     with torch.no_grad():
         by_blocks = model(*given)
-        monkeypatch.setattr("wbdit.nn.wbdit.WBDiT._is_one_op", lambda self, x: self.blocks[0].fits_trunk)
+        monkeypatch.setattr("wbdit.nn.wbdit.WBDiT._is_one_op", lambda self, x: self.blocks[0].fits_run_blocks)
         assert relative_error(model(*given), by_blocks) < 1e-5
-    assert model.blocks[0].fits_trunk == (model.num_heads > 1)
+    assert model.blocks[0].fits_run_blocks == (model.num_heads > 1)
 
 
 def test_fitted_saved_and_read_again(monkeypatch, tmp_path):

@@ -208,7 +208,7 @@ def test_other_types_take_the_reference():
 # all blocks at once
 
 
-def trunk_inputs(tokens, d, heads, depth=2, batch=2, rows=None):
+def blocks_inputs(tokens, d, heads, depth=2, batch=2, rows=None):
     """Return a stream whose rows are far from centred, and blocks that do something to it."""
     p = d // heads
     parts = [(0.3 * rand(rows or batch, d, seed=i)).expand(batch, -1) for i in range(6 * depth + 2)]
@@ -221,38 +221,38 @@ def trunk_inputs(tokens, d, heads, depth=2, batch=2, rows=None):
     return x, parts, weights[0], weights[1], biases, weights[2], heads
 
 
-def run_trunk(inputs, dtype):
+def blocks_in(inputs, dtype):
     x, parts, projections, outs, biases, folded, heads = inputs
     wide = dtype if dtype == torch.float64 else torch.float32
     cast = [
         [t.to(to) for t in ts]
         for ts, to in zip((parts, projections, outs, biases, folded), (wide, dtype, dtype, wide, dtype), strict=True)
     ]
-    return ops.trunk(x.to(wide), *cast, heads)
+    return ops.run_blocks(x.to(wide), *cast, heads)
 
 
 @DTYPES
 @pytest.mark.parametrize("rows", [None, 1], ids=["a row a sample", "a row for all"])
 @pytest.mark.parametrize(("tokens", "d", "heads"), [(9, 48, 3), (70, 144, 3), (5, 64, 2), (6, 128, 4)], ids=str)
-def test_trunk(tokens, d, heads, rows, dtype):
+def test_run_blocks(tokens, d, heads, rows, dtype):
     """Against fp64 on the same weights, rounded first: what is measured is the arithmetic."""
-    inputs = trunk_inputs(tokens, d, heads, rows=rows)
+    inputs = blocks_inputs(tokens, d, heads, rows=rows)
     inputs = (*inputs[:2], *([t.to(dtype).float() for t in ts] for ts in inputs[2:6]), heads)
-    out = run_trunk(inputs, dtype)
+    out = blocks_in(inputs, dtype)
     assert out.dtype == dtype
-    assert relative_error(out, run_trunk(inputs, torch.float64)) < TOLERANCE[dtype]
+    assert relative_error(out, blocks_in(inputs, torch.float64)) < TOLERANCE[dtype]
 
 
 def test_the_blocks_inputs_may_have_gaps():
     """Rows, channels and biases that are not neighbours in memory are read for what they are."""
-    x, parts, *weights, heads = trunk_inputs(9, 48, 3)
+    x, parts, *weights, heads = blocks_inputs(9, 48, 3)
     weights = [[t.bfloat16() for t in ts] for ts in weights]
-    dense = ops.trunk(x.bfloat16(), parts, *weights, heads)
+    dense = ops.run_blocks(x.bfloat16(), parts, *weights, heads)
     gaps = [[with_gaps(t) for t in ts] for ts in (parts, *weights)]
     x = x.bfloat16()
     for strided in (with_gaps(x), x.transpose(0, 1).contiguous().transpose(0, 1)):
         assert not strided.is_contiguous()
-        assert torch.equal(ops.trunk(strided, *gaps, heads), dense)
+        assert torch.equal(ops.run_blocks(strided, *gaps, heads), dense)
 
 
 def test_a_bias_may_have_gaps():
@@ -271,8 +271,8 @@ def with_gaps(t):
     return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0]
 
 
-def test_trunk_is_its_blocks():
-    x, parts, projections, outs, biases, folded, heads = trunk_inputs(7, 24, 3)
+def test_run_blocks_is_its_parts():
+    x, parts, projections, outs, biases, folded, heads = blocks_inputs(7, 24, 3)
     z = ops.adaln(x, *parts[:2])
     stream = x
     for i in range(2):
@@ -280,7 +280,7 @@ def test_trunk_is_its_blocks():
         step = ops.mssa(z @ projections[i].T, heads) @ outs[i].T + biases[i]
         stream, z = ops.gated_adaln(stream, step, gate1, shift2, scale2)
         stream, z = ops.ista_adaln(stream, z, folded[i], gate2, shift, scale)
-    assert relative_error(ops.trunk(x, parts, projections, outs, biases, folded, heads), z) < 1e-5
+    assert relative_error(ops.run_blocks(x, parts, projections, outs, biases, folded, heads), z) < 1e-5
 
 
 # the noise schedule's updates
@@ -433,9 +433,9 @@ def test_every_instruction_set(level):
     """The agreement tests again with the kernels held to lower levels, each in a process of its own."""
     if INTERPRETED or "WBDIT_CPU" in os.environ:
         pytest.skip("this is such a process, or one of other kernels")
-    if cpu.LEVELS.index(level) > cpu.LEVELS.index(cpu.processor_level()):
+    if cpu.LEVELS.index(level) > cpu.LEVELS.index(cpu.cpu_level()):
         pytest.skip("this processor does not have it")
-    said = f"import pytest, wbdit.ops.cpu as c; assert c.processor_level() == {level!r}; "
+    said = f"import pytest, wbdit.ops.cpu as c; assert c.cpu_level() == {level!r}; "
     run = f"raise SystemExit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', {__file__!r}]))"
     environment = {**os.environ, "WBDIT_CPU": level}
     done = subprocess.run([sys.executable, "-c", said + run], capture_output=True, text=True, env=environment)

@@ -170,7 +170,7 @@ REGISTERED = {
         *(*leaves((2, 3, 8), 2, **F32), *leaves((8, 8), 1, **F32), *leaves((2, 8), 3, **F32)),
         *(ETA, LAM, 1e-6),
     ),
-    "trunk": lambda: (
+    "run_blocks": lambda: (
         *(rand(2, 3, 8, **F32), [rand(2 + i, 8, **F32)[:2] for i in range(8)]),
         *([rand(8, 8, **F32)], [rand(8, 8, **F32)], [rand(8, **F32)], [rand(8, 8, **F32)], 2, ETA, LAM, 1e-6),
     ),

@@ -10,7 +10,7 @@ import pytest
 
 from wbdit.errors import InputError
 from wbdit.evaluation.evaluate import Evaluation
-from wbdit.evaluation.figure_data import Cells, FigureData
+from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.registry import METRICS
 from wbdit.evaluation.scores import Score
 from wbdit.report import evaluation as report
@@ -29,7 +29,9 @@ def evaluation(*, labels=True, space="counts", off=1.0, omitted=()):
     values = {name: np.log1p(rng.poisson(2.0, size=(N, N_GENES))) for name in ("real", "synthetic", "floor")}
     if space == "scaled":
         values = {name: each - each.mean() for name, each in values.items()}
-    data = FigureData.of({k: Cells(v, kinds) for k, v in values.items()}, np.array([f"g{i}" for i in range(N_GENES)]))
+    data = FigureData.of(
+        {k: AlignedCells(v, kinds) for k, v in values.items()}, np.array([f"g{i}" for i in range(N_GENES)])
+    )
     data.__dict__["layout"] = rng.normal(size=(2 * N, 2))  # in place of UMAP, which takes seconds to start
     scores = {}
     for name, metric in METRICS.items():
@@ -257,7 +259,7 @@ def test_the_map_is_the_same_twice_and_keeps_groups_together():
     groups = np.array(["a", "b"])[np.arange(40) % 2]
     values = rng.normal(size=(40, 12)) + 8.0 * (groups == "b")[:, None]
     layouts = [
-        FigureData.of(dict.fromkeys(("real", "synthetic", "floor"), Cells(values, groups)), np.arange(12)).layout
+        FigureData.of(dict.fromkeys(("real", "synthetic", "floor"), AlignedCells(values, groups)), np.arange(12)).layout
         for _ in range(2)
     ]
     np.testing.assert_array_equal(*layouts)

@@ -1,4 +1,4 @@
-"""The solvers for few steps against another library's and against exact distributions; grids, ends of walks."""
+"""The solvers for few steps against another library's and against exact distributions; spacings, ends of walks."""
 
 import math
 from functools import cache
@@ -55,11 +55,11 @@ def diffusers_scheduler(kind, prediction, path, stop):
 
 @PREDICTIONS
 @pytest.mark.parametrize("stop", [0, 60])
-@pytest.mark.parametrize("grid", ["uniform", "logsnr"])
+@pytest.mark.parametrize("spacing", ["uniform", "logsnr"])
 @pytest.mark.parametrize("kind", ["dpmpp_2m", "sde_dpmpp_2m", "unipc"])
-def test_steps_are_those_of_diffusers(kind, grid, stop, prediction):
+def test_steps_are_those_of_diffusers(kind, spacing, stop, prediction):
     model, generator = toy_model(prediction), torch.Generator().manual_seed(0)
-    path = samplers.timesteps(PUBLISHED, 9, grid, stop=stop)
+    path = samplers.timesteps(PUBLISHED, 9, spacing, stop=stop)
     x_T, *noise = torch.randn(10, 4, 1, 8, generator=generator, dtype=torch.float64)
     ours, called, theirs = [], [], [x_T]
 
@@ -193,12 +193,12 @@ def test_fresh_noise_leads_to_the_distribution(schedule):
     assert away[samplers.sde_dpmpp_2m] < 0.3 * away[samplers.ddim]
 
 
-def spread(walk, schedule, steps, grid, stop):
+def spread(walk, schedule, steps, spacing, stop):
     """Return the standard deviation that a walk gives N(0, 4) at `stop`, and the right one.
 
     The exact denoiser is linear, so x is linear in the noise: each row of the batch carries one draw's share.
     """
-    path = samplers.timesteps(schedule, steps, grid, stop=stop)
+    path = samplers.timesteps(schedule, steps, spacing, stop=stop)
 
     def model(x, t):
         alpha, sigma = schedule.levels(t[0].item())
@@ -262,9 +262,9 @@ def test_the_step_from_pure_noise_is_of_first_order(name):
 
 
 @pytest.mark.parametrize("name", WALKS)
-@pytest.mark.parametrize("grid", samplers.GRIDS)
-def test_a_sample_does_not_depend_on_its_batch(name, grid):
-    path = samplers.timesteps(COSINE, 7, grid)
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+def test_a_sample_does_not_depend_on_its_batch(name, spacing):
+    path = samplers.timesteps(COSINE, 7, spacing)
 
     def sample(rows):
         noise = samplers.PhiloxNoise(11, torch.tensor(rows), (1, 9))
@@ -324,7 +324,7 @@ def test_refused_ends(timesteps, stop):
         samplers.unipc(toy_model("v"), torch.zeros(1, 1, 2), PUBLISHED, timesteps, stop=stop)
 
 
-# grids and what lies between whole timesteps
+# spacings and what lies between whole timesteps
 
 
 @SCHEDULES
@@ -375,16 +375,16 @@ def test_the_sqrt_grid_is_even():
 
 
 @SCHEDULES
-@pytest.mark.parametrize("grid", samplers.GRIDS)
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
 @pytest.mark.parametrize("stop", [1, 40, 250.5])
-def test_grids_end_a_step_above_the_stop(schedule, grid, stop):
+def test_grids_end_a_step_above_the_stop(schedule, spacing, stop):
     def even(t):
         lowest, highest = -5, 5
-        return {"uniform": t, "sqrt": math.sqrt(t), "logsnr": min(max(schedule.log_snr(t), lowest), highest)}[grid]
+        return {"uniform": t, "sqrt": math.sqrt(t), "logsnr": min(max(schedule.log_snr(t), lowest), highest)}[spacing]
 
-    path = samplers.timesteps(schedule, 20, grid, stop=stop)
+    path = samplers.timesteps(schedule, 20, spacing, stop=stop)
     gaps = -np.diff([even(t) for t in (*path, stop)])
-    slack = 1.5 if grid == "uniform" else 0.1
+    slack = 1.5 if spacing == "uniform" else 0.1
     assert (abs(gaps - gaps.mean()) < slack).all()
     assert (gaps != 0).all()
     samplers.unipc(toy_model("v"), torch.zeros(1, 1, 2), schedule, path, stop=stop)
@@ -398,7 +398,7 @@ def test_uniform_timesteps_are_whole():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"steps": 5, "grid": "karras"}, "choose one of uniform, logsnr, sqrt"),
+        ({"steps": 5, "spacing": "karras"}, "choose one of uniform, logsnr, sqrt"),
         ({"steps": 0}, "between 1 and 999"),
         ({"steps": 500, "stop": 500}, "between 1 and 499"),
         ({"steps": 5, "stop": 0.5}, "stop must be 0, or at least 1"),

@@ -8,7 +8,7 @@ from helpers import make_cells
 
 import wbdit
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
-from wbdit.data.preprocessor import Recipe
+from wbdit.data.preprocessor import Preprocessor
 from wbdit.training import calibration
 from wbdit.training.config import Budget
 from wbdit.training.trainer import Trainer
@@ -30,7 +30,7 @@ class Narrow:
     """A generator whose cells spread 0.7 times as far as real ones, times its noise's factors."""
 
     def __init__(self, cells):
-        self.recipe = Recipe.fit(cells, label="type")
+        self.preprocessor = Preprocessor.fit(cells, label="type")
         self.config = {"seed": 0}
         self.asked = []
         self.model = CountDenoiser.__new__(CountDenoiser)
@@ -48,27 +48,27 @@ def test_noise_is_wider_along_the_axes_alone():
     cells = make_cells(40, 30)
     generator = wbdit.fit(cells, label="type", steps=1, progress=False)
     model, noise = generator.model, torch.randn(5, 1, 30)
-    assert torch.equal(model.widen(noise), noise)  # of so few cells no axis is learned
+    assert torch.equal(model.scale_noise(noise), noise)  # of so few cells no axis is learned
     axes = torch.linalg.qr(torch.randn(30, NOISE_AXES))[0].T.contiguous()
     model.noise_axes.copy_(axes)
     model.noise_factors.copy_(torch.linspace(0.8, 2, NOISE_AXES))
-    wide = model.widen(noise)
+    wide = model.scale_noise(noise)
     torch.testing.assert_close(wide @ axes.T, noise @ axes.T * model.noise_factors)
     rest = torch.eye(30) - axes.T @ axes
     torch.testing.assert_close(wide @ rest, noise @ rest)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.widen(noise), wide)
+        assert torch.equal(model.scale_noise(noise), wide)
 
 
 def test_factors_give_back_the_spread_that_is_lost():
     cells = spreading(1000)
     generator = Narrow(cells)
-    noise = calibration.match_spread(generator, cells)
+    noise = calibration.calibrate_noise(generator, cells)
     assert noise["noise_factors"][:2].numpy() == pytest.approx(np.full(2, 1 / 0.7), rel=0.1)
     assert noise["noise_factors"][2:].mean() == pytest.approx(1, abs=0.1)  # sequencing's own
     torch.testing.assert_close(noise["noise_axes"] @ noise["noise_axes"].T, torch.eye(NOISE_AXES), atol=1e-4, rtol=0)
     assert generator.asked == [calibration.CELLS] * calibration.ROUNDS
-    again = calibration.match_spread(generator, cells)
+    again = calibration.calibrate_noise(generator, cells)
     assert all(torch.equal(noise[name], again[name]) for name in noise)
 
 
@@ -76,10 +76,10 @@ def test_what_follows_from_library_sizes_is_no_spread():
     cells = spreading(600)
     cells.X = np.random.default_rng(1).poisson(cells.X * np.array([1, 4])[np.arange(600) // 2 % 2][:, None])
     cells.X = cells.X.astype(np.float32)
-    recipe = Recipe.fit(cells, label="type")
+    preprocessor = Preprocessor.fit(cells, label="type")
     depth = np.log(cells.X.sum(1))
-    assert abs(np.corrcoef(recipe.encode(cells).mean(1), depth)[0, 1]) > 0.9
-    beyond = calibration.within_labels(recipe, cells)  # label by label, as the cells lie alternately
+    assert abs(np.corrcoef(preprocessor.encode(cells).mean(1), depth)[0, 1]) > 0.9
+    beyond = calibration.within_labels(preprocessor, cells)  # label by label, as the cells lie alternately
     assert abs(np.corrcoef(beyond.mean(1), np.concatenate([depth[::2], depth[1::2]]))[0, 1]) < 1e-3
     assert beyond.mean(0) == pytest.approx(np.zeros(60), abs=1e-5)
 
@@ -95,7 +95,7 @@ def test_a_few_cells_far_off_change_little():
 def test_too_few_cells_leave_the_noise_as_it_is():
     cells = spreading(2 * calibration.FEWEST - 2)
     generator = Narrow(cells)
-    noise = calibration.match_spread(generator, cells)
+    noise = calibration.calibrate_noise(generator, cells)
     assert not noise["noise_axes"].any()
     assert (noise["noise_factors"] == 1).all()
     assert generator.asked == []
@@ -104,14 +104,14 @@ def test_too_few_cells_leave_the_noise_as_it_is():
 def test_a_label_of_few_cells_is_left_out():
     cells = spreading(303)
     cells.obs["type"] = np.where(np.arange(303) < 3, "rare", cells.obs["type"])
-    assert len(calibration.within_labels(Recipe.fit(cells, label="type"), cells)) == 300
+    assert len(calibration.within_labels(Preprocessor.fit(cells, label="type"), cells)) == 300
 
 
 def test_values_without_a_likelihood_are_left_alone():
     cells = make_cells(40, 30)
     generator = wbdit.fit(cells, preset="paper", steps=1, progress=False)
-    assert calibration.match_spread(generator, cells) == {}
-    assert calibration.matching_seconds(generator, cells) == 0
+    assert calibration.calibrate_noise(generator, cells) == {}
+    assert calibration.calibration_seconds(generator, cells) == 0
 
 
 def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monke
     assert loaded.config["model_hash"] == made.config["model_hash"]
     longer = wbdit.fit(cells, steps=40, out=run, resume=True, **quick)
     factors = longer.model.noise_factors.clone()
-    assert torch.equal(calibration.match_spread(longer, cells)["noise_factors"], factors)
+    assert torch.equal(calibration.calibrate_noise(longer, cells)["noise_factors"], factors)
     assert not torch.equal(factors, made.model.noise_factors)
 
 
@@ -136,7 +136,7 @@ def test_what_was_trained_is_saved_before_the_spread_is_matched(tmp_path, monkey
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wbdit.training.fit.match_spread", stopped)
+    monkeypatch.setattr("wbdit.training.fit.calibrate_noise", stopped)
     with pytest.raises(KeyboardInterrupt):
         wbdit.fit(spreading(240), steps=3, out=tmp_path, progress=False)
     assert wbdit.load(tmp_path).config["trained"]["steps"] == 3
@@ -153,8 +153,8 @@ def test_the_clock_includes_the_matching(monkeypatch, estimate, reserved):
         return train(trainer, *given)
 
     monkeypatch.setattr(calibration, "CELLS", 200)
-    monkeypatch.setattr("wbdit.training.fit.matching_seconds", lambda *given: estimate)
+    monkeypatch.setattr("wbdit.training.fit.calibration_seconds", lambda *given: estimate)
     monkeypatch.setattr(Trainer, "train", two_steps)
     generator = wbdit.fit(spreading(240), label="type", minutes=0.1, progress=False)
     assert budgets[0].minutes == pytest.approx(0.1 - reserved / 60)
-    assert calibration.matching_seconds(generator, spreading(240)) > 0
+    assert calibration.calibration_seconds(generator, spreading(240)) > 0

@@ -23,8 +23,8 @@ def curve(precision, kernels="auto"):
         torch.manual_seed(0)
         model = WBDiT(60, 10, hidden_size=32, depth=2, num_heads=2, num_classes=3, prediction="v")
     training = Training(batch_size=64, learning_rate=3e-3, warmup_steps=10, precision=precision)
-    objective = SquaredError(model, NoiseSchedule(kind="cosine"))
-    trainer = Trainer(objective, Batches(x, y, 64), training, Budget(steps=STEPS))
+    loss_fn = SquaredError(model, NoiseSchedule(kind="cosine"))
+    trainer = Trainer(loss_fn, Batches(x, y, 64), training, Budget(steps=STEPS))
     records = []
     with backend(kernels):
         assert trainer.train(records.append, bar=False)

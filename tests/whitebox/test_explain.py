@@ -170,7 +170,7 @@ def test_cells_that_do_not_fit_are_refused(run, cells):
 def test_training_looks_into_the_blocks_and_is_not_changed_by_it(cells, monkeypatch):
     monkeypatch.setattr("wbdit.training.trainer.LOG_SECONDS", 0.0)
     seen = wbdit.fit(cells, label="type", steps=6, progress=False)
-    monkeypatch.setattr("wbdit.training.fit.glance", lambda *given: {})
+    monkeypatch.setattr("wbdit.training.fit.diagnostics", lambda *given: {})
     blind = wbdit.fit(cells, label="type", steps=6, progress=False)
     assert seen.config["model_hash"] == blind.config["model_hash"]
     record = seen.history[0]
@@ -181,14 +181,14 @@ def test_training_looks_into_the_blocks_and_is_not_changed_by_it(cells, monkeypa
 def test_looking_is_kept_to_its_share_of_the_time(cells, monkeypatch):
     """After a look that took long, none for as long as its share of the time asks for."""
     monkeypatch.setattr("wbdit.training.trainer.LOG_SECONDS", 0.0)
-    monkeypatch.setattr("wbdit.training.trainer.LOOK_SHARE", 1e-4)
+    monkeypatch.setattr("wbdit.training.trainer.DIAGNOSTICS_SHARE", 1e-4)
     looks = []
 
     def slow(*given):
         looks.append(time.sleep(0.2))
         return {"non_zero": [0.5]}
 
-    monkeypatch.setattr("wbdit.training.fit.glance", slow)
+    monkeypatch.setattr("wbdit.training.fit.diagnostics", slow)
     wbdit.fit(cells, label="type", steps=20, progress=False)
     assert len(looks) == 1
 

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 import wbdit
 from wbdit import WBDiT
 from wbdit.whitebox.gene_loadings import enrichment, gene_embedding, marker_genes, read_units
-from wbdit.whitebox.measures import coding_rate, effective_rank, glance, largest_rate, measure, walk_blocks, weigh
+from wbdit.whitebox.measures import (
+    coding_rate,
+    diagnostics,
+    effective_rank,
+    iterate_blocks,
+    largest_rate,
+    measure,
+    weight_stats,
+)
 
 ETA = LAM = 0.1
 
@@ -73,7 +81,7 @@ def by_hand(model, x, t, swapped_gates=False):
 
 
 def measured(model, x, t):
-    return [measure(b, s)._asdict() for b, s in zip(model.blocks, walk_blocks(model, x, t), strict=True)]
+    return [measure(b, s)._asdict() for b, s in zip(model.blocks, iterate_blocks(model, x, t), strict=True)]
 
 
 @torch.no_grad()
@@ -123,19 +131,19 @@ def test_weights_of_orthogonal_subspaces():
     with torch.no_grad():
         block.attn.qkv.weight.copy_(torch.eye(8))
         block.mlp.weight.copy_(3 * torch.eye(8))
-    found = weigh(block)
+    found = weight_stats(block)
     torch.testing.assert_close(found.overlap, torch.eye(2, dtype=torch.float64))
     assert found.step == pytest.approx(0.9)
     torch.testing.assert_close(found.rank, torch.full((2,), 4.0, dtype=torch.float64))
     with torch.no_grad():
         block.attn.qkv.weight[4:] = block.attn.qkv.weight[:4]
-    torch.testing.assert_close(weigh(block).overlap, torch.ones(2, 2, dtype=torch.float64))
+    torch.testing.assert_close(weight_stats(block).overlap, torch.ones(2, 2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("option", [{"tie_out": True}, {"num_heads": 1}])
 @torch.no_grad()
 def test_every_kind_of_block_is_walked(option):
-    """What the walk shows of the last block leads to what the model's own trunk gives."""
+    """What is shown of the last block leads to what the model's own blocks give."""
     torch.manual_seed(0)
     model = WBDiT(24, 4, hidden_size=16, depth=2, **{"num_heads": 2, **option}).eval()
     for p in model.parameters():
@@ -143,9 +151,9 @@ def test_every_kind_of_block_is_walked(option):
     x, t = torch.randn(3, 1, 24), torch.tensor([5, 500, 900])
     found = measured(model, x, t)
     assert all(torch.isfinite(value).all() for block in found for value in block.values())
-    *_, last = walk_blocks(model, x, t)
+    *_, last = iterate_blocks(model, x, t)
     modulations = model.modulations(t)
-    z = model.trunk(model.embed(x), modulations)
+    z = model.run_blocks(model.embed(x), modulations)
     stream = _stream(model, x, t)
     again = wbdit.ops.adaln(stream + modulations[-2][5][:, None] * last.code, *modulations[-1][:2])
     torch.testing.assert_close(again, z, rtol=1e-4, atol=1e-5)
@@ -168,7 +176,7 @@ def _stream(model, x, t):
 
 def test_a_glance_is_the_mean_of_the_measures(recorded):
     model, x, t = recorded
-    seen, all_ = glance(model, x, t), measured(model, x, t)
+    seen, all_ = diagnostics(model, x, t), measured(model, x, t)
     for block in range(len(model.blocks)):
         assert seen["coding_rate_before"][block] == pytest.approx(
             float(all_[block]["rate_before"].sum(1).mean()), abs=1e-3

@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-EXACT = 10  # counts below this are a level each; above, levels widen
+EXACT = 10  # counts below this are a level each; above, bins widen
 WIDENING = 1.25
 MOST = 64  # levels, as many as the kernels take
 ROOM = 1.3  # the last level reaches this far beyond the largest count that was seen
 
 
-class Levels(NamedTuple):
+class CountBins(NamedTuple):
     """Bins of counts: 0, 1, ... each for itself, then ever wider ones; from `lowest` to `highest`, both ``(L,)``."""
 
     lowest: np.ndarray
     highest: np.ndarray
 
     @classmethod
-    def up_to(cls, largest: float) -> Levels:
+    def up_to(cls, largest: float) -> CountBins:
         """Return the levels that reach beyond a largest count."""
         # as wide as the last of MOST levels asks for, where counts are so large
         widening = max(WIDENING, ((ROOM * largest + 2) / EXACT) ** (1 / (MOST - EXACT - 1)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.counts.init import label_rates, log_depth
+from wbdit.counts.init import label_rates, log_library_sizes
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.nn.denoiser import Denoiser
 from wbdit.ops import reference
@@ -24,15 +24,15 @@ NOISE_AXES = 16  # directions that starting noise may be wider along; beyond the
 class CountDenoiser(nn.Module):
     """A denoiser, and the likelihood that makes counts of what it answers.
 
-    Conditions are one vector a cell, made by :meth:`embed_labels`: the denoiser's own, of labels and library size, and
-    for each gene the logarithm of how much more the labels and the library size make of it than the average cell has,
-    and how much wider than other labels' its counts are.
+    The conditioning is one vector per cell, made by :meth:`embed_labels`: the denoiser's own, of labels and library
+    size, and for each gene the logarithm of how much more the labels and the library size make of it than the average
+    cell has, and how much wider than other labels' its counts are.
 
     Parameters
     ----------
     denoiser
         What answers each gene's logarithm of the mean count, beyond what the conditions make of it; with `learn_sigma`
-        also what is added to the logits of :attr:`CountLikelihood.mixing`: how wide the count's distribution is. A gene
+        also what is added to :attr:`CountLikelihood.dispersion_knots`: how wide the count's distribution is. A gene
         that is on or off in cells of a label is as uncertain as can be where both are likely, and neither before nor
         after. With one spread for all cells of a label, counts' means come out right, and those of their logarithms,
         which samplers go by, too close to one another.
@@ -47,9 +47,8 @@ class CountDenoiser(nn.Module):
     ----------
     label_rates
         Logarithm of how much more of each gene a label makes, ``(sum of K_c + 1, G)``, see :func:`label_rates`.
-    label_shapes
-        What a label adds to the logits of :attr:`CountLikelihood.mixing`, of the same shape; learned. In noise a
-        gene's counts are spread as the label's are: with one spread for all labels, means fit and zeros do not.
+    label_dispersion
+        What a label adds to :attr:`CountLikelihood.dispersion_knots`, of the same shape; learned. In noise a gene's counts are spread as the label's are: with one spread for all labels, means fit and zeros do not.
     noise_axes, noise_factors
         Orthonormal directions ``(K, G)`` along which sampling begins with wider noise, and how much wider ``(K,)``; see
         :mod:`wbdit.training.calibration`.
@@ -67,23 +66,23 @@ class CountDenoiser(nn.Module):
         self.input_dropout = input_dropout
         self.num_classes = denoiser.num_classes
         width, genes = denoiser.hidden_size, denoiser.input_size
-        self.depth_embedder = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
-        nn.init.normal_(self.depth_embedder[2].weight, std=0.02)  # type: ignore[arg-type]
-        nn.init.zeros_(self.depth_embedder[2].bias)  # type: ignore[arg-type]
+        self.library_embedder = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        nn.init.normal_(self.library_embedder[2].weight, std=0.02)  # type: ignore[arg-type]
+        nn.init.zeros_(self.library_embedder[2].bias)  # type: ignore[arg-type]
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
         self.register_buffer("label_rates", torch.zeros(rows, genes))
-        self.label_shapes = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
-        self.register_buffer("depth_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
+        self.label_dispersion = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
+        self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
         self.register_buffer("noise_axes", torch.zeros(NOISE_AXES, genes))
         self.register_buffer("noise_factors", torch.ones(NOISE_AXES))
 
     label_rates: Tensor
-    depth_scale: Tensor
+    log_library_scale: Tensor
     noise_axes: Tensor
     noise_factors: Tensor
 
     @torch.no_grad()
-    def begin(self, counts: np.ndarray, codes: np.ndarray, centre: np.ndarray, scale: float) -> None:
+    def init_from_data(self, counts: np.ndarray, codes: np.ndarray, centre: np.ndarray, scale: float) -> None:
         """Take what is known before training from the cells.
 
         Parameters
@@ -93,40 +92,40 @@ class CountDenoiser(nn.Module):
         codes
             Labels ``(n, C)`` int64.
         centre, scale
-            Of the values, see :class:`wbdit.data.preprocessor.Recipe`.
+            Of the values, see :class:`wbdit.data.preprocessor.Preprocessor`.
         """
-        self.likelihood.begin(counts, centre, scale)
-        depth = log_depth(counts)
-        self.depth_scale.copy_(torch.tensor([depth.mean(), max(depth.std(), 1e-3)]))
+        self.likelihood.init_from_data(counts, centre, scale)
+        log_library = log_library_sizes(counts)
+        self.log_library_scale.copy_(torch.tensor([log_library.mean(), max(log_library.std(), 1e-3)]))
         self.label_rates.copy_(torch.from_numpy(label_rates(counts, codes, self.denoiser.label_sizes)))
         if self.denoiser.has_cell_token:
-            self.denoiser.cell_token.look_along(torch.from_numpy((np.log1p(counts) - centre) / scale))
+            self.denoiser.cell_token.init_principal_components(torch.from_numpy((np.log1p(counts) - centre) / scale))
 
-    def widen(self, noise: Tensor) -> Tensor:
+    def scale_noise(self, noise: Tensor) -> Tensor:
         """Return starting noise ``(B, 1, G)`` that is wider along :attr:`noise_axes`."""
         with torch.autocast(noise.device.type, enabled=False):
             return noise + (noise @ self.noise_axes.mT * (self.noise_factors - 1)) @ self.noise_axes
 
-    def embed_labels(self, y: Tensor | None, depth: Tensor) -> Tensor:
+    def embed_labels(self, y: Tensor | None, log_library: Tensor) -> Tensor:
         """Return the conditions ``(B, d + 2 G)`` fp32.
 
         Parameters
         ----------
         y
             Labels ``(B,)`` or ``(B, C)`` int64, as :class:`wbdit.nn.denoiser.Denoiser` takes them; None for no labels.
-        depth
+        log_library
             Natural logarithm of the library size over the model's genes, ``(B,)``.
         """
-        mean, deviation = self.depth_scale
-        vector = self.depth_embedder(((depth - mean) / deviation)[:, None])
-        rates = (depth - mean)[:, None].expand(-1, self.denoiser.input_size)
+        mean, deviation = self.log_library_scale
+        vector = self.library_embedder(((log_library - mean) / deviation)[:, None])
+        rates = (log_library - mean)[:, None].expand(-1, self.denoiser.input_size)
         shapes = torch.zeros_like(rates)
         if self.denoiser.label_sizes and y is not None:
             embedder = self.denoiser.y_embedder
             y = embedder.drop(y) if self.training else y
             vector = vector + embedder.embed(y)
             sizes = [labels + 1 for labels in self.denoiser.label_sizes]
-            tables = self.label_rates.split(sizes), self.label_shapes.split(sizes)
+            tables = self.label_rates.split(sizes), self.label_dispersion.split(sizes)
             for rate, shape, column in zip(*tables, y.reshape(len(y), len(sizes)).unbind(1), strict=True):
                 rates, shapes = rates + rate[column], shapes + shape[column]
         return torch.cat([vector, rates, shapes], dim=1)
@@ -141,7 +140,7 @@ class CountDenoiser(nn.Module):
         t
             Timesteps ``(B,)``.
         given
-            Conditions ``(B, d + 2 G)``, see :meth:`embed_labels`.
+            GenerationRequest ``(B, d + 2 G)``, see :meth:`embed_labels`.
         """
         with torch.no_grad():
             return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, given)))[:, None]
@@ -211,20 +210,20 @@ class CountDenoiser(nn.Module):
         return x[:, 0], *known.terms(log_rate, shape, t), *self.schedule.level_tensors(t), *known.prior, *levels
 
 
-class AtDepth:
-    """A count denoiser at fixed library sizes, as samplers and :class:`wbdit.samplers.Guided` call a model.
+class FixedLibrary:
+    """A count denoiser at fixed library sizes, as samplers and :class:`wbdit.samplers.GuidedModel` call a model.
 
     Parameters
     ----------
     model
         A :class:`CountDenoiser`, or what calls one.
-    depth
+    log_library
         Natural logarithm of the library sizes ``(B,)``.
     """
 
-    def __init__(self, model: Any, depth: Tensor) -> None:
+    def __init__(self, model: Any, log_library: Tensor) -> None:
         self.model = model
-        self.depth = depth
+        self.log_library = log_library
         self.prediction: Prediction = model.prediction
         self.num_classes: int | Sequence[int] = model.num_classes
 
@@ -235,8 +234,8 @@ class AtDepth:
 
     def embed_labels(self, y: Tensor | None) -> Tensor:
         """Return the conditions of labels, one or several for each cell, at the cells' library sizes."""
-        times = 1 if y is None else len(y) // len(self.depth)
-        return self.model.embed_labels(y, self.depth.repeat(times))
+        times = 1 if y is None else len(y) // len(self.log_library)
+        return self.model.embed_labels(y, self.log_library.repeat(times))
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Answer for noised cells ``(B, 1, G)`` at timesteps ``(B,)``, with labels or conditions `y`."""

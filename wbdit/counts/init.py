@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def log_depth(counts: np.ndarray) -> np.ndarray:
+def log_library_sizes(counts: np.ndarray) -> np.ndarray:
     """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
     return np.log(np.maximum(counts.sum(1), 1))
 

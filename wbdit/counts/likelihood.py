@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wbdit.counts.bins import Levels
+from wbdit.counts.bins import CountBins
 
 LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
 KNOTS = 12  # timesteps between which the prior's shape is interpolated
@@ -21,7 +21,7 @@ class CountLikelihood(nn.Module):
     genes
         Number of genes G.
     levels
-        Number of levels L, see :class:`Levels`.
+        Number of levels L, see :class:`CountBins`.
     noise_steps
         Timesteps T of the schedule.
 
@@ -30,7 +30,7 @@ class CountLikelihood(nn.Module):
     prior
         Logarithm of the prior's shape at no noise and at no signal, up to the mean's part, ``(2, G, L)``; learned. A
         prior of sharp knowledge is nearly Poisson's, one of none as wide as the gene's counts over all cells.
-    mixing
+    dispersion_knots
         How far the shape is the second, as logits over timesteps ``(KNOTS, G)``; learned.
     """
 
@@ -38,7 +38,7 @@ class CountLikelihood(nn.Module):
         super().__init__()
         self.noise_steps = noise_steps
         self.prior = nn.Parameter(torch.zeros(2, genes, levels))
-        self.mixing = nn.Parameter(torch.linspace(-4, 4, KNOTS)[:, None].repeat(1, genes))
+        self.dispersion_knots = nn.Parameter(torch.linspace(-4, 4, KNOTS)[:, None].repeat(1, genes))
         self.register_buffer("lowest", torch.zeros(levels, dtype=torch.int32))
         self.register_buffer("highest", torch.zeros(levels, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(genes, levels))
@@ -54,9 +54,9 @@ class CountLikelihood(nn.Module):
     log_size: Tensor
 
     @torch.no_grad()
-    def begin(self, counts: np.ndarray, centre: np.ndarray, scale: float) -> None:
+    def init_from_data(self, counts: np.ndarray, centre: np.ndarray, scale: float) -> None:
         """Take levels, values and the prior's first shape from training cells ``(n, G)``."""
-        levels = Levels.up_to(float(counts.max()))
+        levels = CountBins.up_to(float(counts.max()))
         middle = levels.middle
         top = levels.of(counts.max(0)).astype(int)
         mean = counts.mean(0) + 1e-4
@@ -73,9 +73,9 @@ class CountLikelihood(nn.Module):
         width = torch.from_numpy(levels.highest - levels.lowest + 1.0).log()
         self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
 
-    def level_of(self, counts: np.ndarray) -> np.ndarray:
+    def bin_of(self, counts: np.ndarray) -> np.ndarray:
         """Return the level ``(n, G)`` uint8 of each of the training cells' counts ``(n, G)``."""
-        return Levels(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+        return CountBins(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
 
     @property
     def middle(self) -> Tensor:
@@ -83,7 +83,7 @@ class CountLikelihood(nn.Module):
         return (self.lowest + self.highest) / 2
 
     def terms(self, log_rate: Tensor, shape: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the natural parameter and the prior's mixing weight, both ``(B, G)``.
+        """Return the natural parameter and the prior's mixture weight, both ``(B, G)``.
 
         A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
 
@@ -92,12 +92,13 @@ class CountLikelihood(nn.Module):
         log_rate
             Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
         shape
-            What is added to the mixing's logits, ``(B, G)``.
+            What is added to the dispersion's logits, ``(B, G)``.
         t
             Timesteps ``(B,)``.
         """
         at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
         knot = at.long().clamp(max=KNOTS - 2)
-        mixing = (torch.lerp(self.mixing[knot], self.mixing[knot + 1], (at - knot)[:, None]) + shape).sigmoid()
-        log_size = torch.lerp(self.log_size[0], self.log_size[1], mixing)
-        return -F.softplus(log_size - self.log_mean - log_rate), mixing
+        knots = torch.lerp(self.dispersion_knots[knot], self.dispersion_knots[knot + 1], (at - knot)[:, None])
+        mixture = (knots + shape).sigmoid()
+        log_size = torch.lerp(self.log_size[0], self.log_size[1], mixture)
+        return -F.softplus(log_size - self.log_mean - log_rate), mixture

@@ -103,16 +103,16 @@ class Labels:
             found.append(codes)
         return np.array(found, np.int64).reshape(len(found), adata.n_obs).T.copy()
 
-    def composition(self, n: int) -> np.ndarray:
+    def training_codes(self, n: int) -> np.ndarray:
         """Return the labels ``(n, C)`` int64 of `n` cells whose combinations are composed as the training cells'."""
         return self.combinations[apportion(self.sizes, n)]
 
-    def like(self, codes: np.ndarray, n: int) -> np.ndarray:
+    def codes_like(self, codes: np.ndarray, n: int) -> np.ndarray:
         """Return the labels ``(n, C)`` of `n` cells, composed of combinations as cells of labels ``(cells, C)`` are."""
         _, first, sizes = np.unique(self._keys(codes), return_index=True, return_counts=True)
         return codes[first][apportion(sizes, n)]
 
-    def counted(self, counts: Mapping[str | tuple[str, ...], int]) -> np.ndarray:
+    def codes_from_counts(self, counts: Mapping[str | tuple[str, ...], int]) -> np.ndarray:
         """Return the labels ``(cells, C)`` int64 of so many cells of each combination.
 
         Parameters
@@ -130,7 +130,7 @@ class Labels:
             raise InputError("this run was trained without labels: ask for a number of cells only")
         return np.concatenate([self._fitting(name, n) for name, n in counts.items()])
 
-    def moved(self, codes: np.ndarray, toward: Mapping[str, str]) -> np.ndarray:
+    def replace(self, codes: np.ndarray, toward: Mapping[str, str]) -> np.ndarray:
         """Return the labels ``(cells, C)`` of cells with those of some columns replaced.
 
         Raises
@@ -154,7 +154,7 @@ class Labels:
             )
         return self.columns.index(column)
 
-    def which(self, codes: np.ndarray) -> np.ndarray:
+    def combination_index(self, codes: np.ndarray) -> np.ndarray:
         """Return where cells' labels are in :attr:`combinations`, ``(cells,)``; -1 where no training cell had them."""
         known, asked = self._keys(self.combinations), self._keys(codes)
         place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
@@ -162,7 +162,7 @@ class Labels:
 
     def unseen(self, codes: np.ndarray) -> list[str]:
         """Name the combinations among cells' labels ``(cells, C)`` that no training cell had."""
-        return [self.name(row) for row in np.unique(codes[self.which(codes) < 0], axis=0)]
+        return [self.name(row) for row in np.unique(codes[self.combination_index(codes) < 0], axis=0)]
 
     def name(self, row: Iterable[int]) -> str:
         """Return the name of a combination of labels ``(C,)``, such as "NK/stim"."""

@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor | None
-    depth: Tensor | None
+    log_library: Tensor | None
 
 
 class Batches:
@@ -27,14 +27,14 @@ class Batches:
         Labels ``(n,)`` or ``(n, C)`` int64, or None.
     batch_size
         Cells a batch; fewer where there are fewer cells. The remainder of an epoch is left out of it.
-    depth
+    log_library
         Natural logarithms of library sizes ``(n,)`` fp32, or None.
     """
 
-    def __init__(self, x: Tensor, y: Tensor | None, batch_size: int, depth: Tensor | None = None) -> None:
+    def __init__(self, x: Tensor, y: Tensor | None, batch_size: int, log_library: Tensor | None = None) -> None:
         self.x = x
         self.y = y
-        self.depth = depth
+        self.log_library = log_library
         self.batch_size = min(batch_size, len(x))
         self.epoch = 0
         self.position = len(x)  # an epoch is over: the first draw shuffles
@@ -53,5 +53,5 @@ class Batches:
             self.epoch += 1
         rows = self.order[self.position : self.position + self.batch_size].to(self.x.device)
         self.position += self.batch_size
-        taken = (None if of is None else of[rows] for of in (self.y, self.depth))
+        taken = (None if of is None else of[rows] for of in (self.y, self.log_library))
         return Batch(self.x[rows][:, None], *taken)

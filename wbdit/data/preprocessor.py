@@ -31,7 +31,7 @@ from wbdit.errors import InputError
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preprocessor:
     """What is needed to bring cells to the model and its output back.
 
     Attributes
@@ -74,8 +74,8 @@ class Recipe:
         lognorm: bool = False,
         centred: bool = True,
         say: Callable[[str], object] = lambda line: None,
-    ) -> Recipe:
-        """Learn the recipe from training cells.
+    ) -> Preprocessor:
+        """Learn the preprocessor from training cells.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class Recipe:
         seen = transformed(dense, values)
         centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
         scale = float((seen - centre).std()) if centred else 1.0
-        order = np.lexsort((totals, labels.which(labels.codes(adata))))
+        order = np.lexsort((totals, labels.combination_index(labels.codes(adata))))
         return cls(
             space=space,
             values=values,
@@ -233,7 +233,7 @@ class Recipe:
             return (1 - mix) * self.draw_library(codes, u) + mix * self.draw_library(toward, u)
         drawn = np.empty(len(codes))
         groups = np.split(self.library, np.cumsum(self.labels.sizes)[:-1])
-        which = self.labels.which(codes)
+        which = self.labels.combination_index(codes)
         for k, sizes in enumerate(groups):
             drawn[which == k] = np.quantile(sizes, u[which == k])
         for label in np.unique(codes[which < 0, :1]):

@@ -25,14 +25,14 @@ class CellSet:
         ``(cells, genes)`` CSR float64.
     labels
         ``(cells,)`` of str, or None.
-    depth
+    totals
         ``(cells, 2)``: each cell's total counts and detected genes over all shared genes, or None where some set
         holds no counts.
     """
 
     values: sp.csr_matrix
     labels: np.ndarray | None
-    depth: np.ndarray | None = None
+    totals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
@@ -40,7 +40,7 @@ class CellSet:
     def take(self, rows: np.ndarray) -> CellSet:
         """Return the cells at ``rows``."""
         labels = None if self.labels is None else self.labels[rows]
-        return CellSet(self.values[rows], labels, None if self.depth is None else self.depth[rows])
+        return CellSet(self.values[rows], labels, None if self.totals is None else self.totals[rows])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
         sentences.setdefault(found, []).append(name)
     notes += [f"{', '.join(names)} cells: {found}" for found, names in sentences.items()]
     space = common_space(spaces, notes)
-    depths = {name: count_depth(matrix) if space == "counts" else None for name, matrix in matrices.items()}
+    totals = {name: totals_and_detected(matrix) if space == "counts" else None for name, matrix in matrices.items()}
     if space == "counts" or len(set(spaces.values())) > 1:
         matrices = {name: normalize.log_normalized(matrix, spaces[name]) for name, matrix in matrices.items()}
     n_shared = len(genes)
@@ -97,7 +97,7 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
         notes.append(f"the {len(genes)} most variable of {n_shared} shared genes are used, chosen on the real cells")
     if space == "counts":
         notes.append(f"total counts and detected genes are those of the {n_shared} shared genes")
-    cells = {name: CellSet(matrices[name], _labels(adata, label), depths[name]) for name, adata in sets.items()}
+    cells = {name: CellSet(matrices[name], _labels(adata, label), totals[name]) for name, adata in sets.items()}
     return Aligned(cells, genes, n_shared, space, notes)
 
 
@@ -141,7 +141,7 @@ def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
     return "lognorm"
 
 
-def count_depth(counts: sp.csr_matrix) -> np.ndarray:
+def totals_and_detected(counts: sp.csr_matrix) -> np.ndarray:
     """Return each cell's total and its number of genes above zero, ``(cells, 2)``."""
     return np.column_stack([np.asarray(counts.sum(axis=1)).ravel(), np.asarray((counts > 0).sum(axis=1)).ravel()])
 

@@ -11,7 +11,7 @@ import numpy as np
 from wbdit.evaluation import distances, estimators, memorization
 from wbdit.evaluation.align import Aligned, CellSet
 from wbdit.evaluation.estimators import Basis, Estimates
-from wbdit.evaluation.figure_data import Cells, FigureData
+from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.intervals import AT_MOST, Halves, proportion
 
 MIN_CELLS = 20  # fewer leave a forest with nothing to hold out
@@ -92,10 +92,10 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
     return SeedRun(overall, memory, per_type, FigureData.of(drawn, aligned.genes))
 
 
-def draw(pool: CellSet, n: int, rng: np.random.Generator) -> Cells:
+def draw(pool: CellSet, n: int, rng: np.random.Generator) -> AlignedCells:
     """Draw ``n`` cells without replacement, as dense arrays."""
     chosen = pool.take(rng.choice(len(pool), n, replace=False))
-    return Cells(chosen.values.toarray(), chosen.labels, chosen.depth)
+    return AlignedCells(chosen.values.toarray(), chosen.labels, chosen.totals)
 
 
 def split_halves(cells: CellSet, rng: np.random.Generator) -> tuple[CellSet, CellSet]:
@@ -119,8 +119,8 @@ def common_types(
 
 
 def score_cells(
-    real: Cells,
-    other: Cells,
+    real: AlignedCells,
+    other: AlignedCells,
     basis: Basis,
     types: list[str],
     halves: Halves,
@@ -169,8 +169,8 @@ def score_cells(
         scores["zero_mae"] = estimators.zero_fractions(*values, halves)
     else:
         reasons["zero_mae"] = "scaled values have no zeros to count"
-    if real.depth is not None and other.depth is not None:
-        scores |= estimators.depths(real.depth, other.depth, halves)
+    if real.totals is not None and other.totals is not None:
+        scores |= estimators.library_sizes(real.totals, other.totals, halves)
     else:
         reasons |= dict.fromkeys(("library_w1", "detected_w1"), "not every set holds counts")
     by_label, missing = score_labels(real, other, types, halves, ignored)
@@ -178,14 +178,14 @@ def score_cells(
 
 
 def score_labels(
-    real: Cells, other: Cells, types: list[str], halves: Halves, ignored: tuple[str, ...] = ()
+    real: AlignedCells, other: AlignedCells, types: list[str], halves: Halves, ignored: tuple[str, ...] = ()
 ) -> tuple[Estimates, dict[str, str]]:
     """Return the metrics that need labels, and reasons for those that could not be taken."""
     if real.labels is None or other.labels is None:
         return {}, dict.fromkeys(("lfc_slope", "tstr"), "no label column was given")
     kept = [~np.isin(labels, ignored) for labels in (real.labels, other.labels)]
-    real = Cells(real.values[kept[0]], real.labels[kept[0]])
-    other = Cells(other.values[kept[1]], other_labels := other.labels[kept[1]])
+    real = AlignedCells(real.values[kept[0]], real.labels[kept[0]])
+    other = AlignedCells(other.values[kept[1]], other_labels := other.labels[kept[1]])
     halves = Halves(halves.real[:, kept[0]], halves.other[:, kept[1]], halves.n)
     scores, reasons = {}, {}
     if len(types) >= 2:
@@ -219,7 +219,7 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
     rng = np.random.default_rng([seed, MEMORY])
     rows = [rng.choice(len(pool), m, replace=False) for pool in pools]
     dense = [pool.values[chosen].toarray() for pool, chosen in zip(pools, rows, strict=True)]
-    basis = Basis.fit(Cells(dense[3], None))
+    basis = Basis.fit(AlignedCells(dense[3], None))
     if basis.axes.shape[1] == 0:
         return Comparison(m, {}, {}, dict.fromkeys(names, "undefined for these cells"))
     ours, held, ones, twos = (basis.project(cells) for cells in dense)
@@ -254,15 +254,15 @@ def score_types(
 
 
 def score_type(
-    real: Cells, other: Cells, basis: Basis, halves: Halves, *, has_zeros: bool
+    real: AlignedCells, other: AlignedCells, basis: Basis, halves: Halves, *, has_zeros: bool
 ) -> tuple[Estimates, dict[str, str]]:
     """Return what can be said of the few cells of one type."""
     scores = estimators.cfgen_distances(basis.project(real.values), basis.project(other.values), halves)
     scores["scc"] = estimators.gene_means(real.values, other.values, halves)["scc"]
     if has_zeros:
         scores["zero_mae"] = estimators.zero_fractions(real.values, other.values, halves)
-    if real.depth is not None and other.depth is not None:
-        scores["library_w1"] = estimators.depths(real.depth, other.depth, halves)["library_w1"]
+    if real.totals is not None and other.totals is not None:
+        scores["library_w1"] = estimators.library_sizes(real.totals, other.totals, halves)["library_w1"]
     return _defined(scores, {})
 
 

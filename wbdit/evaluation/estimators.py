@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wbdit.evaluation import distances, genes, memorization
-from wbdit.evaluation.figure_data import Cells
+from wbdit.evaluation.figure_data import AlignedCells
 from wbdit.evaluation.intervals import Estimate, Halves, auc, normal, proportion
 
 CFGEN_COMPONENTS = 30
@@ -25,7 +25,7 @@ class Basis(NamedTuple):
     axes: np.ndarray
 
     @classmethod
-    def fit(cls, real: Cells) -> Basis:
+    def fit(cls, real: AlignedCells) -> Basis:
         """Fit on real cells."""
         return cls(*distances.pca_axes(real.values, CFGEN_COMPONENTS))
 
@@ -98,7 +98,7 @@ def zero_fractions(real: np.ndarray, other: np.ndarray, halves: Halves) -> Estim
     return halves.pairwise(genes.zero_mae(real, other), lambda a, b: float(np.abs(a - b).mean()), *fractions)
 
 
-def depths(real: np.ndarray, other: np.ndarray, halves: Halves) -> Estimates:
+def library_sizes(real: np.ndarray, other: np.ndarray, halves: Halves) -> Estimates:
     """Return the 1-Wasserstein distances of totals and of detected genes, ``(n, 2)`` for each set."""
     from scipy.stats import wasserstein_distance
 
@@ -110,7 +110,7 @@ def depths(real: np.ndarray, other: np.ndarray, halves: Halves) -> Estimates:
     }
 
 
-def fold_changes(real: Cells, other: Cells, types: list[str], halves: Halves) -> Estimate:
+def fold_changes(real: AlignedCells, other: AlignedCells, types: list[str], halves: Halves) -> Estimate:
     """Return ``lfc_slope`` of labelled cells."""
     assert real.labels is not None
     assert other.labels is not None
@@ -119,7 +119,7 @@ def fold_changes(real: Cells, other: Cells, types: list[str], halves: Halves) ->
     return halves.pairwise(value, distances.fold_change_slope, *changes)
 
 
-def classifier(train: Cells, test: Cells) -> Estimate:
+def classifier(train: AlignedCells, test: AlignedCells) -> Estimate:
     """Return ``tstr``: the accuracy on ``test`` of a classifier that saw ``train``."""
     assert train.labels is not None
     assert test.labels is not None
@@ -148,7 +148,7 @@ def _mmd(kernel: np.ndarray, halves: Halves) -> Estimate:
     return halves.estimate(float(distances.kernel_mmd(kernel, even, even)), replicates)
 
 
-def _half_fold_changes(cells: Cells, types: list[str], weights: np.ndarray) -> np.ndarray:
+def _half_fold_changes(cells: AlignedCells, types: list[str], weights: np.ndarray) -> np.ndarray:
     """Return the fold changes ``(resamples, types, genes)`` of each half; NaN where a half lacks a type."""
     total, size = weights @ cells.values, weights.sum(axis=1, keepdims=True)
     changes = np.full((len(weights), len(types), cells.values.shape[1]), np.nan)

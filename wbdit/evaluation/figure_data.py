@@ -16,12 +16,12 @@ MAP_COMPONENTS = 30
 NEIGHBOURS = 15
 
 
-class Cells(NamedTuple):
-    """A draw of cells: ``values`` ``(n, genes)`` dense float64, ``labels`` ``(n,)``, ``depth`` ``(n, 2)``, or None."""
+class AlignedCells(NamedTuple):
+    """A draw of cells: ``values`` ``(n, genes)`` dense float64, ``labels`` ``(n,)``, ``totals`` ``(n, 2)``, or None."""
 
     values: np.ndarray
     labels: np.ndarray | None
-    depth: np.ndarray | None = None
+    totals: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FigureData:
     labels: np.ndarray | None
 
     @classmethod
-    def of(cls, drawn: dict[str, Cells], genes: np.ndarray) -> FigureData:
+    def of(cls, drawn: dict[str, AlignedCells], genes: np.ndarray) -> FigureData:
         """Take the statistics of ``"real"``, ``"synthetic"`` and ``"floor"`` cells, as many of each."""
         real, synthetic = drawn["real"], drawn["synthetic"]
         labels = None

@@ -36,7 +36,7 @@ class _Recorded:
         return self.out.clone()
 
 
-class Graphed:
+class CUDAGraphModel:
     """A denoiser as samplers call it, whose launches on a GPU cost the host one.
 
     A call of the denoiser is some dozens of kernels, and few cells are computed faster than these are launched. The

@@ -20,7 +20,7 @@ from wbdit.schedule import Prediction
 
 
 class Denoiser(Conditioned, ABC):
-    """The trunk that :class:`WBDiT` and the black-box baseline share: they differ in their blocks alone.
+    """All that :class:`WBDiT` and the black-box :class:`wbdit.DiT` share: they differ in their blocks alone.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class Denoiser(Conditioned, ABC):
             modulations = self.modulations(t, y)
         with span("embedding"):
             tokens = self.embed(x)
-        z = self.trunk(tokens, modulations)
+        z = self.run_blocks(tokens, modulations)
         with span("read-out"):
             if not self.has_cell_token:
                 return self.final_layer(z)
@@ -186,7 +186,7 @@ class Denoiser(Conditioned, ABC):
         """Whether one token stands for the whole cell."""
         return hasattr(self, "cell_token")
 
-    def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+    def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
         """Turn embedded tokens ``(B, N, d)`` into what the final layer reads, by all blocks.
 
         Parameters

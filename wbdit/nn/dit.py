@@ -1,4 +1,4 @@
-"""The black-box baseline: the Diffusion Transformer (Peebles and Xie 2023), on the same trunk."""
+"""The black-box baseline: the Diffusion Transformer (Peebles and Xie 2023)."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class CellToken(nn.Module):
         return self.linear(z)
 
     @torch.no_grad()
-    def look_along(self, x: Tensor, components: int = 64) -> None:
+    def init_principal_components(self, x: Tensor, components: int = 64) -> None:
         """Let the first rows of the projection be principal components of cells ``(n, G)``, in their deviations.
 
         A component of less than unit variance keeps its own scale, so that noise is not enlarged.

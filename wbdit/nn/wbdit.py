@@ -35,8 +35,8 @@ class WhiteBoxBlock(ModulatedBlock):
         super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
 
     @property
-    def fits_trunk(self) -> bool:
-        """Whether :func:`wbdit.ops.trunk` knows such a block: one of several subspaces."""
+    def fits_run_blocks(self) -> bool:
+        """Whether :func:`wbdit.ops.run_blocks` knows such a block: one of several subspaces."""
         return self.attn.num_heads > 1
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -109,17 +109,17 @@ class WBDiT(Denoiser):
         """Return a white-box block."""
         return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
 
-    def trunk(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+    def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
         """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
         if not self._is_one_op(x):
-            return super().trunk(x, modulations)
-        with span("trunk"):
+            return super().run_blocks(x, modulations)
+        with span("run_blocks"):
             blocks = cast(list[WhiteBoxBlock], list(self.blocks))
             steps = [block.mlp for block in blocks]
             outs = [cast(LinearMap, block.attn.out) for block in blocks]
             folded = [step.folded() for step in steps]
             low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
-            return ops.trunk(
+            return ops.run_blocks(
                 x,
                 [part for modulation in modulations for part in modulation],
                 [block.attn.qkv.weight.to(low) for block in blocks],
@@ -136,4 +136,4 @@ class WBDiT(Denoiser):
         if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
             return False
         watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
-        return not watched and all(block.fits_trunk for block in cast(list[WhiteBoxBlock], self.blocks))
+        return not watched and all(block.fits_run_blocks for block in cast(list[WhiteBoxBlock], self.blocks))

@@ -30,9 +30,9 @@ __all__ = [
     "noising",
     "normal",
     "register_kernel",
+    "run_blocks",
     "sampler_step",
     "serving",
-    "trunk",
 ]
 
 
@@ -202,7 +202,7 @@ def ista_adaln_(
     return x, z
 
 
-def trunk(
+def run_blocks(
     x: Tensor,
     modulations: Sequence[Tensor],
     projections: Sequence[Tensor],
@@ -238,7 +238,7 @@ def trunk(
     The stream's modulated norm after the last block ``(B, N, d)``, in the type of `folded`.
     """
     weights = list(projections), list(outs), list(biases), list(folded)
-    return definitions.trunk(x, list(modulations), *weights, heads, eta, lam, eps)
+    return definitions.run_blocks(x, list(modulations), *weights, heads, eta, lam, eps)
 
 
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -390,7 +390,7 @@ def count_nll(
     x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes
         As in :func:`count_mean`. Gradients reach `eta`, `weight`, `base0` and `base1` alone.
     target
-        Levels ``(B, G)``, uint8, less than the gene's size.
+        CountBins ``(B, G)``, uint8, less than the gene's size.
 
     Returns
     -------

@@ -98,18 +98,18 @@ def build(*, say: Callable[[str], None] | None = None) -> Path:
     BuildError
         If there is no compiler, no folder to be trusted, or the compiler refuses the sources.
     """
-    recipe, folders = _recipe(), cache_folders()
-    library = recipe.find_in(folders)
+    spec, folders = _build_spec(), cache_folders()
+    library = spec.find_in(folders)
     if library is not None:
         with suppress(OSError):  # the folder may be read-only
             os.utime(library)  # it was used today, so the sweep passes it by
         return library
-    if recipe.obstacle:
-        raise BuildError(recipe.obstacle)
+    if spec.obstacle:
+        raise BuildError(spec.obstacle)
     refusals = []
     for folder in folders:
         try:
-            return _make(recipe, folder, say or _to_stderr)
+            return _make(spec, folder, say or _to_stderr)
         except OSError as error:
             refusals.append(f"{folder} ({error.strerror or error})")
     raise BuildError(f"cannot write to {' or '.join(refusals)}: set WBDIT_CACHE to a folder of your own")
@@ -120,14 +120,14 @@ def status() -> str:
     if _outcome is False:
         return f"not in use, {_why}"
     try:
-        recipe = _recipe()
+        spec = _build_spec()
     except BuildError as error:
         return f"cannot be built, {error}"
-    library = recipe.find_in(cache_folders())
+    library = spec.find_in(cache_folders())
     if library is not None:
         return f"built, {library}"
-    if recipe.obstacle:
-        return f"cannot be built, {recipe.obstacle}"
+    if spec.obstacle:
+        return f"cannot be built, {spec.obstacle}"
     return "not built yet, the first use or `wbdit build` does that"
 
 
@@ -150,7 +150,7 @@ def source_dir() -> Path:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _BuildSpec:
     """All that the library depends on."""
 
     sources: tuple[Path, ...]
@@ -169,7 +169,7 @@ class _Recipe:
         return None
 
 
-def _recipe() -> _Recipe:
+def _build_spec() -> _BuildSpec:
     """Gather what the library depends on, and name it after that.
 
     The compiler has a part of the name to itself: a library built in an image or on a cluster's login node serves
@@ -190,7 +190,7 @@ def _recipe() -> _Recipe:
     by = _digest(compiler, version)[:8] if compiler else "*"
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
     files = tuple(path for path in sources if path.suffix == ".cpp")
-    return _Recipe(files, compiler, *flags, f"{PREFIX}{key}-{by}{suffix}", obstacle)
+    return _BuildSpec(files, compiler, *flags, f"{PREFIX}{key}-{by}{suffix}", obstacle)
 
 
 def _torch_root() -> tuple[Path, str]:
@@ -266,7 +266,7 @@ def _locked(folder: Path) -> Iterator[None]:
 # the work
 
 
-def _make(recipe: _Recipe, folder: Path, say: Callable[[str], None]) -> Path:
+def _make(spec: _BuildSpec, folder: Path, say: Callable[[str], None]) -> Path:
     """Compile into the folder, unless another process has meanwhile; an OSError if it cannot be written to."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_private(folder):
@@ -274,29 +274,29 @@ def _make(recipe: _Recipe, folder: Path, say: Callable[[str], None]) -> Path:
             f"{folder} belongs to another user, or others can write to it: set WBDIT_CACHE to a folder of your own"
         )
     with _locked(folder):
-        library = recipe.find_in([folder])
+        library = spec.find_in([folder])
         if library is None:
-            seconds = SECONDS_A_FILE * math.ceil(len(recipe.sources) / JOBS)
+            seconds = SECONDS_A_FILE * math.ceil(len(spec.sources) / JOBS)
             with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED, ignore_cleanup_errors=True) as scratch:
                 say(f"compiling the CPU kernels into {folder}, once, about {seconds} seconds")
-                compiled = _compile(recipe, Path(scratch))
-                if _recipe().name != recipe.name:
+                compiled = _compile(spec, Path(scratch))
+                if _build_spec().name != spec.name:
                     raise BuildError("the sources changed while they were being compiled: try again")
-                library = _put(compiled, folder / recipe.name)
+                library = _put(compiled, folder / spec.name)
             _sweep(folder)
     return library
 
 
-def _compile(recipe: _Recipe, scratch: Path) -> Path:
+def _compile(spec: _BuildSpec, scratch: Path) -> Path:
     def compile_one(source: Path) -> str:
         target = str(scratch / f"{source.stem}.o")
-        _run([*recipe.compiler, *recipe.compile_flags, "-c", str(source), "-o", target])
+        _run([*spec.compiler, *spec.compile_flags, "-c", str(source), "-o", target])
         return target
 
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(compile_one, recipe.sources))
+        objects = list(pool.map(compile_one, spec.sources))
     library = scratch / "library"
-    _run([*recipe.compiler, "-shared", *objects, "-o", str(library), *recipe.link_flags])
+    _run([*spec.compiler, "-shared", *objects, "-o", str(library), *spec.link_flags])
     return library
 
 

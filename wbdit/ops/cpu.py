@@ -12,7 +12,7 @@ from wbdit.ops import build, fused
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
-def processor_level() -> str:
+def cpu_level() -> str:
     """Return the instruction set that the kernels use, one of :data:`LEVELS`; "none" where they cannot be built.
 
     Raises
@@ -23,12 +23,12 @@ def processor_level() -> str:
     wanted = os.environ.get("WBDIT_CPU")
     if wanted not in (None, *LEVELS):
         raise InputError(f"no processor level WBDIT_CPU={wanted}: choose one of {', '.join(LEVELS)}")
-    return LEVELS[torch.ops.wbdit_csrc.processor_level()] if build.available() else "none"
+    return LEVELS[torch.ops.wbdit_csrc.cpu_level()] if build.available() else "none"
 
 
 def has_fast_bf16() -> bool:
     """Whether bf16 is worth computing in here: the processor multiplies it, and the kernels are there."""
-    return processor_level() in ("avx512_bf16", "amx")
+    return cpu_level() in ("avx512_bf16", "amx")
 
 
 def register() -> None:

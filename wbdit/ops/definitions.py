@@ -66,11 +66,11 @@ ista_adaln_ = define_op(
     reference.ista_adaln_,
     mutates_args=("x", "z"),
 )
-trunk = define_op(
-    "trunk",
+run_blocks = define_op(
+    "run_blocks",
     "(Tensor x, Tensor[] modulations, Tensor[] projections, Tensor[] outs, Tensor[] biases, Tensor[] folded, "
     "int heads, float eta, float lam, float eps) -> Tensor",
-    reference.trunk,
+    reference.run_blocks,
 )
 noising = define_op("noising", "(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma) -> Tensor", reference.noising)
 sampler_step = define_op(
@@ -130,7 +130,7 @@ ista_adaln_backward.register_fake(
 )
 gated_adaln_.register_fake(lambda *args: None)
 ista_adaln_.register_fake(lambda *args: None)
-trunk.register_fake(
+run_blocks.register_fake(
     lambda x, modulations, projections, outs, biases, folded, *rest: torch.empty_like(x, dtype=folded[0].dtype)
 )
 noising.register_fake(lambda x0, noise, alpha, sigma: torch.empty_like(x0))

@@ -20,7 +20,7 @@ TYPES = (torch.float32, torch.bfloat16)
 OPS = (
     *("adaln", "adaln_backward", "gated_adaln", "gated_adaln_", "gated_adaln_backward"),
     *("mssa", "mssa_backward", "fold", "fold_backward", "ista", "ista_backward"),
-    *("ista_adaln", "ista_adaln_", "ista_adaln_backward", "trunk", "noising", "sampler_step", "normal"),
+    *("ista_adaln", "ista_adaln_", "ista_adaln_backward", "run_blocks", "noising", "sampler_step", "normal"),
     *("count_mean", "count_nll", "count_nll_backward"),
 )
 
@@ -255,7 +255,7 @@ class Fused:
 
     # all blocks, one after another
 
-    def trunk(
+    def run_blocks(
         self,
         x: Tensor,
         modulations: list[Tensor],

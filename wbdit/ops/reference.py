@@ -186,7 +186,7 @@ def _shrink(z: Tensor, product: Tensor, eta: float, lam: float) -> Tensor:
 # all blocks, one after another
 
 
-def trunk(
+def run_blocks(
     x: Tensor,
     modulations: list[Tensor],
     projections: list[Tensor],

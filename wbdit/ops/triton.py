@@ -26,7 +26,7 @@ ROOMS = {
     "count_mean": "counts",
     "count_nll": "counts",
     "count_nll_backward": "counts",
-    "trunk": "trunk",
+    "run_blocks": "blocks",
 }
 NO_ROWS = (  # ops that keep no row in registers
     *("noising", "sampler_step", "normal", "fold", "fold_backward"),
@@ -70,11 +70,11 @@ def version() -> str:
 
 
 class Fused(fused.Fused):
-    """The ops on Triton's passes, the blocks as one where :mod:`wbdit.kernels.trunk` takes them."""
+    """The ops on Triton's passes, the blocks as one where :mod:`wbdit.kernels.blocks` takes them."""
 
-    def trunk(self, *args: Any) -> Tensor:
+    def run_blocks(self, *args: Any) -> Tensor:
         """Run all blocks."""
-        return self.engine.trunk(*args) if _is_one(*args) else super().trunk(*args)
+        return self.engine.run_blocks(*args) if _is_one(*args) else super().run_blocks(*args)
 
 
 def register(device: str = "cuda") -> None:
@@ -94,7 +94,7 @@ def _fits(name: str, args: tuple[Any, ...]) -> bool:
     rows = args[2] if name.endswith("adaln_backward") and name != "adaln_backward" else args[0]
     if name.startswith("mssa"):
         return _attends(rows.shape[-1] // args[-1], rows.dtype, device, backward=name == "mssa_backward")
-    if name == "trunk":
+    if name == "run_blocks":
         projections, heads = args[2], args[6]
         width, dtype = projections[0].shape[0] // heads, args[5][0].dtype
         return rows.shape[-1] <= adaln.WIDEST and _attends(width, dtype, device, backward=False)
@@ -116,10 +116,10 @@ def _attends(width: int, dtype: torch.dtype, device: torch.device, backward: boo
 
 
 def _is_one(x: Tensor, *others: Any) -> bool:
-    """Whether :mod:`wbdit.kernels.trunk` takes these blocks: bf16 products, and widths that load without masks."""
-    from wbdit.kernels import trunk
+    """Whether :mod:`wbdit.kernels.blocks` takes these blocks: bf16 products, and widths that load without masks."""
+    from wbdit.kernels import blocks as fused_blocks
 
     _, projections, _, _, folded, *_ = others
     weights = (*projections, *folded)
     even = all(t.dtype == torch.bfloat16 and t.shape[0] % 16 == t.shape[1] % 16 == 0 for t in weights)
-    return even and x.dtype in fused.TYPES and x.numel() > 0 and bool(trunk.candidates(x.device))
+    return even and x.dtype in fused.TYPES and x.numel() > 0 and bool(fused_blocks.candidates(x.device))

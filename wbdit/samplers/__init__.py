@@ -14,23 +14,23 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from wbdit.samplers.ancestral import ddim, ddpm
-from wbdit.samplers.guidance import Guided
+from wbdit.samplers.guidance import GuidedModel
 from wbdit.samplers.loop import Callback, Model
 from wbdit.samplers.multistep import dpmpp_2m, sde_dpmpp_2m, unipc
 from wbdit.samplers.noise import Noise, PhiloxNoise
-from wbdit.samplers.timesteps import GRIDS, Grid, timesteps
+from wbdit.samplers.timesteps import SPACINGS, Spacing, timesteps
 
 __all__ = [
     "BY_NAME",
-    "GRIDS",
+    "SPACINGS",
     "Callback",
     "Choice",
-    "Grid",
-    "Guided",
+    "GuidedModel",
     "Model",
     "Name",
     "Noise",
     "PhiloxNoise",
+    "Spacing",
     "ddim",
     "ddpm",
     "dpmpp_2m",
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
     sample: Callable[..., Tensor]
     steps: int | None
-    grid: Grid
+    spacing: Spacing
 
 
 Name = Literal["ddim", "ddpm", "unipc", "dpmpp", "sde-dpmpp"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from wbdit.samplers.loop import Callback, Model, Update, walk
+from wbdit.samplers.loop import Callback, Model, Update, sampling_loop
 from wbdit.samplers.noise import Noise
 from wbdit.schedule import NoiseSchedule, Prediction
 
@@ -70,7 +70,9 @@ def ddpm(
         clean = schedule.clean(prediction, t)
         return Update(on_x + on_clean * clean.x, on_clean * clean.out, e=math.sqrt(beta))
 
-    return walk(plan, model, x_T, schedule, timesteps, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback)
+    return sampling_loop(
+        plan, model, x_T, schedule, timesteps, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback
+    )
 
 
 def ddim(
@@ -108,4 +110,6 @@ def ddim(
         clean, eps = schedule.clean(prediction, t), schedule.noise(prediction, t)
         return Update(alpha_after * clean.x + kept * eps.x, alpha_after * clean.out + kept * eps.out, e=fresh)
 
-    return walk(plan, model, x_T, schedule, timesteps, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback)
+    return sampling_loop(
+        plan, model, x_T, schedule, timesteps, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 from wbdit.schedule import Prediction
 
 
-class Guided:
+class GuidedModel:
     """A conditional model at fixed labels, with classifier-free guidance.
 
     With one weight w for all labels it answers ``null + w (joint - null)`` (Ho and Salimans 2022): `joint` is the model
@@ -97,7 +97,7 @@ class Guided:
 
 
 def _guidance_terms(weights: Sequence[float]) -> list[tuple[float, list[int]]]:
-    """Return the factor of each term of :class:`Guided` that has one, and the columns it drops, fewest first."""
+    """Return the factor of each term of :class:`GuidedModel` that has one, and the columns it drops, fewest first."""
     order = sorted(range(len(weights)), key=lambda column: abs(weights[column] - 1))
     chain = pairwise([1.0, *(weights[column] for column in order), 0.0])
     terms = [(inner - outer, order[given:]) for given, (inner, outer) in enumerate(chain)]

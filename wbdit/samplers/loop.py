@@ -39,7 +39,7 @@ Plan = Callable[[Sequence[float], int], Update]
 
 
 @torch.no_grad()
-def walk(
+def sampling_loop(
     plan: Plan,
     model: Model,
     x: Tensor,

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from wbdit.samplers.loop import Callback, Model, Update, walk
+from wbdit.samplers.loop import Callback, Model, Update, sampling_loop
 from wbdit.samplers.noise import Noise
 from wbdit.schedule import NoiseSchedule, Prediction
 
@@ -94,7 +94,7 @@ def sde_dpmpp_2m(
         fresh = sigma * math.sqrt(1 - decay ** (2 * eta))
         return Update(on_x + on_clean * clean.x, on_clean * clean.out, c=-gain * slope, e=fresh)
 
-    return walk(
+    return sampling_loop(
         plan,
         model,
         x_T,
@@ -153,7 +153,7 @@ def unipc(
             on_earlier = shrink * earlier
         return Update(shrink + on_clean * clean.x, on_clean * clean.out, c=on_previous, d=on_earlier)
 
-    return walk(
+    return sampling_loop(
         plan,
         model,
         x_T,

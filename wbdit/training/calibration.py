@@ -23,10 +23,10 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.counts.init import log_depth
+from wbdit.counts.init import log_library_sizes
 
 if TYPE_CHECKING:
-    from wbdit.data.preprocessor import Recipe
+    from wbdit.data.preprocessor import Preprocessor
     from wbdit.generator import CellGenerator
 
 CELLS = 768  # generated in each round; their spread is then known to three in a hundred
@@ -40,7 +40,7 @@ SEED = 0x5370726561640000  # of the cells generated here, far from those that us
 Array = np.ndarray[Any, Any]
 
 
-def match_spread(generator: CellGenerator, adata: ad.AnnData) -> dict[str, Tensor]:
+def calibrate_noise(generator: CellGenerator, adata: ad.AnnData) -> dict[str, Tensor]:
     """Set the starting noise of a generator's model so that its cells spread as those that it was trained on.
 
     Parameters
@@ -55,31 +55,31 @@ def match_spread(generator: CellGenerator, adata: ad.AnnData) -> dict[str, Tenso
     The two by name, as in the model's state; unchanged noise of fewer than 200 cells, and nothing where counts are not
     drawn from a likelihood.
     """
-    model, recipe = generator.model, generator.recipe
+    model, preprocessor = generator.model, generator.preprocessor
     if not isinstance(model, CountDenoiser):
         return {}
     noise = {"noise_axes": model.noise_axes, "noise_factors": model.noise_factors}
     model.noise_axes.zero_()
     model.noise_factors.fill_(1)
     order = np.random.default_rng(generator.config["seed"]).permutation(adata.n_obs)
-    one, other = (within_labels(recipe, adata[half]) for half in np.array_split(order, 2))
+    one, other = (within_labels(preprocessor, adata[half]) for half in np.array_split(order, 2))
     k = len(model.noise_factors)
-    if min(len(one), len(other)) < FEWEST or k >= len(recipe.genes):
+    if min(len(one), len(other)) < FEWEST or k >= len(preprocessor.genes):
         return noise
     # with a start that is fixed, the same cells give the same directions
-    axes = eigsh(one.T @ one, k, v0=np.ones(len(recipe.genes), np.float32))[1].T[::-1]
+    axes = eigsh(one.T @ one, k, v0=np.ones(len(preprocessor.genes), np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
     for turn in range(ROUNDS):
         rows = np.resize(np.roll(order, -turn * CELLS), CELLS)
-        made = within_labels(recipe, generator.generate(like=adata[rows], seed=SEED + turn))
+        made = within_labels(preprocessor, generator.generate(like=adata[rows], seed=SEED + turn))
         ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
         model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
 
 
-def matching_seconds(generator: CellGenerator, adata: ad.AnnData) -> float:
-    """Return about how long :func:`match_spread` will take, by generating a few cells."""
+def calibration_seconds(generator: CellGenerator, adata: ad.AnnData) -> float:
+    """Return about how long :func:`calibrate_noise` will take, by generating a few cells."""
     if not isinstance(generator.model, CountDenoiser) or adata.n_obs < 2 * FEWEST:
         return 0.0
     few = adata[:PROBE]
@@ -89,20 +89,20 @@ def matching_seconds(generator: CellGenerator, adata: ad.AnnData) -> float:
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
 
 
-def within_labels(recipe: Recipe, adata: ad.AnnData) -> Array:
+def within_labels(preprocessor: Preprocessor, adata: ad.AnnData) -> Array:
     """Return what labels and library size do not explain of cells' values, ``(cells, G)`` fp32.
 
     A line in the logarithm of the library size is fitted to the values of each combination of labels; cells of
     combinations with too few cells for it are left out.
     """
-    counts, which = recipe.matrix(adata), recipe.labels.which(recipe.labels.codes(adata))
-    values, depth = recipe.scaled(counts), log_depth(counts)
+    counts, which = preprocessor.matrix(adata), preprocessor.labels.combination_index(preprocessor.labels.codes(adata))
+    values, log_library = preprocessor.scaled(counts), log_library_sizes(counts)
     beyond = [np.empty((0, values.shape[1]), values.dtype)]
     for label in np.unique(which):
         mine = which == label
         n = np.count_nonzero(mine)
         if n >= FEWEST_OF_LABEL:
-            known = np.stack([np.ones(n, values.dtype), depth[mine]], axis=1)
+            known = np.stack([np.ones(n, values.dtype), log_library[mine]], axis=1)
             line = np.linalg.lstsq(known, values[mine], rcond=None)[0]
             beyond.append((values[mine] - known @ line) * np.sqrt(n / (n - 2)).astype(values.dtype))
     return np.concatenate(beyond)

@@ -103,13 +103,13 @@ class Likelihood:
         Timestep at which sampling ends and counts are drawn.
     input_dropout
         Share of the genes that the denoiser does not see in training.
-    learned_spread
+    learned_dispersion
         Whether the denoiser answers how wide each count's distribution is, too.
     """
 
     stop: int = 500
     input_dropout: float = 0.3
-    learned_spread: bool = True
+    learned_dispersion: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Preset:
     schedule
         Kind of :class:`wbdit.schedule.NoiseSchedule`.
     lognorm, centred, max_genes
-        Arguments of :meth:`wbdit.data.preprocessor.Recipe.fit`.
+        Arguments of :meth:`wbdit.data.preprocessor.Preprocessor.fit`.
     training
         Optimiser.
     budget

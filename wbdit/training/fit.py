@@ -14,23 +14,23 @@ from wbdit import checkpoint
 from wbdit._io import check_writable
 from wbdit._version import __version__
 from wbdit.checkpoint import CONFIG, FORMAT, RESUME
-from wbdit.counts.bins import Levels
+from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
-from wbdit.counts.init import log_depth
+from wbdit.counts.init import log_library_sizes
 from wbdit.data.loader import Batches
-from wbdit.data.preprocessor import Recipe
+from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, find_device, load, make_model
 from wbdit.nn.wbdit import WBDiT
 from wbdit.schedule import NoiseSchedule
-from wbdit.training.calibration import match_spread, matching_seconds
+from wbdit.training.calibration import calibrate_noise, calibration_seconds
 from wbdit.training.config import Budget, Training, check_precision, find_preset
-from wbdit.training.losses import CountNLL, Objective, SquaredError
-from wbdit.training.tensorboard import board
+from wbdit.training.losses import CountNLL, LossFunction, SquaredError
+from wbdit.training.tensorboard import tensorboard_writer
 from wbdit.training.trainer import Trainer, choose_precision
-from wbdit.whitebox.measures import glance
+from wbdit.whitebox.measures import diagnostics
 
-MOST_RESERVED = 0.25  # of training by the clock, for the spread that is matched in the end
+MAX_CALIBRATION_SHARE = 0.25  # of training by the clock, for the spread that is matched in the end
 
 
 def fit(
@@ -102,7 +102,7 @@ def fit(
         if run is not None and (run / CONFIG).exists():
             raise InputError(f"{run} already holds a run: go on with it (--resume) or choose another folder")
         generator, trainer = _start(adata, label, preset, budget, max_genes, seed, where, precision, say)
-    with board(tensorboard) as write:
+    with tensorboard_writer(tensorboard) as write:
         finished = _train(generator, trainer, adata, run, write, progress)
     if not finished:
         kept = f"; the run is saved in {run}, go on with --resume" if run is not None else ""
@@ -131,7 +131,7 @@ def _start(
     training = replace(chosen.training, precision=precision)
     if max_genes is not None and max_genes < 1:
         raise InputError(f"at least one gene must be kept, not {max_genes}")
-    recipe = Recipe.fit(
+    preprocessor = Preprocessor.fit(
         adata,
         label=label,
         max_genes=chosen.max_genes if max_genes is None else max_genes,
@@ -139,7 +139,7 @@ def _start(
         centred=chosen.centred,
         say=say,
     )
-    arguments = {**chosen.model, "input_size": len(recipe.genes), "num_classes": recipe.labels.num_classes}
+    arguments = {**chosen.model, "input_size": len(preprocessor.genes), "num_classes": preprocessor.labels.num_classes}
     schedule: dict[str, Any] = {"noise_steps": 1000, "kind": chosen.schedule}
     config = {
         "format": FORMAT,
@@ -153,17 +153,17 @@ def _start(
         "training": asdict(training),
         "budget": asdict(budget or chosen.budget),
     }
-    counts = recipe.matrix(adata) if recipe.values == "log1p" else None
+    counts = preprocessor.matrix(adata) if preprocessor.values == "log1p" else None
     if counts is not None:
-        levels = len(Levels.up_to(float(counts.max())).lowest)
+        levels = len(CountBins.up_to(float(counts.max())).lowest)
         config["likelihood"] = {"levels": levels, **asdict(chosen.likelihood)}
     model = make_model(config)
     if counts is not None and isinstance(model, CountDenoiser):
-        model.begin(counts, recipe.labels.codes(adata), recipe.centre, recipe.scale)
-    generator = CellGenerator(model.to(device), NoiseSchedule(**schedule), recipe, config, [])
+        model.init_from_data(counts, preprocessor.labels.codes(adata), preprocessor.centre, preprocessor.scale)
+    generator = CellGenerator(model.to(device), NoiseSchedule(**schedule), preprocessor, config, [])
     trainer = _trainer(generator, adata, device)
-    labels = recipe.labels.summary()
-    say(f"{adata.n_obs} cells, {len(recipe.genes)} genes, {labels} on {device}, {precision}")
+    labels = preprocessor.labels.summary()
+    say(f"{adata.n_obs} cells, {len(preprocessor.genes)} genes, {labels} on {device}, {precision}")
     return generator, trainer
 
 
@@ -185,21 +185,21 @@ def _resume(
 
 
 def _trainer(generator: CellGenerator, adata: ad.AnnData, device: torch.device) -> Trainer:
-    recipe, config, model = generator.recipe, generator.config, generator.model
+    preprocessor, config, model = generator.preprocessor, generator.config, generator.model
     training = Training(**{**config["training"], "betas": tuple(config["training"]["betas"])})
-    y = torch.from_numpy(recipe.labels.codes(adata)).to(device) if recipe.labels.columns else None
-    objective: Objective
+    y = torch.from_numpy(preprocessor.labels.codes(adata)).to(device) if preprocessor.labels.columns else None
+    loss_fn: LossFunction
     if isinstance(model, CountDenoiser):
-        counts = recipe.matrix(adata)
-        x = torch.from_numpy(model.likelihood.level_of(counts)).to(device)
-        depth = torch.from_numpy(log_depth(counts)).to(device)
-        batches = Batches(x, y, training.batch_size, depth)
-        objective = CountNLL(model, generator.schedule, generator.stop)
+        counts = preprocessor.matrix(adata)
+        x = torch.from_numpy(model.likelihood.bin_of(counts)).to(device)
+        log_libraries = torch.from_numpy(log_library_sizes(counts)).to(device)
+        batches = Batches(x, y, training.batch_size, log_libraries)
+        loss_fn = CountNLL(model, generator.schedule, generator.stop)
     else:
-        batches = Batches(torch.from_numpy(recipe.encode(adata)).to(device), y, training.batch_size)
-        objective = SquaredError(model, generator.schedule)
-    look = glance if isinstance(generator.denoiser, WBDiT) else None
-    return Trainer(objective, batches, training, Budget(**config["budget"]), config["seed"], look)
+        batches = Batches(torch.from_numpy(preprocessor.encode(adata)).to(device), y, training.batch_size)
+        loss_fn = SquaredError(model, generator.schedule)
+    diagnose = diagnostics if isinstance(generator.denoiser, WBDiT) else None
+    return Trainer(loss_fn, batches, training, Budget(**config["budget"]), config["seed"], diagnose)
 
 
 def _train(
@@ -226,12 +226,12 @@ def _train(
     untrained = save()  # finds out now, not after hours, that the folder cannot be written
     minutes = trainer.budget.minutes
     if minutes is not None:
-        reserved = min(matching_seconds(untrained, adata) / 60, MOST_RESERVED * minutes)
+        reserved = min(calibration_seconds(untrained, adata) / 60, MAX_CALIBRATION_SHARE * minutes)
         trainer.budget = Budget(minutes=minutes - reserved)
     finished = trainer.train(log, save, progress)
     averaged = save()
     if finished:  # two more buffers, of the averaged weights
-        trainer.model.load_state_dict(match_spread(averaged, adata), strict=False)
+        trainer.model.load_state_dict(calibrate_noise(averaged, adata), strict=False)
         averaged = save()
     generator.model, generator.config = averaged.model, averaged.config
     return finished
@@ -252,4 +252,4 @@ def _use_average(generator: CellGenerator, trainer: Trainer) -> CellGenerator:
             "epochs": round(trainer.step / trainer.batches.per_epoch, 2),
         },
     }
-    return CellGenerator(model, generator.schedule, generator.recipe, config, generator.history)
+    return CellGenerator(model, generator.schedule, generator.preprocessor, config, generator.history)

@@ -13,11 +13,11 @@ from wbdit.data.loader import Batch
 from wbdit.nn.denoiser import Denoiser
 from wbdit.schedule import NoiseSchedule
 
-DEPTH_JITTER = 0.05  # deviation of noise on ln(library size): no cell is to be known by it
+LIBRARY_JITTER = 0.05  # deviation of noise on ln(library size): no cell is to be known by it
 LIKELIHOOD_RATE = 10.0  # tables of single genes learn so many times faster: each cell moves one number of each
 
 
-class Objective(Protocol):
+class LossFunction(Protocol):
     """A model and its loss; timesteps from `lowest` on are trained."""
 
     schedule: NoiseSchedule
@@ -90,7 +90,7 @@ class CountNLL:
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return the tables of single genes, which learn faster and do not decay, apart from the rest."""
-        of_genes = {id(table) for table in (*self.model.likelihood.parameters(), self.model.label_shapes)}
+        of_genes = {id(table) for table in (*self.model.likelihood.parameters(), self.model.label_dispersion)}
         weights = _trained(self.model)
         tables = [weight for weight in weights if id(weight) in of_genes]
         rest = [weight for weight in weights if id(weight) not in of_genes]
@@ -100,7 +100,7 @@ class CountNLL:
         ]
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
-        """Return the loss, a scalar, of a batch whose cells are levels ``(B, 1, G)`` uint8, with depths."""
+        """Return the loss, a scalar, of a batch whose cells are levels ``(B, 1, G)`` uint8, with library sizes."""
         x_t, given = self._noised(batch, t)
         return self.model.nll(x_t, t, given, batch.x[:, 0]).mean()
 
@@ -111,14 +111,14 @@ class CountNLL:
 
     def _noised(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return noised values ``(B, 1, G)`` and conditions ``(B, d + 2 G)``."""
-        if batch.depth is None:
-            raise ValueError("a count likelihood is trained on batches with depths")
+        if batch.log_library is None:
+            raise ValueError("a count likelihood is trained on batches with library sizes")
         levels = batch.x[:, 0]
         genes = torch.arange(levels.shape[1], device=levels.device)
         x0 = self.model.likelihood.values[genes, levels.long()][:, None]
         x_t = self.schedule.noising(x0, t, torch.randn_like(x0))
-        depth = batch.depth + DEPTH_JITTER * torch.randn_like(batch.depth)
-        return x_t, self.model.embed_labels(batch.y, depth)
+        log_library = batch.log_library + LIBRARY_JITTER * torch.randn_like(batch.log_library)
+        return x_t, self.model.embed_labels(batch.y, log_library)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

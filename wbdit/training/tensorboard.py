@@ -11,7 +11,7 @@ from wbdit.errors import InputError, need_extra
 
 
 @contextmanager
-def board(folder: str | Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def tensorboard_writer(folder: str | Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give a function that writes a record of the log into a folder for TensorBoard; without one it does nothing.
 
     Numbers become scalars of their names, lists of a number a block scalars of name and block.

@@ -20,14 +20,14 @@ from wbdit.errors import InputError
 from wbdit.ops import cpu
 from wbdit.profiling import span
 from wbdit.training.config import Budget, Training
-from wbdit.training.losses import Objective
+from wbdit.training.losses import LossFunction
 
 LOG_SECONDS = 2.0
 SAVE_SECONDS = 300.0
-LOOK_SHARE = 0.005  # of the training time, at most, that is spent looking into the blocks
-LOOK_CELLS = 16
+DIAGNOSTICS_SHARE = 0.005  # of the training time, at most, that is spent looking into the blocks
+DIAGNOSTICS_CELLS = 16
 
-Look = Callable[[Any, Tensor, Tensor, Tensor | None], dict[str, list[float]]]
+Diagnose = Callable[[Any, Tensor, Tensor, Tensor | None], dict[str, list[float]]]
 
 
 class Trainer:
@@ -35,19 +35,19 @@ class Trainer:
 
     Parameters
     ----------
-    objective
+    loss_fn
         The model, on the device to train on, and its loss. Weights are trained in place; timesteps are drawn from
-        ``objective.lowest`` on, spread evenly over each batch.
+        ``loss_fn.lowest`` on, spread evenly over each batch.
     batches
         The cells.
     training, budget
         Optimiser settings and how long to train.
     seed
         Of the order of cells, timesteps and noise.
-    look
+    diagnose
         Asked every so often what the blocks do to a few cells of the batch, as
-        :func:`wbdit.whitebox.measures.glance` is; its answers go into the log. Training takes the same course without
-        it.
+        :func:`wbdit.whitebox.measures.diagnostics` is; its answers go into the log. Training takes the same course
+        without it.
 
     Attributes
     ----------
@@ -61,16 +61,16 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        loss_fn: LossFunction,
         batches: Batches,
         training: Training,
         budget: Budget,
         seed: int = 0,
-        look: Look | None = None,
+        diagnose: Diagnose | None = None,
     ) -> None:
-        self.objective = objective
-        self.model = model = objective.model
-        self.schedule = objective.schedule
+        self.loss_fn = loss_fn
+        self.model = model = loss_fn.model
+        self.schedule = loss_fn.schedule
         self.batches = batches
         self.training = training
         self.budget = budget
@@ -78,10 +78,10 @@ class Trainer:
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() if training.ema else p.detach() for n, p in self.weights.items()}
         self.optimiser = torch.optim.AdamW(
-            objective.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
+            loss_fn.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
-        self.look = look
+        self.diagnose = diagnose
         self.last: tuple[Batch, Tensor] | None = None  # the batch of the last step, and its timesteps
         self.step = 0
         self.seconds = 0.0
@@ -117,7 +117,7 @@ class Trainer:
         ----------
         log
             Told step, epoch, loss, learning rate, cells a second and seconds, every few seconds, and now and then what
-            :attr:`look` sees.
+            :attr:`diagnose` sees.
         save
             Called every few minutes, for a long run's sake.
         bar
@@ -134,7 +134,7 @@ class Trainer:
         """
         self.model.train()
         logged = saved = time.monotonic()
-        next_look = logged
+        next_diagnosis = logged
         losses: list[Tensor] = []
         with self._forked(), _interruptible() as interrupted, _progress_bar(bar, self.progress) as show:
             self._restore_random_state(self.random)
@@ -145,9 +145,9 @@ class Trainer:
                 self.seconds += now - start
                 if now - logged > LOG_SECONDS or self.progress >= 1:
                     record = self._record(losses, now - logged)
-                    if self.look is not None and now >= next_look:
-                        record |= self._look()
-                        next_look = now + (time.monotonic() - now) / LOOK_SHARE
+                    if self.diagnose is not None and now >= next_diagnosis:
+                        record |= self._diagnose()
+                        next_diagnosis = now + (time.monotonic() - now) / DIAGNOSTICS_SHARE
                     log(record)
                     show(self.progress, record)
                     losses, logged = [], now
@@ -214,7 +214,7 @@ class Trainer:
                 self.last = batch, t
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
             with span("forward"), autocast:
-                loss = self.objective(batch, t)
+                loss = self.loss_fn(batch, t)
             with span("backward"):
                 self.optimiser.zero_grad()
                 loss.backward()
@@ -223,16 +223,16 @@ class Trainer:
         return loss.detach()
 
     @torch.no_grad()
-    def _look(self) -> dict[str, list[float]]:
+    def _diagnose(self) -> dict[str, list[float]]:
         """Return what is to be seen in the blocks, on a few cells of the last batch, at levels of noise far apart."""
-        assert self.look is not None
+        assert self.diagnose is not None
         assert self.last is not None
         batch, t = self.last
-        some = slice(None, None, max(1, len(t) // LOOK_CELLS))
-        labels, depths = (None if part is None else part[some] for part in (batch.y, batch.depth))
-        few = Batch(batch.x[some], labels, depths)
+        some = slice(None, None, max(1, len(t) // DIAGNOSTICS_CELLS))
+        labels, log_libraries = (None if part is None else part[some] for part in (batch.y, batch.log_library))
+        few = Batch(batch.x[some], labels, log_libraries)
         with self._forked():  # the noise that it takes is none of the training's
-            return self.look(*self.objective.inputs(few, t[some]))
+            return self.diagnose(*self.loss_fn.inputs(few, t[some]))
 
     def _descend(self) -> None:
         """Follow the gradient, and let the average follow the weights."""
@@ -249,7 +249,7 @@ class Trainer:
     def _timesteps(self, n: int) -> Tensor:
         """Draw `n` timesteps from the lowest to T - 1, one from each of `n` equal parts."""
         u = (torch.arange(n) + torch.rand(n)) / n
-        lowest, beyond = self.objective.lowest, self.schedule.noise_steps
+        lowest, beyond = self.loss_fn.lowest, self.schedule.noise_steps
         return (lowest + u * (beyond - lowest)).long().clamp(max=beyond - 1).to(self.device)
 
     def _learning_rate(self) -> float:

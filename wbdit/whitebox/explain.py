@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.counts.init import log_depth
+from wbdit.counts.init import log_library_sizes
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 from wbdit.samplers.noise import PhiloxNoise
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit, Units, enrichment, marker_genes, read_units, type_means
-from wbdit.whitebox.measures import Measures, Weights, largest_rate, measure, walk_blocks, weigh
+from wbdit.whitebox.measures import Measures, WeightStats, iterate_blocks, largest_rate, measure, weight_stats
 
 CELLS = 500
 LEVELS = 8  # of noise
@@ -60,7 +60,7 @@ class Explanation:
     timesteps: tuple[int, ...]
     means: dict[str, np.ndarray]
     lowered: dict[str, np.ndarray]
-    weights: list[Weights]
+    weights: list[WeightStats]
     largest_rate: float
     genes: tuple[str, ...]
     units: Units
@@ -144,12 +144,12 @@ def explain(
         raise InputError("at least one cell is needed")
     if adata.n_obs > cells:
         adata = adata[np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))]
-    x0 = torch.from_numpy(generator.recipe.encode(adata))[:, None].to(model.pos_embed.device)
+    x0 = torch.from_numpy(generator.preprocessor.encode(adata))[:, None].to(model.pos_embed.device)
     given = conditions(generator, adata)
     levels = noise_levels(generator)
     say(f"{adata.n_obs} cells at {len(levels)} levels of noise")
     means, lowered = _measure_all(generator, model, x0, given, levels, seed)
-    columns = generator.recipe.labels.columns
+    columns = generator.preprocessor.labels.columns
     labels = adata.obs[columns[0]].astype(str).to_numpy() if columns else None
     say("the genes of heads and atoms")
     units, hits, untrained = _genes(generator, model, adata, x0, given, levels[-1], labels, seed)
@@ -157,9 +157,9 @@ def explain(
         timesteps=tuple(levels),
         means=means,
         lowered=lowered,
-        weights=[weigh(cast(WhiteBoxBlock, block)) for block in model.blocks],
+        weights=[weight_stats(cast(WhiteBoxBlock, block)) for block in model.blocks],
         largest_rate=largest_rate(model.pos_embed.shape[1], model.hidden_size, model.num_heads),
-        genes=generator.recipe.genes,
+        genes=generator.preprocessor.genes,
         units=units,
         labels=labels,
         hits=hits,
@@ -178,13 +178,13 @@ def noise_levels(generator: CellGenerator) -> list[int]:
 @torch.no_grad()
 def conditions(generator: CellGenerator, adata: ad.AnnData) -> Tensor | None:
     """Return what the denoiser is conditioned on for real cells: labels, or vectors where counts are modelled."""
-    recipe, model = generator.recipe, generator.model
+    preprocessor, model = generator.preprocessor, generator.model
     device = next(model.parameters()).device
-    y = torch.from_numpy(recipe.labels.codes(adata)).to(device) if recipe.labels.columns else None
+    y = torch.from_numpy(preprocessor.labels.codes(adata)).to(device) if preprocessor.labels.columns else None
     if not isinstance(model, CountDenoiser):
         return y
-    depth = torch.from_numpy(log_depth(recipe.matrix(adata))).to(device)
-    return model.embed_labels(y, depth)[:, : model.denoiser.hidden_size]
+    log_library = torch.from_numpy(log_library_sizes(preprocessor.matrix(adata))).to(device)
+    return model.embed_labels(y, log_library)[:, : model.denoiser.hidden_size]
 
 
 def _measure_all(
@@ -198,9 +198,9 @@ def _measure_all(
         for rows in torch.arange(len(x0), device=x0.device).split(BATCH):
             times = torch.full_like(rows, t)
             x = generator.schedule.noising(x0[rows], times, _noise(seed, rows, row, x0))
-            walk = walk_blocks(model, x, times, None if given is None else given[rows])
-            for column, (block, states) in enumerate(zip(model.blocks, walk, strict=True)):
-                found = measure(cast(WhiteBoxBlock, block), states)
+            shown = iterate_blocks(model, x, times, None if given is None else given[rows])
+            for column, (block, activations) in enumerate(zip(model.blocks, shown, strict=True)):
+                found = measure(cast(WhiteBoxBlock, block), activations)
                 for name, values in found._asdict().items():
                     means[name][row, column] += float(values.double().sum()) / len(x0)
                 rate = found.rate_after.sum(1) < found.rate_before.sum(1)
@@ -243,8 +243,8 @@ def _genes(
 
 def _log_values(generator: CellGenerator, adata: ad.AnnData) -> np.ndarray:
     """Return the cells as marker genes are ranked on them: ln(1 + counts per 10,000), or as they are."""
-    values = generator.recipe.matrix(adata)
-    if generator.recipe.space != "counts":
+    values = generator.preprocessor.matrix(adata)
+    if generator.preprocessor.space != "counts":
         return values
     return np.log1p(1e4 * values / np.maximum(values.sum(1, keepdims=True), 1))
 
@@ -254,7 +254,7 @@ def _untrained(generator: CellGenerator, x0: Tensor) -> WBDiT:
     model = make_model(generator.config)
     denoiser = cast(WBDiT, model.denoiser if isinstance(model, CountDenoiser) else model)
     if denoiser.has_cell_token:
-        denoiser.cell_token.look_along(x0[:, 0])
+        denoiser.cell_token.init_principal_components(x0[:, 0])
     return denoiser.to(x0.device).eval()
 
 

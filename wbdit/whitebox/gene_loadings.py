@@ -20,7 +20,7 @@ from torch import Tensor
 from wbdit.errors import need_extra
 from wbdit.nn.embeddings import LocalLinear
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
-from wbdit.whitebox.measures import walk_blocks
+from wbdit.whitebox.measures import iterate_blocks
 
 AXES = 3  # of each head's subspace: the widest over the cells
 MARKERS = 50  # genes of a type, and of a unit's end
@@ -126,13 +126,13 @@ def read_units(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None, spread: Ten
     places: list[tuple[int, int, int]] = []
     activations, loadings = [], []
     modulations = model.modulations(t, y)
-    for number, (block, states) in enumerate(zip(model.blocks, walk_blocks(model, x, t, y), strict=True)):
+    for number, (block, seen) in enumerate(zip(model.blocks, iterate_blocks(model, x, t, y), strict=True)):
         block = cast(WhiteBoxBlock, block)
         scale1, scale2 = (1 + modulations[number][part].mean(0) for part in (1, 4))
-        head_axes = _head_axes(block, _site(model, states.before), genes * scale1)
+        head_axes = _head_axes(block, _site(model, seen.before), genes * scale1)
         kinds += ["head"] * len(head_axes[0])
         places += [(number, *divmod(i, len(head_axes[0]) // block.attn.num_heads)) for i in range(len(head_axes[0]))]
-        atoms = _site(model, states.code).T, _atom_loadings(block, genes * scale2)
+        atoms = _site(model, seen.code).T, _atom_loadings(block, genes * scale2)
         kinds += ["atom"] * len(atoms[0])
         places += [(number, i, 0) for i in range(len(atoms[0]))]
         activations += [head_axes[0], atoms[0]]

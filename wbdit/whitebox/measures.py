@@ -23,7 +23,7 @@ from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 EPS = 0.01  # of the coding rate, as CRATE measures it
 
 
-class States(NamedTuple):
+class BlockActivations(NamedTuple):
     """What passes through one block, ``(B, N, d)`` each.
 
     Attributes
@@ -75,7 +75,7 @@ class Measures(NamedTuple):
     rank: Tensor
 
 
-class Weights(NamedTuple):
+class WeightStats(NamedTuple):
     """What a block's weights say of themselves.
 
     Attributes
@@ -138,7 +138,7 @@ def effective_rank(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def walk_blocks(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> Iterator[States]:
+def iterate_blocks(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> Iterator[BlockActivations]:
     """Call the model, and stop after each block to show what passed through it.
 
     Parameters
@@ -158,38 +158,38 @@ def walk_blocks(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> 
         tokens = tokens + gate1[:, None] * block.attn(z)
         seen = ops.adaln(tokens, shift2, scale2)
         code = block.mlp(seen)
-        yield States(z, ops.adaln(tokens, shift1, scale1), seen, code)
+        yield BlockActivations(z, ops.adaln(tokens, shift1, scale1), seen, code)
         tokens = tokens + gate2[:, None] * code
         z = ops.adaln(tokens, next_shift, next_scale)
 
 
 @torch.no_grad()
-def measure(block: WhiteBoxBlock, states: States) -> Measures:
+def measure(block: WhiteBoxBlock, activations: BlockActivations) -> Measures:
     """Measure what a block did."""
     step, heads = block.mlp, block.attn.num_heads
     lam = step.lam
 
     def objective(code: Tensor) -> tuple[Tensor, Tensor]:
-        error = states.tokens - F.linear(code, step.weight)
+        error = activations.tokens - F.linear(code, step.weight)
         return error.square().sum(-1).mean(-1) / 2, lam * code.abs().sum(-1).mean(-1)
 
-    (fit_before, size_before), (fit_after, size_after) = objective(states.tokens), objective(states.code)
+    (fit_before, size_before), (fit_after, size_after) = objective(activations.tokens), objective(activations.code)
     return Measures(
-        rate_before=coding_rate(block.attn.qkv(states.before), heads),
-        rate_after=coding_rate(block.attn.qkv(states.after), heads),
-        non_zero=(states.code > 0).double().mean((1, 2)),
-        margin=_margin(block, states),
+        rate_before=coding_rate(block.attn.qkv(activations.before), heads),
+        rate_after=coding_rate(block.attn.qkv(activations.after), heads),
+        non_zero=(activations.code > 0).double().mean((1, 2)),
+        margin=_margin(block, activations),
         fit_before=fit_before,
         fit_after=fit_after,
-        fit_empty=states.tokens.square().sum(-1).mean(-1) / 2,
+        fit_empty=activations.tokens.square().sum(-1).mean(-1) / 2,
         size_before=size_before,
         size_after=size_after,
-        rank=effective_rank(states.before),
+        rank=effective_rank(activations.before),
     )
 
 
 @torch.no_grad()
-def glance(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> dict[str, list[float]]:
+def diagnostics(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> dict[str, list[float]]:
     """Return the few measures worth a look while a network trains, means over the cells, a number a block.
 
     Parameters
@@ -202,32 +202,32 @@ def glance(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> dict[
     "coding_rate_before" and "coding_rate_after" attention, in nats, and "non_zero", the code's share of non-zeros.
     """
     found: dict[str, list[float]] = {"coding_rate_before": [], "coding_rate_after": [], "non_zero": []}
-    for block, states in zip(model.blocks, walk_blocks(model, x, t, y), strict=True):
+    for block, activations in zip(model.blocks, iterate_blocks(model, x, t, y), strict=True):
         attention = cast(WhiteBoxBlock, block).attn
-        for name, z in (("before", states.before), ("after", states.after)):
+        for name, z in (("before", activations.before), ("after", activations.after)):
             rate = coding_rate(attention.qkv(z), attention.num_heads).sum(1).mean()
             found[f"coding_rate_{name}"].append(round(float(rate), 3))
-        found["non_zero"].append(round(float((states.code > 0).double().mean()), 4))
+        found["non_zero"].append(round(float((activations.code > 0).double().mean()), 4))
     return found
 
 
-def _margin(block: WhiteBoxBlock, states: States) -> Tensor:
+def _margin(block: WhiteBoxBlock, activations: BlockActivations) -> Tensor:
     """Return the median distance of the coefficients from their kink, in thresholds, ``(B,)``."""
     step = block.mlp
     # the argument of the ReLU, written out: zero codes do not say how far below they were
-    at, threshold = states.tokens, step.eta * step.lam
+    at, threshold = activations.tokens, step.eta * step.lam
     moved = at + step.eta * ((at - F.linear(at, step.weight)) @ step.weight)
     return ((moved - threshold).abs() / threshold).flatten(1).median(1).values
 
 
 @torch.no_grad()
-def weigh(block: WhiteBoxBlock) -> Weights:
+def weight_stats(block: WhiteBoxBlock) -> WeightStats:
     """Measure a block's weights."""
     step, heads = block.mlp, block.attn.num_heads
     projections = block.attn.qkv.weight.double().unflatten(0, (heads, -1))  # [h, p, d]
     axes = torch.linalg.qr(projections.mT).Q  # [h, d, p]
     cosines = torch.einsum("idp,jdq->ijpq", axes, axes)
-    return Weights(
+    return WeightStats(
         step=step.eta * float(torch.linalg.matrix_norm(step.weight.double(), 2)) ** 2,
         overlap=cosines.square().sum((-2, -1)) / axes.shape[-1],
         rank=effective_rank(projections),

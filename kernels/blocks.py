@@ -76,7 +76,7 @@ def _product(a_ptr, w_ptr, row, column, inner, w_inner, w_column, INNER: tl.cons
 
 
 @triton.jit
-def _where(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _tile_origin(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Return this program's first row and column; programs of the same rows are neighbours, and share them in L2.
 
     The first row moves the pointers, by 64 bits; what is added to them for each number then fits into 32.
@@ -104,7 +104,7 @@ def _moments(centre_ptr, sums_ptr, row, parts, width, eps, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _of_sample(ptr, sample, stride, column):
+def _load_per_sample(ptr, sample, stride, column):
     """Return a table's row for each token's sample, fp32."""
     return tl.load(ptr + sample[:, None] * stride + column[None, :]).to(tl.float32)
 
@@ -116,7 +116,7 @@ def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _there(index, count):
+def _clamp_index(index, count):
     """Return indices with those that are not there put to 0: loads need no mask, and stores have one."""
     return tl.where(index < count, index, 0)
 
@@ -125,11 +125,11 @@ def _there(index, count):
 def _columns(start, width, COUNT: tl.constexpr, WHOLE: tl.constexpr):
     """Return `COUNT` columns to load from; where tiles divide the width, the compiler sees that they are neighbours."""
     column = start + tl.arange(0, COUNT)
-    return column if WHOLE else _there(column, width)
+    return column if WHOLE else _clamp_index(column, width)
 
 
 @triton.jit
-def _emit(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF: tl.constexpr):
+def _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF: tl.constexpr):
     """Write x, u = (x - c) (1 + s), and the sums of x - c and its square over these columns."""
     column = start + tl.arange(0, HALF)
     keep = (row < count)[:, None] & (column < width)[None, :]
@@ -168,14 +168,14 @@ def _block_project(
     EVEN: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    first, start = _where(width, ROWS, COLUMNS)
+    first, start = _tile_origin(width, ROWS, COLUMNS)
     row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
-    there, within = _there(row, count), _columns(start, width, COLUMNS, WHOLE)
+    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
     product = _product(u_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
     _, mean, rstd = _moments(centre_ptr + first, sums_ptr + first * parts * 2, there, parts, inner, eps, PARTS)
     sample, further = _samples(first, there, tokens)
-    slope = _of_sample(slope_ptr + sample * stride, further, stride, within)
-    level = _of_sample(level_ptr + sample * stride, further, stride, within)
+    slope = _load_per_sample(slope_ptr + sample * stride, further, stride, within)
+    level = _load_per_sample(level_ptr + sample * stride, further, stride, within)
     out = rstd[:, None] * (product - mean[:, None] * slope) + level
     column = start + tl.arange(0, COLUMNS)
     keep = (row < count)[:, None] & (column < width)[None, :]
@@ -203,12 +203,12 @@ def _compress_half(
     HALF: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    there, within = _there(row, count), _columns(start, width, HALF, WHOLE)
+    there, within = _clamp_index(row, count), _columns(start, width, HALF, WHOLE)
     step += tl.load(bias_ptr + within).to(tl.float32)[None, :]
     x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
-    x += _of_sample(gate_ptr, further, stride, within) * step
-    scale = _of_sample(scale_ptr, further, stride, within)
-    _emit(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF)
+    x += _load_per_sample(gate_ptr, further, stride, within) * step
+    scale = _load_per_sample(scale_ptr, further, stride, within)
+    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF)
 
 
 @triton.jit
@@ -242,9 +242,9 @@ def _block_compress(
     WHOLE: tl.constexpr,
 ):
     HALF: tl.constexpr = COLUMNS // 2
-    first, start = _where(width, ROWS, COLUMNS)
+    first, start = _tile_origin(width, ROWS, COLUMNS)
     row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
-    there, within = _there(row, count), _columns(start, width, COLUMNS, WHOLE)
+    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
     step = _product(a_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
     centre, mean, _ = _moments(centre_ptr + first, sums_ptr + first * parts * 2, there, parts, width, eps, PARTS)
     centre += mean
@@ -298,16 +298,16 @@ def _sparsify_half(
     HALF: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    there, within = _there(row, count), _columns(start, width, HALF, WHOLE)
+    there, within = _clamp_index(row, count), _columns(start, width, HALF, WHOLE)
     # z + eta z F in one: u is z's part and u F, not rounded to bf16, the product's
     step = tl.load(u_ptr + there[:, None] * width + within[None, :]).to(tl.float32) + eta * product
-    step -= mean[:, None] * _of_sample(slope_ptr, further, stride, within)
-    step = rstd[:, None] * step + _of_sample(level_ptr, further, stride, within)
+    step -= mean[:, None] * _load_per_sample(slope_ptr, further, stride, within)
+    step = rstd[:, None] * step + _load_per_sample(level_ptr, further, stride, within)
     step = tl.where(step < 0, 0.0, step)  # a NaN stays one
     x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
-    x += _of_sample(gate_ptr, further, stride, within) * step
-    scale = _of_sample(scale_ptr, further, stride, within)
-    _emit(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF)
+    x += _load_per_sample(gate_ptr, further, stride, within) * step
+    scale = _load_per_sample(scale_ptr, further, stride, within)
+    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF)
 
 
 @triton.jit
@@ -342,9 +342,9 @@ def _block_sparsify(
     WHOLE: tl.constexpr,
 ):
     HALF: tl.constexpr = COLUMNS // 2
-    first, start = _where(width, ROWS, COLUMNS)
+    first, start = _tile_origin(width, ROWS, COLUMNS)
     row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
-    there, within = _there(row, count), _columns(start, width, COLUMNS, WHOLE)
+    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
     product = _product(u_ptr + first * width, w_ptr, there, within, width, w_inner, w_column, INNER, EVEN)
     centre, mean, rstd = _moments(centre_ptr + first, sums_ptr + first * parts * 2, there, parts, width, eps, PARTS)
     sample, further = _samples(first, there, tokens)
@@ -378,7 +378,7 @@ def _block_sparsify(
 
 
 @triton.jit
-def _block_begin(
+def _block_init(
     x_ptr,
     scale_ptr,
     new_x_ptr,
@@ -423,7 +423,7 @@ class _State:
         return self.x, self.u, self.centre, self.sums
 
 
-def trunk(
+def run_blocks(
     x: Tensor,
     modulations: Sequence[Tensor],
     projections: Sequence[Tensor],
@@ -437,8 +437,8 @@ def trunk(
 ) -> Tensor:
     """Return the modulated norm of the residual stream after all blocks ``(B, N, d)``, in the type of `folded`.
 
-    Takes what :func:`wbdit.ops.reference.trunk` takes; d is a multiple of 16, and so is what the heads make of it. The
-    stream is kept in the products' type.
+    Takes what :func:`wbdit.ops.reference.run_blocks` takes; d is a multiple of 16, and so is what the heads make
+    of it. The stream is kept in the products' type.
     """
     x = x.contiguous()
     modulations = [m if m.stride(-1) == 1 else m.contiguous() for m in modulations]
@@ -449,7 +449,7 @@ def trunk(
         return launcher.run(weights, eta, lam), launcher.kernels
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
-    return run(tuning.choose("trunk", shape, candidates(x.device), lambda tiles: run(tiles)[1], x.device))[0]
+    return run(tuning.choose("run_blocks", shape, candidates(x.device), lambda tiles: run(tiles)[1], x.device))[0]
 
 
 class _Launcher:
@@ -469,19 +469,19 @@ class _Launcher:
 
     def run(self, weights: tuple[Sequence[Tensor], ...], eta: float, lam: float) -> Tensor:
         table = torch.stack(self.rows).to(self.dtype)  # [6 blocks + 2, B or 1, d]
-        self.begin(table[1])
+        self.init(table[1])
         for i, (projection, out, bias, folded) in enumerate(zip(*weights, strict=True)):
             _, _, gate1, _, scale2, gate2, _, scale = table[6 * i : 6 * i + 8]
             shift1, scale1, _, shift2, exact_scale2, _ = self.rows[6 * i : 6 * i + 6]
-            w = self.project(projection, _through_projection(scale1, shift1, projection))
+            w = self.project(projection, _fold_modulation_into_projection(scale1, shift1, projection))
             attended, lse = torch.empty_like(w), w.new_empty((self.batch, self.heads, self.tokens), dtype=torch.float32)
             mssa.mssa(w, attended, lse)
             self.compress(attended, out, bias, gate1, scale2)
-            self.sparsify(folded, _through_step(exact_scale2, shift2, folded, eta, lam), gate2, scale, eta)
+            self.sparsify(folded, _fold_modulation_into_step(exact_scale2, shift2, folded, eta, lam), gate2, scale, eta)
         return self.end(*self.modulations[-2:])
 
-    def begin(self, scale: Tensor) -> None:
-        _block_begin[(self.count,)](
+    def init(self, scale: Tensor) -> None:
+        _block_init[(self.count,)](
             *(self.x, scale, *self.state.tensors, self.tokens, self.d, self.parts, self.stride(self.d)),
             PARTS=triton.next_power_of_2(self.parts),
             WIDTH=triton.next_power_of_2(self.d),
@@ -554,13 +554,15 @@ def _shared_rows(modulations: Sequence[Tensor]) -> list[Tensor]:
     return [m[:1] if shared else m for m in modulations]
 
 
-def _through_projection(scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _fold_modulation_into_projection(scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return S = (1 + s) W and T = b W, one row a sample."""
     slope, level = (torch.cat([1 + scale, shift]).to(weight.dtype) @ weight.mT).chunk(2)
     return slope, level
 
 
-def _through_step(scale: Tensor, shift: Tensor, folded: Tensor, eta: float, lam: float) -> tuple[Tensor, Tensor]:
+def _fold_modulation_into_step(
+    scale: Tensor, shift: Tensor, folded: Tensor, eta: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Return what z + eta z F - eta lam makes of 1 + s and of b: as S and T, with the identity and the threshold in."""
     both = torch.cat([1 + scale, shift]).float()
     slope, level = (both + eta * (both.to(folded.dtype) @ folded).float()).chunk(2)

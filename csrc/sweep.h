@@ -55,12 +55,12 @@ static inline const float* read(const Rows& from, int64_t row, float* buffer, in
   return buffer;
 }
 
-// Where to write a row as fp32: into place, or into the buffer that written() narrows.
+// Where to write a row as fp32: into place, or into the buffer that store_row() narrows.
 static inline float* writable(const Rows& to, int64_t row, float* buffer) {
   return to.low ? buffer : static_cast<float*>(to[row]);
 }
 
-static inline void written(const Rows& to, int64_t row, const float* buffer, int64_t d) {
+static inline void store_row(const Rows& to, int64_t row, const float* buffer, int64_t d) {
   if (!to.low) return;
   bf16* target = static_cast<bf16*>(to[row]);
   sweep(d, [&](int64_t i, int, auto lane) INLINE { put(target + i, at<decltype(lane)>(buffer + i)); });
