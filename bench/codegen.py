@@ -14,7 +14,7 @@ import torch
 from drylaunch import Resources, dry, resources
 from torch import Tensor
 
-from wbdit.ops.fused import Fused
+from wbdit.ops.dispatch import adapter
 from wbdit.ops.triton import Triton
 
 ARCHITECTURES = (80, 90, 100)
@@ -31,7 +31,10 @@ def launches(
     device: torch.device | str = "cpu",
 ) -> dict[str, Callable[[], object]]:
     """Return each op with arguments of the model's types and of some shapes, ready to be launched."""
-    fused = Fused(Triton())
+    engine = Triton()
+
+    def op(name: str, *args: object) -> Callable[[], object]:
+        return lambda: adapter(name)(engine, *args)
 
     def low(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype, device=device)
@@ -50,26 +53,29 @@ def launches(
     tables = (alpha, alpha, table, table, table, wide(levels), present)
     target = torch.zeros(batch, genes, dtype=torch.uint8, device=device)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
+    step = {"eta": 0.1, "lam": 0.1, "eps": 1e-6}
+    given, grads = {"out": z, "z": z, "gate": gate, "scale": scale, **step}, {"dshift": shift, "dscale": scale}
     return {
-        "adaln": lambda: fused.adaln(x, shift, scale, 1e-6, dtype),
-        "adaln_backward": lambda: fused.adaln_backward(z, x, shift, scale, 1e-6),
-        "gated_adaln": lambda: fused.gated_adaln(x, z, bias, gate, shift, scale, 1e-6),
-        "gated_adaln_backward": lambda: fused.gated_adaln_backward(x, z, x, z, bias, gate, shift, scale, 1e-6),
-        "ista_adaln": lambda: fused.engine.residual_adaln(x, z, None, z, gate, shift, scale, x, z, 0.1, 0.1, 1e-6),
-        "ista_adaln_backward": lambda: fused.engine.residual_adaln_backward(
-            z, x, x, z, None, z, gate, scale, x, z, gate, shift, scale, None, 0.1, 0.1, 1e-6
+        "adaln": op("adaln", x, shift, scale, 1e-6, dtype),
+        "adaln_backward": op("adaln_backward", z, x, shift, scale, 1e-6),
+        "gated_adaln": op("gated_adaln", x, z, bias, gate, shift, scale, 1e-6),
+        "gated_adaln_backward": op("gated_adaln_backward", x, z, x, z, bias, gate, shift, scale, 1e-6),
+        # the passes alone: products are PyTorch's
+        "ista_adaln": lambda: engine.residual_adaln(x, **given, shift=shift, x_new=x, z_new=z),
+        "ista_adaln_backward": lambda: engine.residual_adaln_backward(
+            z, x, dx_new=x, **given, dx=x, dout=z, dgate=gate, **grads
         ),
-        "ista": lambda: fused.engine.shrink(z, z, z, 0.1, 0.1),
-        "ista_backward": lambda: fused.engine.shrink_backward(z, z, z),
-        "mssa": lambda: fused.mssa(z, heads),
-        "mssa_backward": lambda: fused.mssa_backward(z, z, z, lse, heads),
-        **({"run_blocks": lambda: fused.engine.run_blocks(*blocks)} if dtype == torch.bfloat16 and d % 16 == 0 else {}),
-        "noising": lambda: fused.noising(cells, cells, alpha, alpha),
-        "sampler_step": lambda: fused.sampler_step(cells, cells, cells, None, None, samples, *scalars),
-        "normal": lambda: fused.normal(7, samples, 3, genes),
-        "count_mean": lambda: fused.count_mean(values, values, values, *tables),
-        "count_nll": lambda: fused.count_nll(values, values, values, *tables, target),
-        "count_nll_backward": lambda: fused.count_nll_backward(values, values, values, values, *tables, target),
+        "ista": lambda: engine.shrink(z, z, z, 0.1, 0.1),
+        "ista_backward": lambda: engine.shrink_backward(z, z, z),
+        "mssa": op("mssa", z, heads),
+        "mssa_backward": op("mssa_backward", z, z, z, lse, heads),
+        **({"run_blocks": lambda: engine.run_blocks(*blocks)} if dtype == torch.bfloat16 and d % 16 == 0 else {}),
+        "noising": op("noising", cells, cells, alpha, alpha),
+        "sampler_step": op("sampler_step", cells, cells, cells, None, None, samples, *scalars),
+        "normal": op("normal", 7, samples, 3, genes),
+        "count_mean": op("count_mean", values, values, values, *tables),
+        "count_nll": op("count_nll", values, values, values, *tables, target),
+        "count_nll_backward": op("count_nll_backward", values, values, values, values, *tables, target),
     }
 
 

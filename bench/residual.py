@@ -30,6 +30,7 @@ from wbdit.evaluation.align import Aligned, CellSet, align
 from wbdit.evaluation.compare import common_types, split_halves
 from wbdit.evaluation.distances import fold_change_slope, log_fold_changes
 from wbdit.evaluation.estimators import Basis
+from wbdit.evaluation.figure_data import AlignedCells
 from wbdit.report.summary_png import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, write_title
 
 SHOWN = {name: PEERS[name].title for name in ("wbdit", "scvi-posterior")}

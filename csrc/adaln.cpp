@@ -65,7 +65,7 @@ void gather(const float* sums, int64_t parts, int64_t d, const Rows& to, int64_t
   }
 }
 
-void residual_adaln_backward(Tensor dz_new, MaybeTensor dx_new, Tensor x_new, MaybeTensor out, MaybeTensor bias,
+void residual_adaln_backward(Tensor dz_new, Tensor x_new, MaybeTensor dx_new, MaybeTensor out, MaybeTensor bias,
                              MaybeTensor z, MaybeTensor gate, Tensor scale, Tensor dx, MaybeTensor dout,
                              MaybeTensor dgate, Tensor dshift, Tensor dscale, MaybeTensor dbias, double eta,
                              double lam, double eps) {
@@ -102,12 +102,14 @@ void residual_adaln_backward(Tensor dz_new, MaybeTensor dx_new, Tensor x_new, Ma
 
 STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
   m.def(
-      "residual_adaln(Tensor x, Tensor? out, Tensor? bias, Tensor? z, Tensor? gate, Tensor shift, Tensor scale, "
-      "Tensor(a!)? x_new, Tensor(b!) z_new, float eta, float lam, float eps) -> ()");
+      "residual_adaln(Tensor x, *, Tensor? out=None, Tensor? bias=None, Tensor? z=None, Tensor? gate=None, "
+      "Tensor shift, Tensor scale, Tensor(a!)? x_new=None, Tensor(b!) z_new, float eta=0., float lam=0., "
+      "float eps) -> ()");
   m.def(
-      "residual_adaln_backward(Tensor dz_new, Tensor? dx_new, Tensor x_new, Tensor? out, Tensor? bias, Tensor? z, "
-      "Tensor? gate, Tensor scale, Tensor(a!) dx, Tensor(b!)? dout, Tensor(c!)? dgate, Tensor(d!) dshift, "
-      "Tensor(e!) dscale, Tensor(f!)? dbias, float eta, float lam, float eps) -> ()");
+      "residual_adaln_backward(Tensor dz_new, Tensor x_new, *, Tensor? dx_new=None, Tensor? out=None, "
+      "Tensor? bias=None, Tensor? z=None, Tensor? gate=None, Tensor scale, Tensor(a!) dx, Tensor(b!)? dout=None, "
+      "Tensor(c!)? dgate=None, Tensor(d!) dshift, Tensor(e!) dscale, Tensor(f!)? dbias=None, float eta=0., "
+      "float lam=0., float eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {

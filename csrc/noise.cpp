@@ -77,8 +77,8 @@ void noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor xt) {
 STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
   m.def("noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor(a!) xt) -> ()");
   m.def(
-      "sampler_step(Tensor x, Tensor out, Tensor? previous, Tensor? earlier, Tensor? noise, Tensor? samples, "
-      "Tensor(a!) new, float a, float b, float c, float d, float e, float clamp_min, int seed, int step) -> ()");
+      "sampler_step(Tensor x, Tensor out, *, Tensor? previous=None, Tensor? earlier=None, Tensor? noise=None, "
+      "Tensor? samples=None, Tensor(a!) new, float a, float b, float c, float d, float e, float clamp_min, int seed, int step) -> ()");
   m.def("normal(Tensor samples, Tensor(a!) out, int seed, int step) -> ()");
 }
 

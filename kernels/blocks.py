@@ -524,7 +524,7 @@ class _Launcher:
 
     def end(self, shift: Tensor, scale: Tensor) -> Tensor:
         x, z = self.state.x.view(self.x.shape), self.spare.u.view(self.x.shape)
-        adaln.residual_adaln(x, None, None, None, None, shift, scale, None, z, 0.0, 0.0, self.eps)
+        adaln.residual_adaln(x, shift=shift, scale=scale, z_new=z, eps=self.eps)
         return z
 
     def stride(self, width: int) -> int:

@@ -16,7 +16,21 @@ GENES = 16
 
 
 @triton.jit
-def _logit(level, x, log_odds, mixture, alpha, inverse, log_base0_ptr, log_base1_ptr, values_ptr, counts_ptr, at, real, n_levels):
+def _logit(
+    level,
+    x,
+    log_odds,
+    mixture,
+    alpha,
+    inverse,
+    log_base0_ptr,
+    log_base1_ptr,
+    values_ptr,
+    counts_ptr,
+    at,
+    real,
+    n_levels,
+):
     """Return a level's logits (cells, genes), -inf where it does not exist, and its value, count and slope (genes,)."""
     exists = real & (level < n_levels)
     log_base0 = tl.load(log_base0_ptr + at + level, mask=exists, other=0.0)
@@ -83,7 +97,19 @@ def _count_likelihood(
     chosen = tl.full((CELLS, GENES), float("-inf"), tl.float32)
     for level in range(0, last):
         logit, value, _, _ = _logit(
-            level, x, log_odds, mixture, alpha, inverse, log_base0_ptr, log_base1_ptr, values_ptr, counts_ptr, at, real, n_levels
+            level,
+            x,
+            log_odds,
+            mixture,
+            alpha,
+            inverse,
+            log_base0_ptr,
+            log_base1_ptr,
+            values_ptr,
+            counts_ptr,
+            at,
+            real,
+            n_levels,
         )
         # padding genes have no level at all: no difference of infinities for them
         higher = tl.where(real[None, :], tl.maximum(top, logit), 0.0)
@@ -107,7 +133,19 @@ def _count_likelihood(
         sums = sums_ptr + part.to(tl.int64) * 2 * genes * levels + at
         for level in range(0, last):
             logit, _, count, slope = _logit(
-                level, x, log_odds, mixture, alpha, inverse, log_base0_ptr, log_base1_ptr, values_ptr, counts_ptr, at, real, n_levels
+                level,
+                x,
+                log_odds,
+                mixture,
+                alpha,
+                inverse,
+                log_base0_ptr,
+                log_base1_ptr,
+                values_ptr,
+                counts_ptr,
+                at,
+                real,
+                n_levels,
             )
             hit = tl.where((target == level) & (level < n_levels)[None, :], 1.0, 0.0)
             dlogit = tl.where(inside, dnll * (tl.exp(logit - top) / total - hit), 0.0)
@@ -151,7 +189,8 @@ def count_nll(
     nll: Tensor,
 ) -> None:
     """Write the negative log-likelihood of the levels `target` to `nll`."""
-    _launch(None, x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels, target=target, nll=nll)
+    tables = alpha, sigma, log_base0, log_base1, values, counts, n_levels
+    _launch(None, x, log_odds, mixture, *tables, target=target, nll=nll)
 
 
 def count_nll_backward(

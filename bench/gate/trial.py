@@ -3,14 +3,15 @@
     python -m bench.gate.trial --runs 10                           # how often is a row red that should not be?
     python -m bench.gate.trial --runs 5 --plant mssa:1.15          # is the slow operation found and named?
 
-The planted operation spins for the given share of its own time. Operations are the methods of `Fused`
-(wbdit/ops/fused.py): mssa, mssa_backward, gated_adaln, count_nll, and so on. The exit status is 1 where a run without a
-plant is red, or a run with one names no row of the operation.
+The planted operation spins for the given share of its own time. Operations are those of wbdit/ops: mssa, mssa_backward,
+gated_adaln, count_nll, and so on. The exit status is 1 where a run without a plant is red, or a run with one names no
+row of the operation.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from bench.gate.judge import RED
 from bench.gate.process import WorkerError
 
 SLOWER = """
+from wbdit.ops import dispatch
 
 def _planted(method, factor):
     import functools
@@ -39,17 +41,17 @@ def _planted(method, factor):
     return slower
 
 
-Fused.{method} = _planted(Fused.{method}, {factor})
+dispatch._adapters["{method}"] = _planted(dispatch._adapters["{method}"], {factor})
 """
 
 
 def plant(tree: Path, method: str, factor: float) -> None:
     """Make an operation of a tree slower."""
-    source = tree / "wbdit" / "ops" / "fused.py"
-    text = source.read_text()
-    if f"    def {method}(" not in text:
-        raise trees.TreeError(f"no operation {method} in {source.name}")
-    source.write_text(text + SLOWER.format(method=method, factor=factor))
+    ops = tree / "wbdit" / "ops"
+    if not any(re.search(rf'define_op\(\s*"{method}"', file.read_text()) for file in ops.glob("*.py")):
+        raise trees.TreeError(f"no operation {method} in {ops}")
+    with (ops / "__init__.py").open("a") as source:
+        source.write(SLOWER.format(method=method, factor=factor))
 
 
 def names_it(result: dict[str, Any], method: str) -> bool:

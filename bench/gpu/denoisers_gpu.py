@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flops
 import torch
 from agreement import TOLERANCE, relative_error
@@ -14,7 +16,7 @@ from setting import Setting
 import wbdit
 from wbdit import ops
 from wbdit.nn.cuda_graph import CUDAGraphModel
-from wbdit.ops.fused import Fused
+from wbdit.ops.dispatch import adapter
 from wbdit.ops.triton import Triton
 
 CALLS = 15
@@ -61,11 +63,11 @@ def peers(s: Setting) -> None:
 def blocks(s: Setting) -> None:
     """Measure all blocks at once beside their ops one after another, in bf16 and in fp32."""
     config = s.configs["published"]
-    own = Fused(Triton())
+    own = partial(adapter("run_blocks"), Triton())
     ways = {
         "blocks at once, bf16": (lambda *given: ops.run_blocks(*given), torch.bfloat16),
-        "op by op, bf16": (lambda *given: own.run_blocks(*given, 0.1, 0.1, 1e-6), torch.bfloat16),
-        "op by op, fp32": (lambda *given: own.run_blocks(*given, 0.1, 0.1, 1e-6), torch.float32),
+        "op by op, bf16": (lambda *given: own(*given, 0.1, 0.1, 1e-6), torch.bfloat16),
+        "op by op, fp32": (lambda *given: own(*given, 0.1, 0.1, 1e-6), torch.float32),
     }
     for name, (call, low) in ways.items():
         s.rows.attempt(name, lambda call=call, low=low: _time_blocks(s, config, call, low))

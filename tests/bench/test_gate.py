@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import ROOT
 from bench.gate import __main__ as gate
 from bench.gate import chart, judge, measure, report, trial
 from bench.gate.process import Process, WorkerError
+from wbdit.ops import dispatch
 
 GATE = ROOT / "bench" / "gate"
 CHECKED = {"errors": {"base": 1e-7, "head": 1e-7}, "tolerance": 1e-5}
@@ -281,14 +283,14 @@ def test_a_worker_takes_no_package_but_its_trees(tmp_path):
         worker.ask("hello")
 
 
-def test_planting(tmp_path):
-    source = tmp_path / "wbdit" / "ops" / "fused.py"
-    source.parent.mkdir(parents=True)
-    source.write_text("class Fused:\n    def mssa(self, w):\n        return w + 1\n")
+def test_planting(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "wbdit" / "ops", tmp_path / "wbdit" / "ops")
     trial.plant(tmp_path, "mssa", 1.15)
-    space = {}
-    exec(source.read_text(), space)
-    assert space["Fused"]().mssa(1) == 2
+    planted = (tmp_path / "wbdit" / "ops" / "__init__.py").read_text()
+    code = planted.removeprefix((ROOT / "wbdit" / "ops" / "__init__.py").read_text())
+    monkeypatch.setitem(dispatch._adapters, "mssa", lambda w: w + 1)
+    exec(code)
+    assert dispatch.adapter("mssa").__wrapped__(1) == dispatch.adapter("mssa")(1) == 2
     with pytest.raises(RuntimeError, match="no operation attention"):
         trial.plant(tmp_path, "attention", 1.15)
     rows = {"small op mssa backward fp32": {"verdict": "RED"}, "small op mssa forward fp32": {"verdict": "ok"}}

@@ -47,9 +47,9 @@ def test_the_values_can_be_wrong(tmp_path):
     broken.write_text(
         "import wbdit.kernels.adaln as room\n"
         "right = room.residual_adaln\n"
-        "def residual_adaln(*args):\n"
-        "    right(*args)\n"
-        "    args[8].mul_(1.001)\n"
+        "def residual_adaln(x, **named):\n"
+        "    right(x, **named)\n"
+        "    named['z_new'].mul_(1.001)\n"
         "room.residual_adaln = residual_adaln\n"
     )
     done = run(

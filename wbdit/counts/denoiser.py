@@ -31,7 +31,7 @@ class CountDenoiser(nn.Module):
     Parameters
     ----------
     denoiser
-        What answers each gene's logarithm of the mean count, beyond what the conditions make of it; with `learn_sigma`
+        What answers each gene's logarithm of the mean count, beyond what the conditions make of it; with two outputs
         also what is added to :attr:`CountLikelihood.dispersion_knots`: how wide the count's distribution is. A gene
         that is on or off in cells of a label is as uncertain as can be where both are likely, and neither before nor
         after. With one spread for all cells of a label, counts' means come out right, and those of their logarithms,
@@ -48,7 +48,8 @@ class CountDenoiser(nn.Module):
     label_rates
         Logarithm of how much more of each gene a label makes, ``(sum of K_c + 1, G)``, see :func:`label_rates`.
     label_dispersion
-        What a label adds to :attr:`CountLikelihood.dispersion_knots`, of the same shape; learned. In noise a gene's counts are spread as the label's are: with one spread for all labels, means fit and zeros do not.
+        What a label adds to :attr:`CountLikelihood.dispersion_knots`, of the same shape; learned. At high noise a gene's
+        counts are as dispersed as the label's: with one dispersion for all labels, means fit and zeros do not.
     noise_axes, noise_factors
         Orthonormal directions ``(K, G)`` along which sampling begins with wider noise, and how much wider ``(K,)``; see
         :mod:`wbdit.training.calibration`.

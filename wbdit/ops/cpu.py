@@ -7,7 +7,7 @@ import os
 import torch
 
 from wbdit.errors import InputError
-from wbdit.ops import build, fused
+from wbdit.ops import build, dispatch
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
@@ -33,4 +33,4 @@ def has_fast_bf16() -> bool:
 
 def register() -> None:
     """Enter the kernels for tensors on a CPU."""
-    fused.register("cpu", "csrc", fused.Fused(torch.ops.wbdit_csrc), build.available)
+    dispatch.add_engine("cpu", "csrc", torch.ops.wbdit_csrc, build.available)

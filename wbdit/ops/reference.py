@@ -245,82 +245,87 @@ def sampler_step(
 
 def count_mean(
     x: Tensor,
-    eta: Tensor,
-    weight: Tensor,
+    log_odds: Tensor,
+    mixture: Tensor,
     alpha: Tensor,
     sigma: Tensor,
-    base0: Tensor,
-    base1: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
     values: Tensor,
     counts: Tensor,
-    sizes: Tensor,
+    n_levels: Tensor,
 ) -> Tensor:
-    logits, absent = count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    logits, absent = count_logits(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels)
     return (logits.softmax(-1) * values.masked_fill(absent, 0)).sum(-1)  # [B, G]
 
 
 def count_nll(
     x: Tensor,
-    eta: Tensor,
-    weight: Tensor,
+    log_odds: Tensor,
+    mixture: Tensor,
     alpha: Tensor,
     sigma: Tensor,
-    base0: Tensor,
-    base1: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
     values: Tensor,
     counts: Tensor,
-    sizes: Tensor,
+    n_levels: Tensor,
     target: Tensor,
 ) -> Tensor:
-    logits, _ = count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    logits, _ = count_logits(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels)
     return -logits.log_softmax(-1).gather(-1, target.long()[..., None])[..., 0]
 
 
 def count_nll_backward(
     dnll: Tensor,
     x: Tensor,
-    eta: Tensor,
-    weight: Tensor,
+    log_odds: Tensor,
+    mixture: Tensor,
     alpha: Tensor,
     sigma: Tensor,
-    base0: Tensor,
-    base1: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
     values: Tensor,
     counts: Tensor,
-    sizes: Tensor,
+    n_levels: Tensor,
     target: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits, absent = count_logits(x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes)
+    logits, absent = count_logits(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels)
     p = logits.softmax(-1)
     at_target = target[..., None] == torch.arange(len(counts), device=target.device)
     dlogits = dnll.to(p.dtype)[..., None] * (p - at_target.to(p.dtype))  # [B, G, L]
-    w = weight.to(p.dtype)[..., None]
-    dweight = (dlogits * (base1 - base0).masked_fill(absent, 0)).sum(-1)
-    dbase0, dbase1 = (dlogits * (1 - w)).sum(0), (dlogits * w).sum(0)
-    deta = (dlogits * counts).sum(-1)
-    return deta.to(eta.dtype), dweight.to(weight.dtype), dbase0.to(base0.dtype), dbase1.to(base1.dtype)
+    w = mixture.to(p.dtype)[..., None]
+    dmixture = (dlogits * (log_base1 - log_base0).masked_fill(absent, 0)).sum(-1)
+    dlog_base0, dlog_base1 = (dlogits * (1 - w)).sum(0), (dlogits * w).sum(0)
+    dlog_odds = (dlogits * counts).sum(-1)
+    return (
+        dlog_odds.to(log_odds.dtype),
+        dmixture.to(mixture.dtype),
+        dlog_base0.to(log_base0.dtype),
+        dlog_base1.to(log_base1.dtype),
+    )
 
 
 def count_logits(
     x: Tensor,
-    eta: Tensor,
-    weight: Tensor,
+    log_odds: Tensor,
+    mixture: Tensor,
     alpha: Tensor,
     sigma: Tensor,
-    base0: Tensor,
-    base1: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
     values: Tensor,
     counts: Tensor,
-    sizes: Tensor,
+    n_levels: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (B, G, L), -inf at levels that a gene does not have, and where these are (G, L)."""
-    wide = accumulation_dtype(eta.dtype)
-    x, eta, weight = (t.to(wide)[..., None] for t in (x, eta, weight))
+    wide = accumulation_dtype(log_odds.dtype)
+    x, log_odds, mixture = (t.to(wide)[..., None] for t in (x, log_odds, mixture))
     alpha, sigma = (t.to(wide)[:, None, None] for t in (alpha, sigma))
-    base0, base1, values, counts = (t.to(wide) for t in (base0, base1, values, counts))
+    log_base0, log_base1, values, counts = (t.to(wide) for t in (log_base0, log_base1, values, counts))
     evidence = ((x - alpha * values) / sigma).square() / 2
-    logits = (1 - weight) * base0 + weight * base1 + eta * counts - evidence
-    absent = torch.arange(len(counts), device=sizes.device) >= sizes[:, None]
+    logits = (1 - mixture) * log_base0 + mixture * log_base1 + log_odds * counts - evidence
+    absent = torch.arange(len(counts), device=n_levels.device) >= n_levels[:, None]
     return logits.masked_fill(absent, -torch.inf), absent
 
 

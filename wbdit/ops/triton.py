@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbdit.ops import fused
+from wbdit.ops import dispatch
+from wbdit.ops.layout import TYPES
 
-ROOMS = {
+MODULES = {  # of each pass
     "residual_adaln": "adaln",
     "residual_adaln_backward": "adaln",
     "mssa": "mssa",
@@ -38,12 +39,12 @@ class Triton:
     """The modules of :mod:`wbdit.kernels`, imported when a pass is first called, each pass on its tensors' device."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        launch = getattr(importlib.import_module(f"wbdit.kernels.{ROOMS[name]}"), name)
+        launch = getattr(importlib.import_module(f"wbdit.kernels.{MODULES[name]}"), name)
 
         @functools.wraps(launch)
-        def on_device(*args: Any) -> Any:
-            with torch.cuda.device_of(next(a for a in args if isinstance(a, Tensor))):
-                return launch(*args)
+        def on_device(*args: Any, **named: Any) -> Any:
+            with torch.cuda.device_of(next(a for a in (*args, *named.values()) if isinstance(a, Tensor))):
+                return launch(*args, **named)
 
         setattr(self, name, on_device)
         return on_device
@@ -69,17 +70,14 @@ def version() -> str:
     return importlib.import_module("triton").__version__ if available() else "none"
 
 
-class Fused(fused.Fused):
-    """The ops on Triton's passes, the blocks as one where :mod:`wbdit.kernels.blocks` takes them."""
-
-    def run_blocks(self, *args: Any) -> Tensor:
-        """Run all blocks."""
-        return self.engine.run_blocks(*args) if _is_one(*args) else super().run_blocks(*args)
-
-
 def register(device: str = "cuda") -> None:
     """Enter the kernels for tensors on a GPU; another device type is for Triton's interpreter alone."""
-    fused.register(device, "triton", Fused(Triton()), available, _fits)
+    dispatch.add_engine(device, "triton", Triton(), available, _fits, {"run_blocks": _run_blocks})
+
+
+def _run_blocks(engine: Triton, *args: Any) -> Tensor:
+    """Run all blocks, as one where :mod:`wbdit.kernels.blocks` takes them."""
+    return engine.run_blocks(*args) if _is_one(*args) else dispatch.adapter("run_blocks")(engine, *args)
 
 
 def _fits(name: str, args: tuple[Any, ...]) -> bool:
@@ -122,4 +120,4 @@ def _is_one(x: Tensor, *others: Any) -> bool:
     _, projections, _, _, folded, *_ = others
     weights = (*projections, *folded)
     even = all(t.dtype == torch.bfloat16 and t.shape[0] % 16 == t.shape[1] % 16 == 0 for t in weights)
-    return even and x.dtype in fused.TYPES and x.numel() > 0 and bool(fused_blocks.candidates(x.device))
+    return even and x.dtype in TYPES and x.numel() > 0 and bool(fused_blocks.candidates(x.device))

@@ -1,0 +1,271 @@
+"""Adaptive layer norm, and the gated residual before it: all that stands between two products of a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbdit.ops import reference
+from wbdit.ops.dispatch import define_op
+from wbdit.ops.layout import TYPES, dense, dense_rows, fresh
+
+MODULATION = "Tensor gate, Tensor shift, Tensor scale"
+
+
+def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Normalise each token and modulate it: ``LN(x) * (1 + scale) + shift`` (Peebles and Xie 2023, DiT).
+
+    Parameters
+    ----------
+    x
+        Tokens ``(B, N, d)``, floating.
+    shift, scale
+        Modulation ``(B, d)``, one row a sample.
+    eps
+        Added to the variance.
+    dtype
+        Type of the result, that of the product it goes into; the type of `x` by default.
+
+    Returns
+    -------
+    ``(B, N, d)``.
+    """
+    return _adaln(x, shift, scale, eps, dtype)
+
+
+def gated_adaln(
+    x: Tensor,
+    out: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add a gated half-step to the residual stream and modulate for the next: all that stands between two products.
+
+    Parameters
+    ----------
+    x
+        Residual stream ``(B, N, d)``, floating.
+    out
+        What the half-step gave ``(B, N, d)``, floating.
+    gate, shift, scale
+        Modulation ``(B, d)``, one row a sample.
+    eps
+        Added to the variance.
+    bias
+        What the half-step's last linear map would have added ``(d,)``: here it costs no pass of its own.
+
+    Returns
+    -------
+    ``x' = x + gate * (out + bias)`` in the type of `x`, and :func:`adaln` of it in the type of `out`.
+    """
+    return _gated_adaln(x, out, bias, gate, shift, scale, eps)
+
+
+def gated_adaln_(
+    x: Tensor,
+    out: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`gated_adaln` does in place: `x` and `out` become its two results. Without gradients."""
+    _gated_adaln_(x, out, bias, gate, shift, scale, eps)
+    return x, out
+
+
+# on an engine
+
+
+def _adaln_on(
+    engine: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
+    if dtype not in (None, *TYPES):
+        return reference.adaln(x, shift, scale, eps, dtype)
+    z = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+    engine.residual_adaln(x.contiguous(), shift=dense_rows(shift), scale=dense_rows(scale), z_new=z, eps=eps)
+    return z
+
+
+def _adaln_backward_on(
+    engine: Any, dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dshift, dscale = fresh(x), fresh(shift), fresh(scale)
+    engine.residual_adaln_backward(
+        *(dz.contiguous(), x.contiguous()), scale=dense_rows(scale), dx=dx, dshift=dshift, dscale=dscale, eps=eps
+    )
+    return dx, dshift, dscale
+
+
+def _gated_adaln_on(
+    engine: Any, x: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    x_new, z_new = fresh(x), fresh(out)
+    _gate(engine, x.contiguous(), out.contiguous(), bias, gate, shift, scale, eps, x_new, z_new)
+    return x_new, z_new
+
+
+def _gated_adaln_on_(
+    engine: Any, x: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> None:
+    if x.is_contiguous() and out.is_contiguous():
+        _gate(engine, x, out, bias, gate, shift, scale, eps, x, out)
+    else:
+        reference.gated_adaln_(x, out, bias, gate, shift, scale, eps)
+
+
+def _gate(
+    engine: Any,
+    x: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    x_new: Tensor,
+    z_new: Tensor,
+) -> None:
+    engine.residual_adaln(
+        x,
+        out=out,
+        bias=dense(bias),
+        gate=dense_rows(gate),
+        shift=dense_rows(shift),
+        scale=dense_rows(scale),
+        x_new=x_new,
+        z_new=z_new,
+        eps=eps,
+    )
+
+
+def _gated_adaln_backward_on(
+    engine: Any,
+    dx_new: Tensor | None,
+    dz_new: Tensor,
+    x_new: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx, dout, dgate, dshift, dscale = fresh(x_new), fresh(out), fresh(gate), fresh(shift), fresh(scale)
+    dbias = None if bias is None else x_new.new_empty((x_new.shape[0], x_new.shape[2]), dtype=torch.float32)
+    engine.residual_adaln_backward(
+        dz_new.contiguous(),
+        x_new,
+        dx_new=dense(dx_new),
+        out=out.contiguous(),
+        bias=dense(bias),
+        gate=dense_rows(gate),
+        scale=dense_rows(scale),
+        dx=dx,
+        dout=dout,
+        dgate=dgate,
+        dshift=dshift,
+        dscale=dscale,
+        dbias=dbias,
+        eps=eps,
+    )
+    if bias is None or dbias is None:
+        return dx, dout, x_new.new_empty(0), dgate, dshift, dscale
+    return dx, dout, dbias.sum(0).to(bias.dtype), dgate, dshift, dscale
+
+
+# shapes and types
+
+
+def _fake_gated_adaln_backward(
+    dx_new: Tensor | None,
+    dz_new: Tensor,
+    x_new: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    dbias = x_new.new_empty(0) if bias is None else torch.empty_like(bias)
+    return torch.empty_like(x_new), torch.empty_like(out), dbias, *map(torch.empty_like, (gate, shift, scale))
+
+
+# the ops
+
+_adaln = define_op(
+    "adaln",
+    "(Tensor x, Tensor shift, Tensor scale, float eps, ScalarType? dtype=None) -> Tensor",
+    reference.adaln,
+    fake=lambda x, shift, scale, eps, dtype=None: torch.empty_like(x, dtype=dtype),
+    on_engine=_adaln_on,
+)
+_adaln_backward = define_op(
+    "adaln_backward",
+    "(Tensor dz, Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor, Tensor)",
+    reference.adaln_backward,
+    fake=lambda dz, x, shift, scale, eps: tuple(map(torch.empty_like, (x, shift, scale))),
+    on_engine=_adaln_backward_on,
+)
+_gated_adaln = define_op(
+    "gated_adaln",
+    f"(Tensor x, Tensor out, Tensor? bias, {MODULATION}, float eps) -> (Tensor, Tensor)",
+    reference.gated_adaln,
+    fake=lambda x, out, *rest: (torch.empty_like(x), torch.empty_like(out)),
+    on_engine=_gated_adaln_on,
+)
+_gated_adaln_ = define_op(
+    "gated_adaln_",
+    f"(Tensor(a!) x, Tensor(b!) out, Tensor? bias, {MODULATION}, float eps) -> ()",
+    reference.gated_adaln_,
+    fake=lambda *args: None,
+    on_engine=_gated_adaln_on_,
+    mutates=("x", "out"),
+)
+_gated_adaln_backward = define_op(
+    "gated_adaln_backward",
+    f"(Tensor? dx_new, Tensor dz_new, Tensor x_new, Tensor out, Tensor? bias, {MODULATION}, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.gated_adaln_backward,
+    fake=_fake_gated_adaln_backward,
+    on_engine=_gated_adaln_backward_on,
+)
+
+
+# gradients
+
+
+def _keep_adaln(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.eps = inputs[3]
+
+
+def _adaln_gradient(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+    return *_adaln_backward(dz, *ctx.saved_tensors, ctx.eps), None, None
+
+
+def _keep_gated_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, *others, eps = inputs
+    ctx.save_for_backward(output[0], *others)
+    ctx.eps = eps
+    ctx.set_materialize_grads(False)  # the last block's x' goes nowhere: no zeros need be read for it
+
+
+def _gated_adaln_gradient(ctx: Any, dx_new: Tensor | None, dz_new: Tensor | None) -> tuple[Tensor | None, ...]:
+    x_new, out, bias, *modulation = ctx.saved_tensors
+    dz_new = torch.zeros_like(out) if dz_new is None else dz_new
+    dx, dout, dbias, *rest = _gated_adaln_backward(dx_new, dz_new, x_new, out, bias, *modulation, ctx.eps)
+    return dx, dout, None if bias is None else dbias, *rest, None
+
+
+_adaln.register_autograd(_adaln_gradient, setup_context=_keep_adaln)
+_gated_adaln.register_autograd(_gated_adaln_gradient, setup_context=_keep_gated_adaln)
