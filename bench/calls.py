@@ -40,7 +40,7 @@ def main(data, label, minutes, names, spacing, calls, draws, seed):
     for i, (name, steps) in enumerate((name, int(steps)) for name in names for steps in calls.split(",")):
         found = []
         for draw in range(seed, seed + draws):
-            made = generator.generate(like=split.test, sampler=name, steps=steps, spacing=spacing, seed=draw)
+            made = generator.generate(like=split.test, sampler=name, calls=steps, spacing=spacing, seed=draw)
             found.append(scores(split, made, cells.labels[0], draw))
         if i == 0:
             click.echo(row("real cells (floor)", "", [{m: one[m].floor for m in SHOWN} for one in found]))

@@ -33,7 +33,7 @@ class Config:
 
     @property
     def classes(self) -> int:
-        return self.model["num_classes"]
+        return sum(self.model["label_sizes"])
 
     def sizes(self, kind: str = "white", batch: int | None = None, conditions: int | None = None) -> flops.Sizes:
         """Return what the count of arithmetic depends on; every sample has conditions of its own unless told."""
@@ -96,7 +96,7 @@ APART = ("cell_token", "class_dropout_prob")  # the published formula has no suc
 
 
 def _config(name: str, preset: str, classes: int, clamp_min: float | None, batch: int) -> Config:
-    model = {"input_size": GENES, "num_classes": classes, **PRESETS[preset].model}
+    model = {"input_size": GENES, "label_sizes": [classes] if classes else [], **PRESETS[preset].model}
     model = {name: value for name, value in model.items() if name not in APART}
     return Config(name, model, PRESETS[preset].schedule, clamp_min, batch)
 

@@ -86,12 +86,12 @@ GPU_ROWS = {
 
 def train_step(call: Forward, parameters: list[Tensor], inputs: Inputs) -> Callable[[], None]:
     """Return one step of training: forward, loss, backward, update."""
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step() -> None:
         gradients_of(call, inputs)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 

@@ -1,7 +1,7 @@
 """Compile the kernels for GPUs that are not here: the project's own launches, on CPU tensors, with nothing launched.
 
 Triton asks its driver for the target and hands it the binary. A driver that claims to be a given GPU and loads nothing
-makes every launch a compilation, by the very arguments, options and specialisations that a user's launch has.
+makes every launch a compilation, by the very arguments, options and specializations that a user's launch has.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python bench/memory.py CONFIG ROW forward|train [--quick]
 
 The starting point is the model with its inputs, after a tiny model has gone the same way, so that libraries and kernels
-are loaded. The optimiser's two moments count as part of a train step, for every row alike.
+are loaded. The optimizer's two moments count as part of a train step, for every row alike.
 """
 
 from __future__ import annotations

@@ -47,24 +47,29 @@ class Draw:
         drawn = {
             name: torch.rand(shape, generator=self.generator, dtype=torch.float64)
             for name, shape in (
-                ("sizes", (genes,)),
-                ("weight", (cells, genes)),
+                ("n_levels", (genes,)),
+                ("mixture", (cells, genes)),
                 ("target", (cells, genes)),
                 ("sigma", (cells,)),
             )
         }
         counts = torch.arange(levels, dtype=torch.float64)
-        sizes = (2 - 8 * drawn["sizes"].log()).int().clamp(max=levels)
+        n_levels = (2 - 8 * drawn["n_levels"].log()).int().clamp(max=levels)
         values = torch.log1p(counts) * (0.5 + self.normal(genes, 1).sigmoid())
-        target = (drawn["target"] * sizes).byte()
+        target = (drawn["target"] * n_levels).byte()
         sigma = 0.05 + 0.95 * drawn["sigma"]
         alpha = (1 - sigma**2).sqrt()
         clean = torch.take_along_dim(values, target.long().T, 1).T
         return {
             "x": alpha[:, None] * clean + sigma[:, None] * self.normal(cells, genes),
-            **{"eta": 0.3 * self.normal(cells, genes), "weight": drawn["weight"], "alpha": alpha, "sigma": sigma},
-            **{name: self.normal(genes, levels) - 0.1 * counts for name in ("base0", "base1")},
-            **{"values": values, "counts": counts, "sizes": sizes, "target": target},
+            **{
+                "log_odds": 0.3 * self.normal(cells, genes),
+                "mixture": drawn["mixture"],
+                "alpha": alpha,
+                "sigma": sigma,
+            },
+            **{name: self.normal(genes, levels) - 0.1 * counts for name in ("log_base0", "log_base1")},
+            **{"values": values, "counts": counts, "n_levels": n_levels, "target": target},
         }
 
     def sparse_coding(self) -> Values:

@@ -35,7 +35,7 @@ from wbdit.report.summary_png import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, wr
 
 SHOWN = {name: PEERS[name].title for name in ("wbdit", "scvi-posterior")}
 HELD_OUT, TRAINING = "held-out cells", "training cells"
-COLOURS = dict(zip((*SHOWN.values(), TRAINING, HELD_OUT), (SYNTHETIC, REAL, OTHER, INK), strict=True))
+COLORS = dict(zip((*SHOWN.values(), TRAINING, HELD_OUT), (SYNTHETIC, REAL, OTHER, INK), strict=True))
 WIDEST = 5  # components
 PERCENTILES = np.array([0.5, 1, 2, 5, 10, 20, 50])
 
@@ -136,8 +136,8 @@ def draw(
         panel.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
         for i, (name, values) in enumerate(gaps.items()):
             rows = np.arange(len(types)) + 0.2 * (i - (len(gaps) - 1) / 2)
-            panel.hlines(rows, values.min(0), values.max(0), color=COLOURS[name], linewidth=1.4, alpha=0.5)
-            panel.scatter(values.mean(0), rows, s=26, color=COLOURS[name], label=name, zorder=3)
+            panel.hlines(rows, values.min(0), values.max(0), color=COLORS[name], linewidth=1.4, alpha=0.5)
+            panel.scatter(values.mean(0), rows, s=26, color=COLORS[name], label=name, zorder=3)
         panel.set_yticks(range(len(types)), types, fontsize=9, color=INK)
         panel.set_ylim(len(types) - 0.5, -0.5)
     for panel in panels[1:]:
@@ -145,7 +145,7 @@ def draw(
     write_title(last, "Nearness to training cells", "dashed: training cells among themselves")
     last.plot(PERCENTILES, PERCENTILES, color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
     for name, shares in near.items():
-        last.plot(PERCENTILES, 100 * shares.mean(0), "o-", color=COLOURS[name], markersize=4, label=name)
+        last.plot(PERCENTILES, 100 * shares.mean(0), "o-", color=COLORS[name], markersize=4, label=name)
     last.set(xscale="log", yscale="log")
     for axis in (last.xaxis, last.yaxis):
         axis.set_major_formatter("{x:g}")

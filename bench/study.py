@@ -8,7 +8,7 @@ study goes on; ``table.md`` there is written anew after each. The figures in ``d
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 
@@ -21,7 +21,7 @@ from bench.peers.cells import Choice, DataSet, Split
 from wbdit.evaluation.evaluate import evaluate
 from wbdit.evaluation.scores import Score, format_value
 from wbdit.training.config import PRESETS, Likelihood, Preset
-from wbdit.whitebox.explain import conditions
+from wbdit.whitebox.explain import conditioning_of
 from wbdit.whitebox.measures import diagnostics
 
 SMALL = PRESETS["small"]
@@ -78,7 +78,7 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
         "data": data.name,
         "variant": variant,
         "seed": seed,
-        "trained": generator.config["trained"],
+        "trained": asdict(generator.config.trained),
         "seconds": {"fit": round(trained - started, 1), "generate": round(generated - trained, 1)},
         "blocks": blocks(generator, split),
         "scores": {name: [score.value, score.floor] for name, score in scores(split, cells, label, seed).items()},
@@ -92,9 +92,10 @@ def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> di
         return None
     some = split.test[:cells]
     x0 = torch.from_numpy(generator.preprocessor.encode(some))[:, None]
-    t = torch.full((len(x0),), max(generator.stop, 1))
+    t = torch.full((len(x0),), max(generator.model.stop, 1))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    return diagnostics(model, generator.schedule.noising(x0, t, noise), t, conditions(generator, some))
+    noised = generator.schedule.noising(x0, t, noise)
+    return diagnostics(model, noised, t, conditioning=conditioning_of(generator, some))
 
 
 def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:

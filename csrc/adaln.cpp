@@ -7,7 +7,7 @@
 
 namespace wbdit {
 
-// What stands before the normalisation: nothing (no out), gate * (out + bias), or, with z and no bias,
+// What stands before the normalization: nothing (no out), gate * (out + bias), or, with z and no bias,
 // gate * relu(z + eta * out - eta * lam).
 struct Forward {
   Rows x, out, bias, z, gate, shift, scale, x_new, z_new;

@@ -51,7 +51,7 @@ static void forward(const Forward& f, int64_t b, int64_t begin, int64_t end, Scr
   }
 }
 
-// dLN: rows x' and dz' give dx; the modulation's gradients are added up, the normalised row goes to `normed`.
+// dLN: rows x' and dz' give dx; the modulation's gradients are added up, the normalized row goes to `normed`.
 template <class Y>
 static inline void backward_norm(const float* x_new, const Y* dz, const float* dx_new, const float* scale,
                                  float* normed, float* dx, float* dshift, float* dscale, int64_t d, float eps) {

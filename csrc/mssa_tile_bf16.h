@@ -1,4 +1,4 @@
-// The product of the AVX512-BF16 kernel: an element is a pair of bf16, neighbours along the inner dimension.
+// The product of the AVX512-BF16 kernel: an element is a pair of bf16, neighbors along the inner dimension.
 
 struct MicroKernel {
   using Element = uint32_t;

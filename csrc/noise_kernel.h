@@ -4,7 +4,7 @@
 
 constexpr int64_t strip = 256;  // numbers drawn at a time: they stay in L1
 
-// Philox4x32-10 (Salmon et al. 2011): four random words for each counter of 64 neighbouring ones.
+// Philox4x32-10 (Salmon et al. 2011): four random words for each counter of 64 neighboring ones.
 static void philox(uint32_t first, const Address& at, uint32_t sample_low, uint32_t sample_high,
                    uint32_t (*__restrict words)[strip / 4]) {
 #pragma omp simd

@@ -26,7 +26,7 @@ def _write(ptr, at, value, inside):
 
 
 @triton.jit
-def _normalise(row, inside, d, eps):
+def _normalize(row, inside, d, eps):
     mean = tl.sum(row, 0) / d
     off = tl.where(inside, row - mean, 0.0)  # a second sweep over registers costs little and does not cancel
     rstd = 1.0 / tl.sqrt(tl.sum(off * off, 0) / d + eps)
@@ -41,15 +41,15 @@ def _shrink(z, product, eta, threshold):
 
 @triton.jit
 def _adaln_forward(
-    x_ptr,
-    out_ptr,
-    bias_ptr,
-    z_ptr,
-    gate_ptr,
-    shift_ptr,
-    scale_ptr,
-    x_new_ptr,
-    z_new_ptr,
+    x_ptr,  # [B, N, d] fp32 or bf16
+    out_ptr,  # [B, N, d] of the products' type; None for no half-step
+    bias_ptr,  # [d] or None
+    z_ptr,  # [B, N, d] or None: then the half-step has no threshold
+    gate_ptr,  # [B, d], rows gate_stride apart
+    shift_ptr,  # [B, d], rows shift_stride apart
+    scale_ptr,  # [B, d], rows scale_stride apart
+    x_new_ptr,  # [B, N, d], the type of x
+    z_new_ptr,  # [B, N, d], the products' type
     tokens,
     d,
     gate_stride,
@@ -84,23 +84,23 @@ def _adaln_forward(
             row += gate * step
             _write(x_new_ptr, at, row, inside)
             row = row.to(x_new_ptr.dtype.element_ty).to(tl.float32)  # the norm is that of what was kept
-        normed, _ = _normalise(row, inside, d, eps)
+        normed, _ = _normalize(row, inside, d, eps)
         _write(z_new_ptr, at, normed * (1.0 + scale) + shift, inside)
 
 
 @triton.jit
 def _adaln_backward(
-    dz_new_ptr,
-    dx_new_ptr,
-    x_new_ptr,
-    out_ptr,
-    bias_ptr,
-    z_ptr,
-    gate_ptr,
-    scale_ptr,
-    dx_ptr,
-    dout_ptr,
-    sums_ptr,
+    dz_new_ptr,  # [B, N, d], the products' type
+    dx_new_ptr,  # [B, N, d], the type of x, or None
+    x_new_ptr,  # [B, N, d], the type of x
+    out_ptr,  # [B, N, d] of the products' type; None for no half-step
+    bias_ptr,  # [d] or None
+    z_ptr,  # [B, N, d] or None: then the half-step has no threshold
+    gate_ptr,  # [B, d], rows gate_stride apart
+    scale_ptr,  # [B, d], rows scale_stride apart
+    dx_ptr,  # [B, N, d], the type of x
+    dout_ptr,  # [B, N, d], the products' type
+    sums_ptr,  # [B, parts, 4, d] fp32
     tokens,
     d,
     gate_stride,
@@ -127,7 +127,7 @@ def _adaln_backward(
     dbias = tl.zeros((WIDTH,), tl.float32)
     for token in range(first, tl.minimum(first + ROWS, tokens)):
         at = (sample * tokens + token) * d + column
-        normed, rstd = _normalise(_read(x_new_ptr, at, inside), inside, d, eps)
+        normed, rstd = _normalize(_read(x_new_ptr, at, inside), inside, d, eps)
         g = _read(dz_new_ptr, at, inside)
         dshift += g
         dscale += g * normed

@@ -7,7 +7,7 @@ formed: with u = (x - c) (1 + s) for any c near mu,
 
 so the kernel that makes x also writes u in bf16 and the sums of (x - c) and its square over its columns, and the next
 kernel takes u as its operand as it lies (no arithmetic between memory and the matrix units) and puts r, mu, S and T
-into its epilogue. c is the row's mean one half-step ago: the mean moves little in one, so u is all but centred, bf16
+into its epilogue. c is the row's mean one half-step ago: the mean moves little in one, so u is all but centered, bf16
 rounds what matters, and the variance does not cancel.
 
 Bytes a value with a bf16 stream: projection 4, attention 4, each half-step's other product 8. FLOPs a token and block:
@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from wbdit.kernels import adaln, card, mssa, tuning
+from wbdit.kernels import adaln, block_kernels, card, mssa, tuning
 
 
 @dataclass(frozen=True)
@@ -53,374 +52,19 @@ def candidates(device: torch.device) -> tuple[Tiles, ...]:
     return tuple(tiles for tiles in TILES if tiles.shared <= card.card_of(device).shared)
 
 
-@triton.jit
-def _product(a_ptr, w_ptr, row, column, inner, w_inner, w_column, INNER: tl.constexpr, EVEN: tl.constexpr):
-    """Return rows of a (rows, inner), dense, times columns of w, its elements `w_inner` and `w_column` apart."""
-    k = tl.arange(0, INNER)
-    total = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
-    for start in range(0, inner, INNER):
-        if EVEN:
-            a = tl.load(a_ptr + row[:, None] * inner + (start + k)[None, :])
-            w = tl.load(w_ptr + (start + k)[:, None] * w_inner + column[None, :] * w_column)
-        else:
-            a = tl.load(
-                a_ptr + row[:, None] * inner + (start + k)[None, :], mask=(start + k < inner)[None, :], other=0.0
-            )
-            w = tl.load(
-                w_ptr + (start + k)[:, None] * w_inner + column[None, :] * w_column,
-                mask=(start + k < inner)[:, None],
-                other=0.0,
-            )
-        total = tl.dot(a, w, total)
-    return total
-
-
-@triton.jit
-def _tile_origin(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return this program's first row and column; programs of the same rows are neighbours, and share them in L2.
-
-    The first row moves the pointers, by 64 bits; what is added to them for each number then fits into 32.
-    """
-    stripes = tl.cdiv(width, COLUMNS)
-    first = (tl.program_id(0) // stripes).to(tl.int64) * ROWS
-    return first, tl.program_id(0) % stripes * COLUMNS
-
-
-@triton.jit
-def _samples(first, row, tokens):
-    """Return the sample of the first row, and how many samples further each row lies."""
-    sample = first // tokens
-    return sample, ((first - sample * tokens).to(tl.int32) + row) // tokens
-
-
-@triton.jit
-def _moments(centre_ptr, sums_ptr, row, parts, width, eps, PARTS: tl.constexpr):
-    """Return a row's centre c, its mean less c, and 1 / its standard deviation."""
-    part = tl.arange(0, PARTS)
-    at = (row[:, None] * parts + part[None, :]) * 2
-    first = tl.sum(tl.load(sums_ptr + at, mask=(part < parts)[None, :], other=0.0), 1) / width
-    second = tl.sum(tl.load(sums_ptr + at + 1, mask=(part < parts)[None, :], other=0.0), 1) / width
-    return tl.load(centre_ptr + row), first, 1.0 / tl.sqrt(tl.maximum(second - first * first, 0.0) + eps)
-
-
-@triton.jit
-def _load_per_sample(ptr, sample, stride, column):
-    """Return a table's row for each token's sample, fp32."""
-    return tl.load(ptr + sample[:, None] * stride + column[None, :]).to(tl.float32)
-
-
-@triton.jit
-def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return a tile's left and right half: an epilogue that takes one after the other keeps to its registers."""
-    return tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
-
-
-@triton.jit
-def _clamp_index(index, count):
-    """Return indices with those that are not there put to 0: loads need no mask, and stores have one."""
-    return tl.where(index < count, index, 0)
-
-
-@triton.jit
-def _columns(start, width, COUNT: tl.constexpr, WHOLE: tl.constexpr):
-    """Return `COUNT` columns to load from; where tiles divide the width, the compiler sees that they are neighbours."""
-    column = start + tl.arange(0, COUNT)
-    return column if WHOLE else _clamp_index(column, width)
-
-
-@triton.jit
-def _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF: tl.constexpr):
-    """Write x, u = (x - c) (1 + s), and the sums of x - c and its square over these columns."""
-    column = start + tl.arange(0, HALF)
-    keep = (row < count)[:, None] & (column < width)[None, :]
-    at = row[:, None] * width + column[None, :]
-    x = x.to(new_x_ptr.dtype.element_ty)
-    tl.store(new_x_ptr + at, x, mask=keep)
-    off = tl.where(keep, x.to(tl.float32) - centre[:, None], 0.0)
-    tl.store(new_u_ptr + at, (off * (1.0 + scale)).to(new_u_ptr.dtype.element_ty), mask=keep)
-    to = new_sums_ptr + (row * (2 * tl.cdiv(width, 2 * HALF)) + start // HALF) * 2
-    tl.store(to, tl.sum(off, 1), mask=row < count)
-    tl.store(to + 1, tl.sum(off * off, 1), mask=row < count)
-
-
-@triton.jit
-def _block_project(
-    u_ptr,
-    w_ptr,
-    centre_ptr,
-    sums_ptr,
-    slope_ptr,
-    level_ptr,
-    out_ptr,
-    count,
-    tokens,
-    width,
-    inner,
-    parts,
-    w_inner,
-    w_column,
-    stride,
-    eps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    PARTS: tl.constexpr,
-    EVEN: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    first, start = _tile_origin(width, ROWS, COLUMNS)
-    row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
-    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
-    product = _product(u_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
-    _, mean, rstd = _moments(centre_ptr + first, sums_ptr + first * parts * 2, there, parts, inner, eps, PARTS)
-    sample, further = _samples(first, there, tokens)
-    slope = _load_per_sample(slope_ptr + sample * stride, further, stride, within)
-    level = _load_per_sample(level_ptr + sample * stride, further, stride, within)
-    out = rstd[:, None] * (product - mean[:, None] * slope) + level
-    column = start + tl.arange(0, COLUMNS)
-    keep = (row < count)[:, None] & (column < width)[None, :]
-    to = out_ptr + first * width
-    tl.store(to + row[:, None] * width + column[None, :], out.to(out_ptr.dtype.element_ty), mask=keep)
-
-
-@triton.jit
-def _compress_half(
-    step,
-    bias_ptr,
-    gate_ptr,
-    scale_ptr,
-    x_ptr,
-    new_x_ptr,
-    new_u_ptr,
-    new_sums_ptr,
-    centre,
-    row,
-    start,
-    count,
-    further,
-    width,
-    stride,
-    HALF: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    there, within = _clamp_index(row, count), _columns(start, width, HALF, WHOLE)
-    step += tl.load(bias_ptr + within).to(tl.float32)[None, :]
-    x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
-    x += _load_per_sample(gate_ptr, further, stride, within) * step
-    scale = _load_per_sample(scale_ptr, further, stride, within)
-    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF)
-
-
-@triton.jit
-def _block_compress(
-    a_ptr,
-    w_ptr,
-    bias_ptr,
-    gate_ptr,
-    scale_ptr,
-    x_ptr,
-    centre_ptr,
-    sums_ptr,
-    new_x_ptr,
-    new_u_ptr,
-    new_centre_ptr,
-    new_sums_ptr,
-    count,
-    tokens,
-    width,
-    inner,
-    parts,
-    w_inner,
-    w_column,
-    stride,
-    eps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    PARTS: tl.constexpr,
-    EVEN: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    HALF: tl.constexpr = COLUMNS // 2
-    first, start = _tile_origin(width, ROWS, COLUMNS)
-    row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
-    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
-    step = _product(a_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
-    centre, mean, _ = _moments(centre_ptr + first, sums_ptr + first * parts * 2, there, parts, width, eps, PARTS)
-    centre += mean
-    sample, further = _samples(first, there, tokens)
-    left, right = _halves(step, ROWS, COLUMNS)
-    for half in tl.static_range(2):
-        _compress_half(
-            left if half == 0 else right,
-            bias_ptr,
-            gate_ptr + sample * stride,
-            scale_ptr + sample * stride,
-            x_ptr + first * width,
-            new_x_ptr + first * width,
-            new_u_ptr + first * width,
-            new_sums_ptr + first * parts * 2,
-            centre,
-            row,
-            start + half * HALF,
-            count,
-            further,
-            width,
-            stride,
-            HALF,
-            WHOLE,
-        )
-    tl.store(new_centre_ptr + first + row, centre, mask=(row < count) & (start == 0))
-
-
-@triton.jit
-def _sparsify_half(
-    product,
-    u_ptr,
-    slope_ptr,
-    level_ptr,
-    gate_ptr,
-    scale_ptr,
-    x_ptr,
-    new_x_ptr,
-    new_u_ptr,
-    new_sums_ptr,
-    centre,
-    mean,
-    rstd,
-    row,
-    start,
-    count,
-    further,
-    width,
-    stride,
-    eta,
-    HALF: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    there, within = _clamp_index(row, count), _columns(start, width, HALF, WHOLE)
-    # z + eta z F in one: u is z's part and u F, not rounded to bf16, the product's
-    step = tl.load(u_ptr + there[:, None] * width + within[None, :]).to(tl.float32) + eta * product
-    step -= mean[:, None] * _load_per_sample(slope_ptr, further, stride, within)
-    step = rstd[:, None] * step + _load_per_sample(level_ptr, further, stride, within)
-    step = tl.where(step < 0, 0.0, step)  # a NaN stays one
-    x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
-    x += _load_per_sample(gate_ptr, further, stride, within) * step
-    scale = _load_per_sample(scale_ptr, further, stride, within)
-    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, centre, row, start, count, width, HALF)
-
-
-@triton.jit
-def _block_sparsify(
-    u_ptr,
-    w_ptr,
-    slope_ptr,
-    level_ptr,
-    gate_ptr,
-    scale_ptr,
-    x_ptr,
-    centre_ptr,
-    sums_ptr,
-    new_x_ptr,
-    new_u_ptr,
-    new_centre_ptr,
-    new_sums_ptr,
-    count,
-    tokens,
-    width,
-    parts,
-    w_inner,
-    w_column,
-    stride,
-    eta,
-    eps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    PARTS: tl.constexpr,
-    EVEN: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    HALF: tl.constexpr = COLUMNS // 2
-    first, start = _tile_origin(width, ROWS, COLUMNS)
-    row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
-    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
-    product = _product(u_ptr + first * width, w_ptr, there, within, width, w_inner, w_column, INNER, EVEN)
-    centre, mean, rstd = _moments(centre_ptr + first, sums_ptr + first * parts * 2, there, parts, width, eps, PARTS)
-    sample, further = _samples(first, there, tokens)
-    left, right = _halves(product, ROWS, COLUMNS)
-    for half in tl.static_range(2):
-        _sparsify_half(
-            left if half == 0 else right,
-            u_ptr + first * width,
-            slope_ptr + sample * stride,
-            level_ptr + sample * stride,
-            gate_ptr + sample * stride,
-            scale_ptr + sample * stride,
-            x_ptr + first * width,
-            new_x_ptr + first * width,
-            new_u_ptr + first * width,
-            new_sums_ptr + first * parts * 2,
-            centre + mean,
-            mean,
-            rstd,
-            row,
-            start + half * HALF,
-            count,
-            further,
-            width,
-            stride,
-            eta,
-            HALF,
-            WHOLE,
-        )
-    tl.store(new_centre_ptr + first + row, centre + mean, mask=(row < count) & (start == 0))
-
-
-@triton.jit
-def _block_init(
-    x_ptr,
-    scale_ptr,
-    new_x_ptr,
-    u_ptr,
-    centre_ptr,
-    sums_ptr,
-    tokens,
-    width,
-    parts,
-    scale_stride,
-    PARTS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """Write the state of the rows as they come: the stream, u with c = mu exactly, and the sums in their first part."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, WIDTH)
-    inside = column < width
-    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(new_x_ptr.dtype.element_ty)
-    tl.store(new_x_ptr + row * width + column, x, mask=inside)
-    x = x.to(tl.float32)
-    centre = tl.sum(x, 0) / width
-    off = tl.where(inside, x - centre, 0.0)
-    scale = tl.load(scale_ptr + row // tokens * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(u_ptr + row * width + column, (off * (1.0 + scale)).to(u_ptr.dtype.element_ty), mask=inside)
-    tl.store(centre_ptr + row, centre)
-    at = tl.arange(0, 2 * PARTS)
-    tl.store(sums_ptr + row * parts * 2 + at, tl.where(at == 1, tl.sum(off * off, 0), 0.0), mask=at < 2 * parts)
-
-
 class _State:
-    """The rows between two kernels: the stream x, the operand u, the centre c, and the sums over parts of a row."""
+    """The rows between two kernels: the stream x, the operand u, the center c, and the sums over parts of a row."""
 
     def __init__(self, like: Tensor, parts: int, dtype: torch.dtype) -> None:
         count, width = like.numel() // like.shape[-1], like.shape[-1]
         self.x = torch.empty((count, width), dtype=dtype, device=like.device)
         self.u = torch.empty_like(self.x)
-        self.centre = torch.empty(count, device=like.device)
+        self.center = torch.empty(count, device=like.device)
         self.sums = torch.empty((count, parts, 2), device=like.device)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.x, self.u, self.centre, self.sums
+        return self.x, self.u, self.center, self.sums
 
 
 def run_blocks(
@@ -481,7 +125,7 @@ class _Launcher:
         return self.end(*self.modulations[-2:])
 
     def init(self, scale: Tensor) -> None:
-        _block_init[(self.count,)](
+        block_kernels._block_init[(self.count,)](
             *(self.x, scale, *self.state.tensors, self.tokens, self.d, self.parts, self.stride(self.d)),
             PARTS=triton.next_power_of_2(self.parts),
             WIDTH=triton.next_power_of_2(self.d),
@@ -492,8 +136,8 @@ class _Launcher:
         width = weight.shape[0]
         w = torch.empty((self.batch, self.tokens, width), dtype=self.dtype, device=self.x.device)
         s = self.state
-        kernel = _block_project[self.grid(width)](
-            *(s.u, weight, s.centre, s.sums, *table, w, self.count, self.tokens, width, self.d, self.parts),
+        kernel = block_kernels._block_project[self.grid(width)](
+            *(s.u, weight, s.center, s.sums, *table, w, self.count, self.tokens, width, self.d, self.parts),
             *(weight.stride(1), weight.stride(0), self.stride(width), self.eps),
             **self.options(self.d, width),
         )
@@ -501,23 +145,30 @@ class _Launcher:
         return w
 
     def compress(self, a: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, scale: Tensor) -> None:
-        s, inner = self.state, a.shape[-1]
-        kernel = _block_compress[self.grid(self.d)](
-            *(a, weight, bias, gate, scale, s.x, s.centre, s.sums, *self.spare.tensors),
-            *(self.count, self.tokens, self.d, inner, self.parts),
-            *(weight.stride(1), weight.stride(0), self.stride(self.d), self.eps),
-            **self.options(inner, self.d),
-        )
-        self.kernels.append(kernel)
-        self.state, self.spare = self.spare, self.state
+        self.half_step(a, (weight, weight.stride(1), weight.stride(0)), bias, None, gate, scale, 0.0)
 
     def sparsify(self, weight: Tensor, table: tuple[Tensor, Tensor], gate: Tensor, scale: Tensor, eta: float) -> None:
-        s = self.state
-        kernel = _block_sparsify[self.grid(self.d)](
-            *(s.u, weight, *table, gate, scale, s.x, s.centre, s.sums, *self.spare.tensors),
-            *(self.count, self.tokens, self.d, self.parts),
-            *(weight.stride(0), weight.stride(1), self.stride(self.d), eta, self.eps),
-            **self.options(self.d, self.d),
+        self.half_step(self.state.u, (weight, *weight.stride()), None, table, gate, scale, eta)
+
+    def half_step(
+        self,
+        a: Tensor,
+        weight: tuple[Tensor, int, int],
+        bias: Tensor | None,
+        table: tuple[Tensor, Tensor] | None,
+        gate: Tensor,
+        scale: Tensor,
+        eta: float,
+    ) -> None:
+        """Launch a half-step; `weight` goes with its strides along the sum and along the columns."""
+        s, inner = self.state, a.shape[-1]
+        matrix, *strides = weight
+        slope, level = table or (None, None)
+        kernel = block_kernels._block_half_step[self.grid(self.d)](
+            *(a, matrix, bias, slope, level, gate, scale, s.x, s.center, s.sums, *self.spare.tensors),
+            *(self.count, self.tokens, self.d, inner, self.parts, *strides, self.stride(self.d), eta, self.eps),
+            **self.options(inner, self.d),
+            SPARSIFY=table is not None,
         )
         self.kernels.append(kernel)
         self.state, self.spare = self.spare, self.state

@@ -44,23 +44,23 @@ def _logit(
 
 @triton.jit
 def _count_likelihood(
-    dnll_ptr,
-    x_ptr,
-    log_odds_ptr,
-    mixture_ptr,
-    alpha_ptr,
-    sigma_ptr,
-    log_base0_ptr,
-    log_base1_ptr,
-    values_ptr,
-    counts_ptr,
-    n_levels_ptr,
-    target_ptr,
-    mean_ptr,
-    nll_ptr,
-    dlog_odds_ptr,
-    dmixture_ptr,
-    sums_ptr,
+    dnll_ptr,  # [B, G] or None
+    x_ptr,  # [B, G]
+    log_odds_ptr,  # [B, G]
+    mixture_ptr,  # [B, G]
+    alpha_ptr,  # [B]
+    sigma_ptr,  # [B]
+    log_base0_ptr,  # [G, L]
+    log_base1_ptr,  # [G, L]
+    values_ptr,  # [G, L]
+    counts_ptr,  # [L]
+    n_levels_ptr,  # [G] int32
+    target_ptr,  # [B, G] uint8, or None
+    mean_ptr,  # [B, G] or None
+    nll_ptr,  # [B, G] or None
+    dlog_odds_ptr,  # [B, G] or None
+    dmixture_ptr,  # [B, G] or None
+    sums_ptr,  # [parts, 2, G, L] or None
     cells,
     genes,
     levels,

@@ -10,7 +10,15 @@ BLOCK = 1024
 
 
 @triton.jit
-def _ista_shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.constexpr):
+def _ista_shrink(
+    z_ptr,  # [count] fp32 or bf16
+    product_ptr,  # [count] fp32 or bf16
+    out_ptr,  # [count], the type of z
+    count,
+    eta,
+    threshold,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -21,7 +29,13 @@ def _ista_shrink(z_ptr, product_ptr, out_ptr, count, eta, threshold, BLOCK: tl.c
 
 
 @triton.jit
-def _ista_shrink_backward(dout_ptr, out_ptr, dz_ptr, count, BLOCK: tl.constexpr):
+def _ista_shrink_backward(
+    dout_ptr,  # [count] fp32 or bf16
+    out_ptr,  # [count]
+    dz_ptr,  # [count]
+    count,
+    BLOCK: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)

@@ -66,9 +66,9 @@ def _gram(a0, a1, b0, b1, TAIL: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _mssa_forward(
-    w_ptr,
-    out_ptr,
-    lse_ptr,
+    w_ptr,  # [B, N, h p]
+    out_ptr,  # [B, N, h p]
+    lse_ptr,  # [B, h, N] fp32
     tokens,
     heads,
     p,
@@ -117,9 +117,9 @@ def _mssa_forward(
 
 @triton.jit
 def _mssa_delta(
-    dout_ptr,
-    out_ptr,
-    delta_ptr,
+    dout_ptr,  # [B, N, h p]
+    out_ptr,  # [B, N, h p]
+    delta_ptr,  # [B, h, N] fp32
     tokens,
     heads,
     p,
@@ -134,11 +134,11 @@ def _mssa_delta(
 
 @triton.jit
 def _mssa_backward(
-    dout_ptr,
-    w_ptr,
-    lse_ptr,
-    delta_ptr,
-    dw_ptr,
+    dout_ptr,  # [B, N, h p]
+    w_ptr,  # [B, N, h p]
+    lse_ptr,  # [B, h, N] fp32
+    delta_ptr,  # [B, h, N] fp32
+    dw_ptr,  # [B, N, h p]
     tokens,
     heads,
     p,

@@ -65,7 +65,14 @@ def _normals(seed, sample, step, quads):
 
 
 @triton.jit(do_not_specialize=["seed", "step"])
-def _normal(samples_ptr, out_ptr, length, seed, step, QUADS: tl.constexpr):
+def _normal(
+    samples_ptr,  # [B] int64
+    out_ptr,  # [B, length] fp32
+    length,
+    seed,
+    step,
+    QUADS: tl.constexpr,
+):
     parts = tl.cdiv(length, 4 * QUADS)
     row = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
@@ -76,13 +83,13 @@ def _normal(samples_ptr, out_ptr, length, seed, step, QUADS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed", "step"])
 def _sampler_step(
-    x_ptr,
-    out_ptr,
-    previous_ptr,
-    earlier_ptr,
-    noise_ptr,
-    samples_ptr,
-    new_ptr,
+    x_ptr,  # [B, length] fp32 or bf16
+    out_ptr,  # [B, length]
+    previous_ptr,  # [B, length] or None
+    earlier_ptr,  # [B, length] or None
+    noise_ptr,  # [B, length] or None
+    samples_ptr,  # [B] int64, or None: then no noise is drawn
+    new_ptr,  # [B, length], the type of x
     length,
     a,
     b,
@@ -114,7 +121,15 @@ def _sampler_step(
 
 
 @triton.jit
-def _noising(x0_ptr, noise_ptr, alpha_ptr, sigma_ptr, xt_ptr, length, BLOCK: tl.constexpr):
+def _noising(
+    x0_ptr,  # [B, length] fp32 or bf16
+    noise_ptr,  # [B, length]
+    alpha_ptr,  # [B] fp32
+    sigma_ptr,  # [B] fp32
+    xt_ptr,  # [B, length]
+    length,
+    BLOCK: tl.constexpr,
+):
     parts = tl.cdiv(length, BLOCK)
     row = (tl.program_id(0) // parts).to(tl.int64)
     position = tl.program_id(0) % parts * BLOCK + tl.arange(0, BLOCK)

@@ -1,6 +1,7 @@
 """Fixtures of all tests: small cells, the published numbers, and memory that shows when it was not written."""
 
 import json
+import logging
 import os
 
 import pytest
@@ -24,6 +25,13 @@ def _unwritten_memory_is_nan():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def log(caplog):
+    """Return the lines that the package has logged so far."""
+    caplog.set_level(logging.INFO, "wbdit")
+    return caplog.messages
 
 
 @pytest.fixture(scope="session")

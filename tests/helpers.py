@@ -65,3 +65,15 @@ def exit_code(*arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.run([str(argument) for argument in arguments])
     return exit_.value.code
+
+
+def two_columns(n=120):
+    """Return cells of three types, one with a separator in its name, under two conditions: no T/reg under stim."""
+    cells = make_cells(n, 30, types=("B", "NK", "T/reg"))
+    code = np.arange(n)
+    stim = (code % 2 == 1) & (code % 3 != 2)
+    cells.obs["condition"] = np.where(stim, "stim", "ctrl")
+    counts = cells.X.toarray()
+    counts[stim, :5] += 20  # what the stimulus does
+    cells.X = counts
+    return cells

@@ -1,7 +1,7 @@
 """The published formula written out in eager PyTorch, on the weights of a `WBDiT`: what benchmarks compare with.
 
 It reads weights alone, by the names that checkpoints hold, and no code of the package. Three products a dictionary, no
-fold; one projection, whose heads are laid out anew; each normalisation, modulation, gate and sum is a pass of its own,
+fold; one projection, whose heads are laid out anew; each normalization, modulation, gate and sum is a pass of its own,
 as in the authors' code. Batch B, tokens N, hidden size d, heads h of width p, genes G in patches of P.
 """
 
@@ -17,8 +17,8 @@ FREQUENCIES = 256
 def published_forward(model, x, t, y=None):
     """Predict from noised cells ``(B, C, G)``, timesteps ``(B,)`` and labels ``(B,)``; no label is ever dropped."""
     c = timestep_embedding(model.t_embedder, t)
-    if model.num_classes > 0:
-        y = torch.full_like(t, model.num_classes, dtype=torch.long) if y is None else y
+    if model.label_sizes:
+        y = torch.full_like(t, model.label_sizes[0], dtype=torch.long) if y is None else y
         c = c + F.embedding(y, model.y_embedder.embedding_table.weight)
     tokens = patch_embedding(model.x_embedder.proj, x, model.patch_size) + model.pos_embed  # [B, N, d]
     for block in model.blocks:

@@ -71,11 +71,11 @@ def test_resume(folder, wbdit, tmp_path):
 @pytest.mark.parametrize(
     ("how", "n", "labels"),
     [
-        (["--n", 9, "--steps", 2], 9, {"B": 3, "NK": 3, "T": 3}),
-        (["--like", "data.h5ad", "--steps", 2], 120, {"B": 40, "NK": 40, "T": 40}),
-        (["--counts", "NK=2, B=1", "--steps", 2], 3, {"B": 1, "NK": 2, "T": 0}),
-        (["--n", 6, "--sampler", "ddpm", "--steps", 3, "--guidance", 2], 6, {"B": 2, "NK": 2, "T": 2}),
-        (["--n", 3, "--sampler", "unipc", "--steps", 3, "--spacing", "sqrt"], 3, {"B": 1, "NK": 1, "T": 1}),
+        (["--n", 9, "--calls", 2], 9, {"B": 3, "NK": 3, "T": 3}),
+        (["--like", "data.h5ad", "--calls", 2], 120, {"B": 40, "NK": 40, "T": 40}),
+        (["--per-label", "NK=2, B=1", "--calls", 2], 3, {"B": 1, "NK": 2, "T": 0}),
+        (["--n", 6, "--sampler", "ddpm", "--calls", 3, "--guidance", 2], 6, {"B": 2, "NK": 2, "T": 2}),
+        (["--n", 3, "--sampler", "unipc", "--calls", 3, "--spacing", "sqrt"], 3, {"B": 1, "NK": 1, "T": 1}),
     ],
 )
 def test_generate(folder, wbdit, tmp_path, how, n, labels):
@@ -91,7 +91,7 @@ def test_generate(folder, wbdit, tmp_path, how, n, labels):
 
 
 def test_evaluate(folder, wbdit, tmp_path):
-    assert wbdit("generate", folder / "run", "--n", 60, "--steps", 5, "--out", tmp_path / "cells.h5ad")[0] == 0
+    assert wbdit("generate", folder / "run", "--n", 60, "--calls", 5, "--out", tmp_path / "cells.h5ad")[0] == 0
     code, out, _ = wbdit(
         *("evaluate", folder / "data.h5ad", tmp_path / "cells.h5ad", "--label", "type", "--out", tmp_path / "report"),
         *("--ignore", "B", "--bootstrap", 4),
@@ -189,13 +189,13 @@ def test_precision(folder, wbdit, tmp_path, precision):
         (["generate", "new", "--n", "1", "--out", "x.h5ad"], "no such run"),
         (["generate", "run", "--out", "x.h5ad"], "how many cells"),
         (["generate", "run", "--n", "0", "--out", "x.h5ad"], "at least one"),
-        (["generate", "run", "--counts", "Mast=3", "--out", "x.h5ad"], "unknown label 'Mast'.*B, NK, T"),
-        (["generate", "run", "--counts", "three", "--out", "x.h5ad"], 'write it as "NK=200,B=100"'),
+        (["generate", "run", "--per-label", "Mast=3", "--out", "x.h5ad"], "unknown label 'Mast'.*B, NK, T"),
+        (["generate", "run", "--per-label", "three", "--out", "x.h5ad"], 'write it as "NK=200,B=100"'),
         (["generate", "run", "--like", "none.h5ad", "--out", "x.h5ad"], "no such file"),
         (["generate", "run", "--n", "1", "--sampler", "euler", "--out", "x.h5ad"], "ddim, ddpm"),
         (["generate", "run", "--n", "1", "--spacing", "karras", "--out", "x.h5ad"], "uniform, logsnr, sqrt"),
         (["generate", "run", "--n", "1", "--out", "data.h5ad/x.h5ad"], "cannot write"),
-        (["generate", "run", "--n", "1", "--steps", "1", "--out", "run"], "is a folder"),
+        (["generate", "run", "--n", "1", "--calls", "1", "--out", "run"], "is a folder"),
         (["evaluate", "data.h5ad", "none.h5ad", "--out", "new"], "no such file"),
         (["evaluate", "data.h5ad", "data.h5ad", "--label", "cell_type", "--out", "new"], "the columns are: type"),
         (["evaluate", "data.h5ad", "data.h5ad", "--out", "data.h5ad/x"], "cannot write"),

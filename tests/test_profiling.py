@@ -46,8 +46,8 @@ def test_the_parts_of_a_training_step(ranges):
     loss_fn, batches = SquaredError(model(), NoiseSchedule()), Batches(torch.randn(8, 12), None, 4)
     trainer = Trainer(loss_fn, batches, Training(precision="fp32"), Budget(steps=1))
     trainer.train(bar=False)
-    parts = [name for name in ranges if name in ("train step", "batch", "forward", "backward", "optimiser")]
-    assert parts == ["train step", "batch", "forward", "backward", "optimiser"]
+    parts = [name for name in ranges if name in ("train step", "batch", "forward", "backward", "optimizer")]
+    assert parts == ["train step", "batch", "forward", "backward", "optimizer"]
 
 
 def test_the_steps_of_a_sampler(ranges):

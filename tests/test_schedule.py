@@ -115,7 +115,7 @@ def test_guidance():
     def model(x, t, y):
         return x + y[:, None, None]
 
-    model.num_classes = 10
+    model.label_sizes = (10,)
     x, t, y = torch.zeros(2, 1, 3), torch.ones(2), torch.tensor([1, 4])
     assert samplers.GuidedModel(model, y)(x, t)[:, 0, 0].tolist() == [1, 4]
     assert samplers.GuidedModel(model, y, 2.0)(x, t)[:, 0, 0].tolist() == [-8, -2]  # null + 2 (conditional - null)

@@ -17,11 +17,11 @@ from wbdit._io import write_atomically
 from wbdit.data.labels import Labels
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
+from wbdit.run_config import RunConfig
 
-FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
 PREPROCESSOR_FACTS = ("space", "values", "genes", "scale")
-PREPROCESSOR_ARRAYS = ("centre", "smallest", "library")
+PREPROCESSOR_ARRAYS = ("center", "smallest", "library")
 LABEL_FACTS = ("columns", "categories")
 LABEL_ARRAYS = ("combinations", "sizes")
 
@@ -111,7 +111,7 @@ def read_preprocessor(run: Path) -> Preprocessor:
     return Preprocessor(**{**own, "genes": tuple(own["genes"])}, labels=labels)
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> RunConfig:
     """Read a run's ``config.json``.
 
     Raises
@@ -121,15 +121,11 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise InputError(f"no such run: {run} is not a folder")
-    config = read_json(run / CONFIG)
-    if not isinstance(config.get("format"), int):
-        raise InputError(f"{run / CONFIG} is not the configuration of a wbdit run")
-    if config["format"] > FORMAT:
-        raise InputError(
-            f"{run} was written by wbdit {config.get('wbdit', '?')} (format {config['format']}), this wbdit reads up to"
-            f" format {FORMAT}: update wbdit"
-        )
-    return config
+    content = read_json(run / CONFIG)
+    try:
+        return RunConfig.from_dict(content)
+    except InputError as error:
+        raise InputError(f"cannot use {run / CONFIG}: {error}") from error
 
 
 def _take(source: object, names: tuple[str, ...]) -> dict[str, Any]:

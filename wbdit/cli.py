@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
     """Do the main job on 700 real blood cells, offline, in a few minutes."""
     from wbdit.demo import run_demo
 
-    evaluation = run_demo(out, minutes=minutes, seed=seed, say=_say)
+    evaluation = run_demo(out, minutes=minutes, seed=seed)
     click.echo(evaluation.table())
     _say(f"look at {out / 'report.html'}, and at what the blocks do in {out / 'readout' / 'explain.html'}")
 
@@ -45,7 +46,7 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
 @click.option("--minutes", type=float, help="Training time.")
 @click.option("--epochs", type=float, help="Passes over the cells.")
-@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--max-genes", type=int, help="Where there are more, keep this many variable genes.  [default: 2000]")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -57,9 +58,9 @@ def train(data: Path, out: Path, **options: Any) -> None:
     from wbdit.data.expression import read_h5ad
     from wbdit.training.fit import fit
 
-    generator = fit(read_h5ad(data), out=out, say=_say, **options)
-    trained = generator.config["trained"]
-    took = f"{trained['steps']} steps in {trained['seconds']:.0f} s"
+    generator = fit(read_h5ad(data), out=out, **options)
+    trained = generator.config.trained
+    took = f"{trained.steps} steps in {trained.seconds:.0f} s"
     _say(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
 
 
@@ -68,9 +69,9 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
 @click.option("--n", type=int, help="Number of cells; with --like, in its proportions of labels.")
 @click.option("--like", type=FILE, help="An .h5ad whose labels to imitate, cell by cell.")
-@click.option("--counts", help='Number of cells of each label: "NK=200,B=100"; "NK/stim=200,B/*=100".')
+@click.option("--per-label", help='Number of cells of each label: "NK=200,B=100"; "NK/stim=200,B/*=100".')
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
-@click.option("--steps", type=int, help="Calls of the model.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]")
+@click.option("--calls", type=int, help="Calls of the model.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]")
 @click.option("--spacing", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for counts, ddim and ddpm]")
 @click.option(
     "--guidance", multiple=True, help="Classifier-free guidance: 2, or condition=3 for a column.  [default: 1]"
@@ -84,7 +85,7 @@ def generate(
     run: Path,
     out: Path,
     like: Path | None,
-    counts: str | None,
+    per_label: str | None,
     guidance: tuple[str, ...],
     toward: tuple[str, ...],
     device: str,
@@ -98,8 +99,12 @@ def generate(
     check_writable(out)
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
-    options |= {"counts": _parse_counts(counts), "guidance": _parse_guidance(guidance), "toward": _parse_toward(toward)}
-    synthetic = generator.generate(like=cells, progress=True, say=_say, **options)
+    options |= {
+        "n_per_label": _parse_per_label(per_label),
+        "guidance": _parse_guidance(guidance),
+        "toward": _parse_toward(toward),
+    }
+    synthetic = generator.generate(like=cells, progress=True, **options)
     write_h5ad(synthetic, out)
     space = describe(generator.preprocessor.space)
     _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
@@ -150,7 +155,7 @@ def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str
     from wbdit.whitebox.findings import findings
 
     check_writable(out / "explain.html")
-    found = look_into(load(run, device=device), read_h5ad(data), cells=cells, seed=seed, say=_say)
+    found = look_into(load(run, device=device), read_h5ad(data), cells=cells, seed=seed)
     page = write_explanation(found, out, title=f"{run.name} on {data.stem}")
     for finding in findings(found):
         click.echo(f"{finding.question} {finding.verdict.capitalize()}. {finding.answer}")
@@ -167,7 +172,7 @@ def build() -> None:
     from wbdit.ops import build as builder
 
     try:
-        click.echo(builder.build(say=_say))
+        click.echo(builder.build())
     except builder.BuildError as error:
         raise InputError(str(error)) from error
 
@@ -217,6 +222,7 @@ def _why(device: str, backend: str) -> str:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, or 2 with one line on stderr for a mistake the user can mend."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about libraries
+    _log_to_stderr()
     try:
         code = cli.main(arguments, prog_name="wbdit", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -232,14 +238,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code or 0)
 
 
-def _parse_counts(text: str | None) -> dict[str, int] | None:
+def _parse_per_label(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     counts: dict[str, int] = {}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         if not name.strip() or not number.strip().isdigit():
-            raise InputError(f'cannot read --counts {text!r}: write it as "NK=200,B=100"')
+            raise InputError(f'cannot read --per-label {text!r}: write it as "NK=200,B=100"')
         counts[name.strip()] = counts.get(name.strip(), 0) + int(number)
     return counts
 
@@ -280,6 +286,20 @@ def _facts(made: dict[str, Any]) -> dict[str, str]:
 def _fail(message: str) -> int:
     click.echo(f"wbdit: {' '.join(message.split())}", err=True)
     return 2
+
+
+class _StderrHandler(logging.Handler):
+    """Print each line of the log to stderr, above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("wbdit")
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+        logger.setLevel(logging.INFO)
 
 
 def _say(line: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -24,11 +24,11 @@ from wbdit.whitebox.explain import explain
 LABEL = "bulk_labels"
 MINUTES = 1.0
 
+logger = logging.getLogger("wbdit")
 
-def run_demo(
-    out: str | Path, *, minutes: float = MINUTES, seed: int = 0, say: Callable[[str], object] = print
-) -> Evaluation:
-    """Train on half of the cells, generate with the labels of the other half, and compare with it.
+
+def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Evaluation:
+    """Train on half of the cells, generate with the labels of the other half, and compare; logs what is being done.
 
     Parameters
     ----------
@@ -39,8 +39,6 @@ def run_demo(
         Training time.
     seed
         Of the split, the training and the cells.
-    say
-        Told in one line each what is being done.
 
     Raises
     ------
@@ -51,23 +49,23 @@ def run_demo(
     began = time.monotonic()
     cells = blood_cells()
     train, test = split_cells(cells, LABEL, 0.5, seed)
-    say(f"{cells.n_obs} real blood cells: {train.n_obs} to train on, {test.n_obs} held out to compare with")
+    logger.info(f"{cells.n_obs} real blood cells: {train.n_obs} to train on, {test.n_obs} held out to compare with")
     write_h5ad(train, out / "train.h5ad")
     write_h5ad(test, out / "test.h5ad")
     _remove_old_run(out / "run")
-    generator = fit(train, label=LABEL, minutes=minutes, seed=seed, out=out / "run", say=say)
+    generator = fit(train, label=LABEL, minutes=minutes, seed=seed, out=out / "run")
     trained = time.monotonic()
     synthetic = generator.generate(like=test, seed=seed, progress=True)
     write_h5ad(synthetic, out / "synthetic.h5ad")
     generated = time.monotonic()
     evaluation = evaluate(test, synthetic, train=train, label=LABEL)
     evaluated = time.monotonic()
-    say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
+    logger.info("drawing the report; UMAP compiles itself the first time, which takes half a minute")
     facts = {
         "Cells": f"{cells.n_obs} from scanpy.datasets.pbmc68k_reduced, {cells.n_vars} genes",
-        "Training": f"{generator.config['trained']['steps']} steps of the preset small",
+        "Training": f"{generator.config.trained.steps} steps of the preset small",
         "Seed": str(seed),
-        "Sampler": f"{synthetic.uns['wbdit']['sampler']}, {synthetic.uns['wbdit']['steps']} calls",
+        "Sampler": f"{synthetic.uns['wbdit']['sampler']}, {synthetic.uns['wbdit']['calls']} calls",
         "Model hash": str(synthetic.uns["wbdit"]["model_hash"])[:16],
     }
     write_report(evaluation, out, title="Synthetic blood cells beside held-out real ones", facts=facts)
@@ -75,7 +73,7 @@ def run_demo(
     reported = time.monotonic()
     write_explanation(explain(generator, test, seed=seed), out / "readout", title="The demo's run on held-out cells")
     read = time.monotonic()
-    say(
+    logger.info(
         f"training {trained - began:.0f} s, generating {generated - trained:.0f} s, evaluating "
         f"{evaluated - generated:.0f} s, report {reported - evaluated:.0f} s, readout {read - reported:.0f} s"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
-from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
+from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
@@ -22,9 +23,12 @@ from wbdit.nn.cuda_graph import CUDAGraphModel
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.dit import DiT
 from wbdit.nn.wbdit import WBDiT
-from wbdit.request import Counts, GenerationRequest, guidance_fact, read_request
+from wbdit.request import CellsPerLabel, GenerationRequest, guidance_fact, read_request
+from wbdit.run_config import RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
+
+logger = logging.getLogger("wbdit")
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 
@@ -33,6 +37,14 @@ DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 COUNTS_SAMPLER: samplers.Name = "unipc"
 COUNTS_CALLS = 15
 COUNTS_SPACING: samplers.Spacing = "uniform"
+
+
+class Sampling(NamedTuple):
+    """A sampler, its number of calls of the model, and their spacing."""
+
+    sampler: samplers.Name
+    calls: int
+    spacing: samplers.Spacing
 
 
 class CellGenerator:
@@ -49,7 +61,7 @@ class CellGenerator:
     preprocessor
         Genes, labels and values.
     config
-        What goes into ``config.json``.
+        What ``config.json`` holds.
     history
         One record for each line of ``metrics.jsonl``.
     """
@@ -59,7 +71,7 @@ class CellGenerator:
         model: Denoiser | CountDenoiser,
         schedule: NoiseSchedule,
         preprocessor: Preprocessor,
-        config: dict[str, Any],
+        config: RunConfig,
         history: list[dict],
     ) -> None:
         self.model = model.eval()
@@ -73,9 +85,9 @@ class CellGenerator:
         n: int | None = None,
         *,
         like: ad.AnnData | None = None,
-        counts: Counts | None = None,
+        n_per_label: CellsPerLabel | None = None,
         sampler: samplers.Name | None = None,
-        steps: int | None = None,
+        calls: int | None = None,
         spacing: samplers.Spacing | None = None,
         guidance: float | Mapping[str, float] = 1.0,
         toward: Mapping[str, str] | None = None,
@@ -83,9 +95,8 @@ class CellGenerator:
         seed: int = 0,
         batch_size: int = 256,
         progress: bool = False,
-        say: Callable[[str], object] = lambda line: None,
     ) -> ad.AnnData:
-        """Generate synthetic cells.
+        """Generate synthetic cells; logs which combinations of labels are asked for that no training cell had.
 
         The cells depend on the seed, their place in the result and their labels, not on the batch size; on a GPU up to
         rounding, because products take other block sizes for other batches.
@@ -97,7 +108,7 @@ class CellGenerator:
         like
             Cells to imitate the labels of: one synthetic cell for each of them, in their order, or `n` in their
             proportions.
-        counts
+        n_per_label
             Number of cells of each label, in place of `n` and `like`: ``{"NK": 200}``; with several label columns of
             each combination, ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` leaves a column open, see
             :meth:`wbdit.data.labels.Labels.codes_from_counts`. Combinations that no training cell had are tried all the
@@ -105,7 +116,7 @@ class CellGenerator:
         sampler
             "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
             see :mod:`wbdit.samplers`. By default "unipc" where counts are drawn from a likelihood, else "ddim".
-        steps
+        calls
             Calls of the model. By default 15 where counts are drawn from a likelihood, else those of
             :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
         spacing
@@ -125,8 +136,6 @@ class CellGenerator:
             Cells at a time.
         progress
             Show a progress bar on stderr.
-        say
-            Told in one line which combinations of labels are asked for that no training cell had.
 
         Returns
         -------
@@ -140,32 +149,49 @@ class CellGenerator:
         InputError
             If the request makes no sense for this run: no or too few cells, unknown labels, sampler or spacing.
         """
-        asked = read_request(self.preprocessor.labels, n, like, counts, guidance, toward, mix)
+        asked = read_request(self.preprocessor.labels, n, like, n_per_label, guidance, toward, mix)
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, not {batch_size}")
-        sampler, steps, spacing = self._resolve_sampler(sampler, steps, spacing)
-        path = samplers.timesteps(self.schedule, steps, spacing, stop=self.stop)
+        sampling = self._resolve_sampler(sampler, calls, spacing)
         unseen = asked.unseen(self.preprocessor.labels)
         if unseen:
-            say(f"no training cell was {', '.join(unseen)}: these cells are put together from what labels do elsewhere")
+            logger.warning(
+                f"no training cell was {', '.join(unseen)}: these cells are put together from what labels do elsewhere"
+            )
         library = self._library(asked, seed)
-        x = self._sample(asked, library, sampler, path, seed, batch_size, "generating" if progress else None)
+        x = self._sample(asked, library, sampling, seed, batch_size, progress)
         cells = self.preprocessor.decode(x, library)
         cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix)
         cells.uns["wbdit"] = {
-            "wbdit": self.config["wbdit"],
+            "wbdit": self.config.wbdit,
             "torch": str(torch.__version__),
-            "model_hash": self.config["model_hash"],
+            "model_hash": self.config.model_hash,
             "seed": seed,
-            "sampler": sampler,
-            "steps": steps,
-            "spacing": spacing,
+            **sampling._asdict(),
             "guidance": guidance_fact(guidance),
             **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
             **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
             **self.preprocessor.facts(),
         }
         return cells
+
+    def sample(self, codes: np.ndarray, seed: int, calls: int | None = None, batch_size: int = 256) -> np.ndarray:
+        """Sample cells as numbers.
+
+        Parameters
+        ----------
+        codes
+            Labels ``(n, C)`` int64.
+        seed, calls, batch_size
+            As in :meth:`generate`.
+
+        Returns
+        -------
+        What :meth:`wbdit.data.preprocessor.Preprocessor.decode` takes, ``(n, G)``: counts, or values.
+        """
+        asked = GenerationRequest(codes, [1.0] * codes.shape[1])
+        sampling = self._resolve_sampler(None, calls, None)
+        return self._sample(asked, self._library(asked, seed), sampling, seed, batch_size, False)
 
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
@@ -180,35 +206,31 @@ class CellGenerator:
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         checkpoint.write_atomically(run / METRICS, lines.encode())
         checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
-        checkpoint.write_json(run / CONFIG, self.config)
+        checkpoint.write_json(run / CONFIG, self.config.to_dict())
 
     @property
     def denoiser(self) -> Denoiser:
         """The network itself, without the likelihood that makes counts of its answers."""
         return self.model.denoiser if isinstance(self.model, CountDenoiser) else self.model
 
-    @property
-    def stop(self) -> int:
-        """Timestep at which sampling ends: 0, or where counts are drawn from their likelihood."""
-        return self.config["likelihood"]["stop"] if isinstance(self.model, CountDenoiser) else 0
-
     def _resolve_sampler(
-        self, sampler: samplers.Name | None, steps: int | None, spacing: samplers.Spacing | None
-    ) -> tuple[samplers.Name, int, samplers.Spacing]:
+        self, sampler: samplers.Name | None, calls: int | None, spacing: samplers.Spacing | None
+    ) -> Sampling:
         """Return what is asked for, with the defaults of this run in place of None."""
-        sampler = sampler or (COUNTS_SAMPLER if self.stop else "ddim")
+        of_counts = self.model.stop > 0
+        sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
         if sampler not in samplers.BY_NAME:
             raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
         default = samplers.BY_NAME[sampler]
-        spacing = spacing or (COUNTS_SPACING if self.stop else default.spacing)
+        spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         if spacing not in samplers.SPACINGS:
             raise InputError(f"no spacing {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
         longest = self.schedule.noise_steps - 1
-        if steps is None:
-            steps = COUNTS_CALLS if self.stop else default.steps or longest
-        if not 1 <= steps <= longest:
-            raise InputError(f"steps must be between 1 and {longest}, not {steps}")
-        return sampler, steps, spacing
+        if calls is None:
+            calls = COUNTS_CALLS if of_counts else default.calls or longest
+        if not 1 <= calls <= longest:
+            raise InputError(f"calls must be between 1 and {longest}, not {calls}")
+        return Sampling(sampler, calls, spacing)
 
     def _library(self, asked: GenerationRequest, seed: int) -> np.ndarray:
         """Draw the library size of each cell."""
@@ -220,36 +242,31 @@ class CellGenerator:
         self,
         asked: GenerationRequest,
         library: np.ndarray,
-        sampler: samplers.Name,
-        path: list[float],
+        sampling: Sampling,
         seed: int,
         batch_size: int,
-        shown: str | None,
+        progress: bool,
     ) -> np.ndarray:
-        """Sample what :meth:`Preprocessor.decode` takes, ``(cells, G)``, under a progress bar named `shown`."""
-        n, denoiser = len(asked.codes), CUDAGraphModel(self.model)
+        """Sample what :meth:`Preprocessor.decode` takes, ``(cells, G)``."""
+        path = samplers.timesteps(self.schedule, sampling.calls, sampling.spacing, stop=self.model.stop)
+        n, graph = len(asked.codes), CUDAGraphModel(self.model)
         starts = range(0, n, batch_size)
         layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
-        with tqdm(total=len(starts) * len(path), desc=shown, bar_format=layout, disable=shown is None) as bar:
-            parts = [
-                self._sample_batch(
-                    denoiser,
-                    np.arange(start, min(start + batch_size, n)),
-                    asked,
-                    library,
-                    sampler,
-                    path,
-                    seed,
-                    lambda *step: bar.update(),
+        total = len(starts) * len(path)
+        with tqdm(total=total, desc="generating", bar_format=layout, disable=not progress) as bar:
+
+            def batch(start: int) -> np.ndarray:
+                rows = np.arange(start, min(start + batch_size, n))
+                return self._sample_batch(
+                    graph, rows, asked, library[rows], sampling.sampler, path, seed, lambda *step: bar.update()
                 )
-                for start in starts
-            ]
-        return np.concatenate(parts)
+
+            return np.concatenate([batch(start) for start in starts])
 
     @torch.no_grad()
     def _sample_batch(
         self,
-        denoiser: CUDAGraphModel,
+        graph: CUDAGraphModel,
         rows: np.ndarray,
         asked: GenerationRequest,
         library: np.ndarray,
@@ -262,19 +279,24 @@ class CellGenerator:
         device = next(self.model.parameters()).device
         places = torch.from_numpy(rows).to(device)
         noise = samplers.PhiloxNoise(seed, places, (1, len(self.preprocessor.genes)))
-        counting = isinstance(self.model, CountDenoiser)
-        log_library = torch.from_numpy(np.log(np.maximum(library[rows], 1))).to(device, torch.float32)
-        model: Any = asked.model(FixedLibrary(denoiser, log_library) if counting else denoiser, rows, device)
-        start = self.model.scale_noise(noise(-1)) if isinstance(self.model, CountDenoiser) else noise(-1)
+        log_library = torch.from_numpy(np.log(np.maximum(library, 1))).to(device, torch.float32)
+        model: Any = asked.model(self.model.fix_library(graph, log_library), rows, device)
+
+        def uniform() -> torch.Tensor:
+            return torch.special.ndtr(ops.normal(seed, places, COUNT_DRAW, len(self.preprocessor.genes))).float()
+
         with sampling_precision(device):
             x = samplers.BY_NAME[sampler].sample(
-                model, start, self.schedule, path, stop=self.stop, clamp_min=None, noise=noise, callback=update
+                model,
+                self.model.start(noise(-1)),
+                self.schedule,
+                path,
+                stop=self.model.stop,
+                clamp_min=None,
+                noise=noise,
+                callback=update,
             )
-            if not isinstance(self.model, CountDenoiser):
-                return x[:, 0].cpu().numpy()
-            u = torch.special.ndtr(ops.normal(seed, places, COUNT_DRAW, x.shape[-1]))
-            at_stop = torch.full_like(places, self.stop)
-            return self.model.draw(x, at_stop, model.conditions, u.float(), log_library.exp()).cpu().numpy()
+            return self.model.finish(x, model, uniform, log_library.exp()).cpu().numpy()
 
 
 def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
@@ -297,7 +319,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     preprocessor = checkpoint.read_preprocessor(run)
     state = checkpoint.read_tensors(run / MODEL)
     try:
-        model, schedule = make_model(config), NoiseSchedule(**config["schedule"])
+        model, schedule = make_model(config), NoiseSchedule(**config.schedule)
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -308,20 +330,18 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, history)
 
 
-def make_model(config: dict[str, Any]) -> Denoiser | CountDenoiser:
+def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
     """Make a run's model with its seed's weights, leaving the user's own random numbers alone."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(config["seed"])
-        facts = config.get("likelihood")
-        arguments = dict(config["model"])
-        if facts is not None and facts["learned_dispersion"]:
-            arguments["learn_sigma"] = True
-        denoiser = DENOISERS[config["denoiser"]](**arguments)
+        torch.manual_seed(config.seed)
+        facts = config.likelihood
+        n_outputs = 2 if facts is not None and facts.learned_dispersion else 1
+        denoiser = DENOISERS[config.denoiser](**config.model, n_outputs=n_outputs)
         if facts is None:
             return denoiser
-        schedule = NoiseSchedule(**config["schedule"])
-        likelihood = CountLikelihood(denoiser.input_size, facts["levels"], schedule.noise_steps)
-        return CountDenoiser(denoiser, likelihood, schedule, facts["input_dropout"])
+        schedule = NoiseSchedule(**config.schedule)
+        likelihood = CountLikelihood(denoiser.input_size, facts.n_bins, schedule.noise_steps)
+        return CountDenoiser(denoiser, likelihood, schedule, facts.input_dropout, facts.stop)
 
 
 def sampling_precision(device: torch.device) -> torch.autocast:

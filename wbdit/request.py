@@ -15,7 +15,7 @@ from wbdit import samplers
 from wbdit.data.labels import Labels
 from wbdit.errors import InputError
 
-Counts = Mapping[str | tuple[str, ...], int]
+CellsPerLabel = Mapping[str | tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_request(
     labels: Labels,
     n: int | None = None,
     like: ad.AnnData | None = None,
-    counts: Counts | None = None,
+    n_per_label: CellsPerLabel | None = None,
     guidance: float | Mapping[str, float] = 1.0,
     toward: Mapping[str, str] | None = None,
     mix: float | None = None,
@@ -68,7 +68,7 @@ def read_request(
     ----------
     labels
         The run's.
-    n, like, counts, guidance, toward, mix
+    n, like, n_per_label, guidance, toward, mix
         As in :meth:`wbdit.CellGenerator.generate`.
 
     Raises
@@ -76,7 +76,7 @@ def read_request(
     InputError
         If the request makes no sense for this run.
     """
-    codes = _codes(labels, n, like, counts)
+    codes = _codes(labels, n, like, n_per_label)
     weights = guidance_weights(labels, guidance)
     if (toward is None) != (mix is None):
         raise InputError("give toward and mix together: what the cells lie toward, and how far")
@@ -112,19 +112,19 @@ def guidance_fact(guidance: float | Mapping[str, float]) -> Any:
     return float(guidance)
 
 
-def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, counts: Counts | None) -> np.ndarray:
+def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, n_per_label: CellsPerLabel | None) -> np.ndarray:
     """Return the labels of each cell that is asked for, ``(cells, C)`` int64."""
-    if counts is not None:
+    if n_per_label is not None:
         if n is not None or like is not None:
-            raise InputError("give counts, or n and like, not both")
-        if min(counts.values(), default=0) < 0 or sum(counts.values()) < 1:
-            raise InputError("counts must be zero or more, with at least one cell in all")
-        return labels.codes_from_counts(counts)
+            raise InputError("give n_per_label, or n and like, not both")
+        if min(n_per_label.values(), default=0) < 0 or sum(n_per_label.values()) < 1:
+            raise InputError("numbers per label must be zero or more, with at least one cell in all")
+        return labels.codes_from_counts(n_per_label)
     if like is not None and like.n_obs == 0:
         raise InputError("there are no cells to imitate")
     if n is None:
         if like is None:
-            raise InputError("say how many cells: give n, like or counts")
+            raise InputError("how many cells? give n, like or n_per_label")
         n = like.n_obs
     elif n < 1:
         raise InputError(f"at least one cell must be asked for, not {n}")

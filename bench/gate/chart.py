@@ -14,7 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-# told apart on paper and by the colour-blind: hue by what is timed, shade by the row
+# told apart on paper and by the color-blind: hue by what is timed, shade by the row
 PALETTES = {"op": "Greys", "forward": "Blues", "train": "Oranges", "sampling": "Greens"}
 MARKERS = "osD^vP*X<>"
 INK, MUTED, RED = "#1d1e22", "#5b5f69", "#b02a50"
@@ -88,7 +88,7 @@ def _panel(axis: Any, title: str, lines: list[dict[str, Any]]) -> None:
 
 
 def _styles(names: dict[str, None]) -> dict[str, dict[str, Any]]:
-    """Return each row's colour and marker."""
+    """Return each row's color and marker."""
     from matplotlib import colormaps
 
     kinds: dict[str, list[str]] = {}

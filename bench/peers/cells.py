@@ -113,7 +113,7 @@ def _without(cells: ad.AnnData, labels: Sequence[str], leave_out: Sequence[str])
     rare = cells.obs.loc[~unnamed, LABEL].value_counts().loc[lambda sizes: sizes < FEWEST].index
     few = cells.obs[LABEL].isin(rare).to_numpy() & ~unnamed
     if unnamed.any():
-        notes.append(f"{unnamed.sum()} cells labelled {' or '.join(leave_out)} are left out")
+        notes.append(f"{unnamed.sum()} cells labeled {' or '.join(leave_out)} are left out")
     if few.any():
         notes.append(f"{few.sum()} cells of labels with fewer than {FEWEST} are left out")
     if (unnamed | few).all():

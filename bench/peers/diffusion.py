@@ -38,7 +38,7 @@ class Diffusion(Peer):
         preset = find_preset(self.preset)
         settings = {"preset": asdict(preset), "wbdit": wbdit.__version__}
         if not preset.lognorm:  # counts are drawn on the way
-            settings["walk"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_SPACING]
+            settings["sampling"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_SPACING]
             settings["spread"] = [NOISE_AXES, CELLS, ROUNDS]
         return settings
 
@@ -61,7 +61,7 @@ class _Trained(Fitted):
         self.generator = generator
         self.labels = labels
         self.parameters = sum(p.numel() for p in generator.model.parameters() if p.requires_grad)
-        self.facts = {**generator.config["trained"], "precision": generator.config["training"]["precision"]}
+        self.facts = {**asdict(generator.config.trained), "precision": generator.config.training["precision"]}
 
     def generate(self, obs: pd.DataFrame, seed: int) -> ad.AnnData:
         wanted = ad.AnnData(obs=joined(obs, self.labels).to_frame(LABEL))

@@ -132,7 +132,7 @@ def flops(monkeypatch):
 @pytest.mark.parametrize("kind", [WBDiT, DiT])
 def test_the_floor_counts_every_product(kind, shared, flops, monkeypatch):
     """Against PyTorch's own counter, on the formula with its dictionaries folded beforehand."""
-    model = kind(43, 8, hidden_size=32, depth=2, num_heads=4, num_classes=3, shared_patches=shared).double().eval()
+    model = kind(43, 8, hidden_size=32, depth=2, num_heads=4, label_sizes=[3], shared_patches=shared).double().eval()
     sizes = flops.Sizes(3, 6, 32, 2, 8, 3, "white" if kind is WBDiT else "black")
     x, t, y = torch.randn(3, 1, 43).double(), torch.tensor([1, 500, 999]), torch.tensor([0, 1, 2])
     # without a dictionary's own products: eta z F is z times a matrix that is given
@@ -162,7 +162,7 @@ def test_every_variant_of_the_study_can_be_made():
     study = importlib.import_module("bench.study")
     denoisers = {"wbdit": WBDiT, "dit": DiT}
     for name, preset in study.VARIANTS.items():
-        model = denoisers[preset.denoiser](input_size=130, num_classes=3, **preset.model)
+        model = denoisers[preset.denoiser](input_size=130, label_sizes=[3], **preset.model)
         assert model(torch.randn(2, 1, 130), torch.tensor([1, 900])).shape == (2, 1, 130), name
 
 

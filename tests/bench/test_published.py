@@ -48,11 +48,11 @@ def test_sampling_path(model, golden):
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("labels", [0, 3])
+@pytest.mark.parametrize("labels", [(), (3,)])
 def test_beyond_the_paper_it_is_the_model(heads, shared, labels):
     """In fp64, where two ways to the same formula agree to the last digits; 43 genes do not fill the last patch."""
     generator = torch.Generator().manual_seed(0)
-    model = WBDiT(43, 8, hidden_size=32, depth=2, num_heads=heads, num_classes=labels, shared_patches=shared).double()
+    model = WBDiT(43, 8, hidden_size=32, depth=2, num_heads=heads, label_sizes=labels, shared_patches=shared).double()
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:

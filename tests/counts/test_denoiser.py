@@ -26,13 +26,13 @@ def cells():
     return rng.poisson(rates * rng.gamma(8, 1 / 8, (200, 1))).astype(np.float32), y[:, None]
 
 
-def model_of(counts, codes, classes=2, **options):
-    centre = np.log1p(counts).mean(0)
+def model_of(counts, codes, sizes=(2,), **options):
+    center = np.log1p(counts).mean(0)
     torch.manual_seed(0)
-    denoiser = WBDiT(counts.shape[1], 4, hidden_size=16, num_heads=2, num_classes=classes, **options)
+    denoiser = WBDiT(counts.shape[1], 4, hidden_size=16, num_heads=2, label_sizes=sizes, **options)
     levels = len(CountBins.up_to(counts.max()).lowest)
     model = CountDenoiser(denoiser, CountLikelihood(counts.shape[1], levels, NOISE_STEPS), NoiseSchedule(kind="cosine"))
-    model.init_from_data(counts, codes, centre, 0.5)
+    model.init_from_data(counts, codes, center, 0.5)
     return model.eval()
 
 
@@ -89,18 +89,18 @@ def test_the_posterior_is_bayes_rule(cells):
     x = torch.randn(2, 1, GENES, dtype=torch.float64)
     with torch.no_grad():
         model.label_dispersion.normal_()
-    given = model.embed_labels(torch.tensor([0, 1]), torch.tensor([3.0, 4.0], dtype=torch.float64))
+    given = model.embed(torch.tensor([0, 1]), torch.tensor([3.0, 4.0], dtype=torch.float64))
     levels = torch.from_numpy(
         known_levels := CountBins.of(CountBins(known.lowest.numpy(), known.highest.numpy()), counts[:2])
     )
-    mean, nll = model(x, t, given), model.nll(x, t, given, levels).detach()
+    mean, nll = model(x, t, conditioning=given), model.nll(x, t, given, levels).detach()
     rates, shapes = given[:, 16:].chunk(2, dim=1)  # at the start the denoiser answers zero
     torch.testing.assert_close(shapes, model.label_dispersion[:2])
     eta, weight = (term.detach() for term in known.terms(rates, shapes, t))
     for cell in range(2):
         alpha, sigma = model.schedule.levels(int(t[cell]))
         for gene in range(GENES):
-            size = int(known.sizes[gene])
+            size = int(known.n_levels[gene])
             w = float(weight[cell, gene])
             shape = (1 - w) * known.prior[0, gene, :size] + w * known.prior[1, gene, :size]
             middle = (known.lowest + known.highest)[:size].numpy() / 2
@@ -119,7 +119,7 @@ def test_counts_are_drawn_from_the_posterior(cells):
     n = 20_000
     x = torch.zeros(n, 1, GENES)
     t = torch.full((n,), 700)
-    given = model.embed_labels(torch.zeros(1, dtype=torch.long), torch.tensor([3.5])).expand(n, -1)
+    given = model.embed(torch.zeros(1, dtype=torch.long), torch.tensor([3.5])).expand(n, -1)
     u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
     middle = (model.likelihood.lowest + model.likelihood.highest) / 2
     p = model._probabilities(x[:1], t[:1], *model._answer(x[:1], t[:1], given[:1]))[0].detach()
@@ -147,11 +147,11 @@ def test_counts_are_drawn_in_fp32_whatever_the_denoiser_computes_in(cells, monke
 def test_bins_are_drawn_evenly():
     """Where a level is a bin of counts, each of them comes as often."""
     counts = np.tile(np.array([[0.0, 200.0]], np.float32), (50, 1))
-    model = model_of(counts, np.zeros((50, 0), np.int64), classes=0)
+    model = model_of(counts, np.zeros((50, 0), np.int64), sizes=())
     n = 6000
     u = torch.linspace(1e-4, 1 - 1e-4, n)[:, None].expand(n, 2)
     x = ((torch.log1p(torch.tensor(200.0)) - float(np.log1p(200))) / 0.5).expand(n, 1, 2).clone()
-    given = model.embed_labels(None, torch.full((n,), 5.3))
+    given = model.embed(None, torch.full((n,), 5.3))
     drawn = model.draw(x, torch.full((n,), 100), given, u, torch.full((n,), 200.0))[:, 1].numpy()
     levels = CountBins(model.likelihood.lowest.numpy(), model.likelihood.highest.numpy())
     at = levels.of(np.array([200]))[0]
@@ -167,7 +167,7 @@ def test_drawn_counts_add_up_to_the_library_size(cells):
     n = 2000
     x, t = torch.randn(n, 1, GENES), torch.full((n,), 700)
     library = torch.linspace(20, 60, n)
-    given = model.embed_labels(torch.zeros(n, dtype=torch.long), torch.full((n,), 3.6))
+    given = model.embed(torch.zeros(n, dtype=torch.long), torch.full((n,), 3.6))
     u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
     totals = model.draw(x, t, given, u, library).sum(1).numpy()
     assert np.polyfit(library.numpy(), totals, 1)[0] == pytest.approx(1, abs=0.05)
@@ -186,7 +186,7 @@ def test_labels_have_spreads_of_their_own():
     x, log_library = torch.randn(400, 1, 2), torch.from_numpy(counts.sum(1)).log()
 
     def zeros_and_loss():
-        given = model.embed_labels(labels, log_library)
+        given = model.embed(labels, log_library)
         zeros = model._probabilities(x, t, *model._answer(x, t, given))[:, 0, 0]
         means = [float(zeros[labels == label].mean().detach()) for label in (0, 1)]
         return means, model.nll(x, t, given, levels).mean()
@@ -206,17 +206,17 @@ def test_labels_have_spreads_of_their_own():
 def test_a_cell_has_spreads_of_its_own(cells):
     """The second channel adds to the labels' shapes, and nothing to the rates; it is learned."""
     counts, codes = cells
-    one, two = model_of(counts, codes), model_of(counts, codes, learn_sigma=True)
+    one, two = model_of(counts, codes), model_of(counts, codes, n_outputs=2)
     x, t, y = torch.randn(9, 1, GENES), torch.full((9,), 700), torch.from_numpy(codes[:9, 0])
     log_library = torch.from_numpy(counts[:9].sum(1)).log()
     (rates, shapes), (own_rates, own_shapes) = (
-        model._answer(x, t, model.embed_labels(y, log_library)) for model in (one, two)
+        model._answer(x, t, model.embed(y, log_library)) for model in (one, two)
     )
     torch.testing.assert_close(own_rates, rates)  # at the start the denoiser answers zero
     torch.testing.assert_close(own_shapes, shapes)
     with torch.no_grad():
         two.denoiser.final_layer.linear.weight.normal_(std=0.1)
-    given = two.embed_labels(y, log_library)
+    given = two.embed(y, log_library)
     answer = two.denoiser(x, t, given[:, :16])
     own_rates, own_shapes = two._answer(x, t, given)
     torch.testing.assert_close(own_rates, rates + answer[:, 0])
@@ -261,7 +261,7 @@ def test_conditions_without_labels_are_of_the_depth_alone(cells):
     counts, codes = cells
     model = model_of(counts, codes)
     log_library = torch.tensor([3.0, 5.0])
-    free, null = model.embed_labels(None, log_library), model.embed_labels(torch.full((2,), 2), log_library)
+    free, null = model.embed(None, log_library), model.embed(torch.full((2,), 2), log_library)
     torch.testing.assert_close(free[:, 16:], null[:, 16:])
     torch.testing.assert_close(free[1, 16 : 16 + GENES] - free[0, 16 : 16 + GENES], torch.full((GENES,), 2.0))
 
@@ -276,7 +276,7 @@ def test_guidance_at_a_depth(cells):
     guided = wbdit.samplers.GuidedModel(at, y, 2.0)
     joint, null = at(x, t, y), at(x, t, torch.tensor([2, 2]))
     torch.testing.assert_close(guided(x, t), null + 2 * (joint - null))
-    torch.testing.assert_close(guided.conditions, at.embed_labels(y))
+    torch.testing.assert_close(guided.conditioning, at.embed(y))
 
 
 def adata_of(counts, codes):

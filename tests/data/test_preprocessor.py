@@ -63,7 +63,7 @@ def test_counts_in_a_layer_are_found_and_said():
     X, space, said = find_expression(cells)
     assert space == "counts"
     assert X is cells.layers["counts"]
-    assert "log-normalised" in said
+    assert "log-normalized" in said
     assert "layers['counts']" in said
 
 
@@ -129,14 +129,14 @@ def test_files_that_are_not_there_or_damaged(tmp_path, cells):
 
 
 @pytest.mark.parametrize("lognorm", [False, True])
-@pytest.mark.parametrize("centred", [False, True])
-def test_counts_come_back(lognorm, centred, cells):
-    preprocessor = Preprocessor.fit(cells, label="type", lognorm=lognorm, centred=centred)
+@pytest.mark.parametrize("centered", [False, True])
+def test_counts_come_back(lognorm, centered, cells):
+    preprocessor = Preprocessor.fit(cells, label="type", lognorm=lognorm, centered=centered)
     x = preprocessor.encode(cells)
-    if centred:
+    if centered:
         assert abs(x.mean(0)).max() < 1e-5
         assert x.std() == pytest.approx(1, abs=1e-5)
-    # the library size is not in normalised values; counts that are drawn have it already
+    # the library size is not in normalized values; counts that are drawn have it already
     back = preprocessor.decode(x if lognorm else COUNTS, np.full(60, 500.0))
     assert sp.issparse(back.X)
     assert back.X.format == "csr"
@@ -167,7 +167,7 @@ def test_other_spaces_come_back(values, space):
 
 def test_a_little_is_nothing():
     """Between zero and a gene's smallest value there are no values: the nearer of the two is taken."""
-    preprocessor = Preprocessor.fit(holding(LOGNORM.astype(np.float32)), centred=False)
+    preprocessor = Preprocessor.fit(holding(LOGNORM.astype(np.float32)), centered=False)
     x = np.tile(preprocessor.smallest, (2, 1)) * np.array([[0.4], [0.6]], np.float32)
     back = preprocessor.decode(x, np.ones(2)).X.toarray()
     assert (back[0] == 0).all()
@@ -226,11 +226,10 @@ def test_variable_genes_are_kept(space):
     assert not keep[199]
 
 
-def test_too_many_genes_are_said():
-    said = []
-    preprocessor = Preprocessor.fit(make_cells(200, 50), max_genes=20, say=said.append)
+def test_too_many_genes_are_said(log):
+    preprocessor = Preprocessor.fit(make_cells(200, 50), max_genes=20)
     assert len(preprocessor.genes) == 20
-    assert said == ["X is raw counts", "kept the 20 most variable of 50 genes"]
+    assert log == ["X is raw counts", "kept the 20 most variable of 50 genes"]
 
 
 def test_scaled_values_do_not_tell_variable_genes():

@@ -61,9 +61,9 @@ def test_ilisi_knows_the_even_and_the_parted():
     a, b = rng.normal(size=(2, 150, 4))
     assert 0.25 < distances.ilisi(a, b) < 0.6
     assert distances.ilisi(a, b + 50) == pytest.approx(0, abs=1e-9)
-    # neighbours at one distance have equal weights: the mean of the corners of a simplex
+    # neighbors at one distance have equal weights: the mean of the corners of a simplex
     corners = np.eye(7)
-    assert distances.ilisi(corners[:3], corners[3:], n_neighbours=6) == pytest.approx(1 / (0.5**2 + 0.5**2) - 1)
+    assert distances.ilisi(corners[:3], corners[3:], n_neighbors=6) == pytest.approx(1 / (0.5**2 + 0.5**2) - 1)
 
 
 def test_ilisi_is_harmonys_lisi():

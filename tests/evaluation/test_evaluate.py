@@ -24,10 +24,10 @@ quietly = partial(evaluate, seeds=(0,), bootstrap=4, progress=False)
 
 def counts(n, seed, *, attenuation=1.0, dropout=0.0):
     """Negative binomial cells ``(n, N_GENES)`` of three types; ``attenuation`` below 1 brings the types together."""
-    centres = np.random.default_rng(1).normal(0, 1, size=(3, N_GENES)) * attenuation
+    centers = np.random.default_rng(1).normal(0, 1, size=(3, N_GENES)) * attenuation
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, size=n)
-    mean = np.exp(0.5 + centres[kind]) * rng.lognormal(0, 0.2, size=(n, 1))
+    mean = np.exp(0.5 + centers[kind]) * rng.lognormal(0, 0.2, size=(n, 1))
     drawn = rng.poisson(rng.gamma(4.0, mean / 4.0)) * (rng.random((n, N_GENES)) >= dropout)
     obs = pd.DataFrame({"kind": np.array(TYPES)[kind]}, index=[f"cell{i}" for i in range(n)])
     var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
@@ -95,7 +95,7 @@ def test_copies_of_the_training_cells_stand_exactly_at_the_floor(sets):
     result = quietly(real, train.copy(), train=train, label="kind")
     for name in ("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "scc", "var_r2", "zero_mae", "library_w1", "lfc_slope"):
         assert result.scores[name].value == pytest.approx(result.scores[name].floor, rel=1e-6), name
-    for name, bar in (("mia_auc", 0.7), ("copies", 0.9)):  # only memorisation sees it; half of the twins are drawn
+    for name, bar in (("mia_auc", 0.7), ("copies", 0.9)):  # only memorization sees it; half of the twins are drawn
         assert result.scores[name].value > bar > 0.65 > result.scores[name].floor
         assert result.scores[name].grade == "apart"
     assert result.scores["dcr_ratio"].value < 0.9 < result.scores["dcr_ratio"].floor
@@ -214,7 +214,7 @@ def test_labels_that_are_no_type_can_be_ignored(sets):
     assert kept.scores["tstr"].value < 0.85 < 0.95 < left_out.scores["tstr"].value
     changed = {name for name in METRICS if kept.scores[name].values != left_out.scores[name].values}
     assert changed == {"tstr", "lfc_slope"}
-    assert any("cells labelled unassigned" in note for note in left_out.notes)
+    assert any("cells labeled unassigned" in note for note in left_out.notes)
     only = [cells[cells.obs["kind"] != "unassigned"].copy() for cells in noisy]
     alone = quietly(only[0], only[1], train=only[2], label="kind")
     whole = min(len(cells) for cells in only) == alone.n
@@ -279,8 +279,8 @@ def test_scaled_values_are_compared_with_scaled_values_only(sets):
 
 
 def test_a_cell_without_counts_stays_zero():
-    normalised = log_normalized(sp.csr_matrix(np.array([[0.0, 0.0], [1.0, 3.0]])), "counts").toarray()
-    np.testing.assert_allclose(normalised, [[0, 0], np.log1p([2500, 7500])])
+    normalized = log_normalized(sp.csr_matrix(np.array([[0.0, 0.0], [1.0, 3.0]])), "counts").toarray()
+    np.testing.assert_allclose(normalized, [[0, 0], np.log1p([2500, 7500])])
 
 
 def with_value(adata, value):
@@ -319,7 +319,7 @@ def relabelled(adata, labels):
         (lambda r, s: (r, s, {"n_cells": 5}), r"n_cells of 20 or more"),
         (lambda r, s: (r, s, {"bootstrap": 1}), r"bootstrap is 0 for no intervals, or 2"),
         (lambda r, s: (r, s, {"ignore": ("B",)}), r"to ignore \(B\) need a label column"),
-        (lambda r, s: (r, s, {"label": "kind", "ignore": ("b",)}), r"no cell is labelled 'b'.*: B, NK, T"),
+        (lambda r, s: (r, s, {"label": "kind", "ignore": ("b",)}), r"no cell is labeled 'b'.*: B, NK, T"),
         (lambda r, s: (r, s, {"label": "kind", "ignore": TYPES}), r"no label of 'kind' in common"),
     ],
 )  # fmt: skip

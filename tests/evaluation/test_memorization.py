@@ -1,4 +1,4 @@
-"""Memorisation: copies are found, honest cells are not accused."""
+"""Memorization: copies are found, honest cells are not accused."""
 
 import numpy as np
 import pytest

@@ -48,7 +48,7 @@ def test_float_timesteps(kind):
 
 @BOTH
 def test_labels(kind):
-    model = stirred(kind(**SMALL, num_classes=3))
+    model = stirred(kind(**SMALL, label_sizes=[3]))
     x, t = batch()
     first, second = (model(x, t, torch.full((3,), k)) for k in (0, 1))
     assert relative_error(first, second) > 1e-4
@@ -59,12 +59,12 @@ def test_labels(kind):
 
 
 def test_labels_are_dropped_in_training_alone():
-    model = stirred(WBDiT(**SMALL, class_dropout_prob=1.0, num_classes=2))
+    model = stirred(WBDiT(**SMALL, class_dropout_prob=1.0, label_sizes=[2]))
     x, t = batch()
     y = torch.zeros(3, dtype=torch.long)
-    labelled = model(x, t, y)
+    labeled = model(x, t, y)
     torch.testing.assert_close(model.train()(x, t, y), model(x, t))
-    assert relative_error(labelled, model(x, t)) > 1e-4
+    assert relative_error(labeled, model(x, t)) > 1e-4
 
 
 @BOTH
@@ -137,7 +137,7 @@ def test_a_model_in_a_low_type(kind, dtype, tolerance, grad):
 @pytest.mark.parametrize("shared", [True, False])
 def test_autocast_to_bfloat16(heads, shared):
     """Output and gradients against the published formula in fp64; no value lies at the kink, where a mask may flip."""
-    sizes = {**SMALL, "num_heads": heads, "shared_patches": shared, "num_classes": 3}
+    sizes = {**SMALL, "num_heads": heads, "shared_patches": shared, "label_sizes": [3]}
     model, wide = stirred(WBDiT(**sizes), seed=1), stirred(WBDiT(**sizes), seed=1).double()
     x, t = batch()
     y = torch.tensor([0, 1, 3])
@@ -162,7 +162,7 @@ def test_autocast_to_bfloat16(heads, shared):
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("n", [1, 5, 700])
 def test_without_gradients_the_answer_is_the_same(kind, heads, n):
-    model = stirred(kind(**{**SMALL, "num_heads": heads}, num_classes=3))
+    model = stirred(kind(**{**SMALL, "num_heads": heads}, label_sizes=[3]))
     x, t, y = torch.randn(n, 1, 40), 1 + 37 * torch.arange(n) % 999, torch.arange(n) % 4
     with torch.no_grad():
         out = model(x, t, y)
@@ -174,7 +174,7 @@ def test_without_gradients_the_answer_is_the_same(kind, heads, n):
 @BOTH
 @pytest.mark.parametrize("change", [{}, {"num_heads": 1}, {"patch_size": 40}, {"shared_patches": False}], ids=str)
 def test_the_callers_tensors_are_left_alone(kind, change):
-    model = stirred(kind(**{**SMALL, **change}, num_classes=3))
+    model = stirred(kind(**{**SMALL, **change}, label_sizes=[3]))
     given = *batch(), torch.tensor([0, 1, 2])
     kept = [value.clone() for value in given]
     weights = [p.clone() for p in model.parameters()]
@@ -189,7 +189,7 @@ def test_the_callers_tensors_are_left_alone(kind, change):
 @pytest.mark.parametrize("labels", [0, 3])
 @pytest.mark.parametrize("grad", [True, False])
 def test_an_empty_batch(kind, labels, grad):
-    model = stirred(kind(**SMALL, num_classes=labels))
+    model = stirred(kind(**SMALL, label_sizes=labels))
     t = torch.zeros(0, dtype=torch.long)
     with torch.set_grad_enabled(grad):
         assert model(torch.zeros(0, 1, 40), t, t if labels else None).shape == (0, 1, 40)
@@ -237,7 +237,7 @@ def test_refused_inputs():
 
 def test_all_blocks_as_one_op(monkeypatch):
     """What a GPU runs: the model hands the op the right weights and modulations."""
-    model = WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=3, num_heads=2, num_classes=2).eval()
+    model = WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=3, num_heads=2, label_sizes=[2]).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -248,12 +248,12 @@ def test_all_blocks_as_one_op(monkeypatch):
         assert relative_error(model(x, t, y), by_blocks) < 1e-5
 
 
-@pytest.mark.parametrize("classes", [0, 2, 9])
-def test_one_timestep_for_all(monkeypatch, classes):
+@pytest.mark.parametrize("sizes", [(), (2,), (9,)])
+def test_one_timestep_for_all(monkeypatch, sizes):
     """A timestep that is a view of one number, as samplers give it, is conditioned on once a label: a GPU's way."""
     monkeypatch.setattr("wbdit.nn.conditioning.may_cache", lambda *weights: False)
-    model = stirred(WBDiT(**SMALL, num_classes=classes)).eval()
+    model = stirred(WBDiT(**SMALL, label_sizes=sizes)).eval()
     x, t = torch.randn(5, 1, 40), torch.tensor([123])
-    for y in [None, torch.tensor([0, 2, 1, 1, 0])] if classes else [None]:
+    for y in [None, torch.tensor([0, 2, 1, 1, 0])] if sizes else [None]:
         with torch.no_grad():
             assert relative_error(model(x, t.expand(5), y), model(x, t.repeat(5), y)) < 1e-6

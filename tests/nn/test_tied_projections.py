@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
 
 def make(options, seed=0):
-    return stirred(WBDiT(**{**SMALL, "num_classes": 3, **options}), seed)
+    return stirred(WBDiT(**{**SMALL, "label_sizes": [3], **options}), seed)
 
 
 def largest_error(model, wide):
@@ -145,7 +145,7 @@ def test_a_model_in_bfloat16(options, grad, given):
 def test_state_dict_round_trip(options, given, tmp_path):
     model = make(options)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    fresh = WBDiT(**{**SMALL, "num_classes": 3, **options}).eval()
+    fresh = WBDiT(**{**SMALL, "label_sizes": [3], **options}).eval()
     fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
     assert torch.equal(fresh(*given), model(*given))
 
@@ -177,8 +177,8 @@ def test_fitted_saved_and_read_again(monkeypatch, tmp_path):
     generator = wbdit.fit(cells, label="type", preset="whiter", steps=8, progress=False, out=tmp_path / "run")
     assert all(p.isfinite().all() for p in generator.model.parameters())
     loaded = wbdit.load(tmp_path / "run")
-    assert loaded.config["model"].items() >= options.items()
-    first, second = (g.generate(5, seed=0, steps=3) for g in (generator, loaded))
+    assert loaded.config.model.items() >= options.items()
+    first, second = (g.generate(5, seed=0, calls=3) for g in (generator, loaded))
     assert (first.X != second.X).nnz == 0
 
 

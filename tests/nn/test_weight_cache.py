@@ -16,12 +16,12 @@ BOTH = pytest.mark.parametrize("kind", [WBDiT, DiT])
 TIMES, LABELS = (7, 500, 7, 999), (0, 2, 2, 3)
 
 
-def make(kind=WBDiT, labels=3, **settings):
-    return stirred(kind(**SMALL, num_classes=labels, **settings))
+def make(kind=WBDiT, labels=(3,), **settings):
+    return stirred(kind(**SMALL, label_sizes=labels, **settings))
 
 
 def fresh_copy(model):
-    copied = type(model)(**SMALL, num_classes=model.num_classes)
+    copied = type(model)(**SMALL, label_sizes=model.label_sizes)
     copied.load_state_dict(model.state_dict())
     return copied.eval()
 
@@ -29,7 +29,7 @@ def fresh_copy(model):
 def call(model, times=TIMES, labels=LABELS):
     """Ask the model about cells that are the same in every call."""
     x = torch.randn(len(times), 1, 40, generator=torch.Generator().manual_seed(1))
-    y = torch.tensor(labels) if model.num_classes > 0 else None
+    y = torch.tensor(labels) if model.label_sizes else None
     return model(x.to(model.pos_embed.dtype), torch.tensor(times), y)
 
 
@@ -64,12 +64,12 @@ def watch(monkeypatch):
 # weights that change
 
 
-def training_step(model, optimiser=None):
+def training_step(model, optimizer=None):
     torch.manual_seed(0)
-    optimiser = optimiser or torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    optimiser.zero_grad()
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    optimizer.zero_grad()
     call(model.train()).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     model.eval()
 
 
@@ -153,12 +153,12 @@ def test_a_changed_weight_is_seen(kind, change, labels):
 
 
 def test_a_few_labels_trained_alone_are_seen():
-    """PyTorch's fused optimisers change weights without counting a version, and here only a few rows of a table."""
+    """PyTorch's fused optimizers change weights without counting a version, and here only a few rows of a table."""
     model, labels = make(labels=100), (1, 2, 2, 3)
-    optimiser = torch.optim.AdamW(model.y_embedder.parameters(), lr=0.1, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.y_embedder.parameters(), lr=0.1, weight_decay=0.0, fused=True)
     before = sample(model, TIMES, labels)
     call(model, TIMES, labels).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     after = sample(model, TIMES, labels)
     assert relative_error(after, before) > 1e-4
     assert torch.equal(after, sample(fresh_copy(model), TIMES, labels))
@@ -169,9 +169,9 @@ def test_a_few_labels_trained_alone_are_seen():
 def test_sampling_between_training_steps_leaves_them_alone(kind, labels):
     sampled, plain = make(kind, labels), make(kind, labels)
     for model in (sampled, plain):
-        optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
         for _ in range(3):
-            training_step(model, optimiser)
+            training_step(model, optimizer)
             if model is sampled:
                 sample(model)
     assert all(torch.equal(a, b) for a, b in zip(sampled.parameters(), plain.parameters(), strict=True))
@@ -314,10 +314,10 @@ def test_gradients_never_come_from_memory(kind):
 
 def test_labels_are_dropped_in_training_without_gradients_too():
     model = make(class_dropout_prob=1.0)
-    labelled, null = sample(model), sample(model, TIMES, (3, 3, 3, 3))
+    labeled, null = sample(model), sample(model, TIMES, (3, 3, 3, 3))
     assert relative_error(sample(model.train()), null) < 1e-6
-    assert relative_error(labelled, null) > 1e-4
-    assert torch.equal(sample(model.eval()), labelled)
+    assert relative_error(labeled, null) > 1e-4
+    assert torch.equal(sample(model.eval()), labeled)
 
 
 def test_a_gpu_folds_in_fp32(monkeypatch):

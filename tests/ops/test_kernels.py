@@ -209,7 +209,7 @@ def test_other_types_take_the_reference():
 
 
 def blocks_inputs(tokens, d, heads, depth=2, batch=2, rows=None):
-    """Return a stream whose rows are far from centred, and blocks that do something to it."""
+    """Return a stream whose rows are far from centered, and blocks that do something to it."""
     p = d // heads
     parts = [(0.3 * rand(rows or batch, d, seed=i)).expand(batch, -1) for i in range(6 * depth + 2)]
     weights = [
@@ -244,7 +244,7 @@ def test_run_blocks(tokens, d, heads, rows, dtype):
 
 
 def test_the_blocks_inputs_may_have_gaps():
-    """Rows, channels and biases that are not neighbours in memory are read for what they are."""
+    """Rows, channels and biases that are not neighbors in memory are read for what they are."""
     x, parts, *weights, heads = blocks_inputs(9, 48, 3)
     weights = [[t.bfloat16() for t in ts] for ts in weights]
     dense = ops.run_blocks(x.bfloat16(), parts, *weights, heads)
@@ -327,31 +327,37 @@ def count_inputs(cells, genes, levels, sigma=None, seed=0):
     draws = torch.Generator().manual_seed(seed)
     rows = torch.arange(levels)
     counts = torch.where(rows < 9, rows, 8 * 1.4 ** (rows - 8)).round()
-    sizes = (1 + torch.rand(genes, generator=draws) * levels).int().clamp(max=levels)
-    absent = rows >= sizes[:, None]
+    n_levels = (1 + torch.rand(genes, generator=draws) * levels).int().clamp(max=levels)
+    absent = rows >= n_levels[:, None]
     values = torch.log1p(counts) * (0.5 + torch.rand(genes, 1, generator=draws))
     base = [torch.randn(genes, levels, generator=draws) - 0.1 * counts for _ in range(2)]
-    base0, base1, values = (t.masked_fill(absent, torch.nan) for t in (*base, values))
-    target = (torch.rand(cells, genes, generator=draws) * sizes).to(torch.uint8)
+    log_base0, log_base1, values = (t.masked_fill(absent, torch.nan) for t in (*base, values))
+    target = (torch.rand(cells, genes, generator=draws) * n_levels).to(torch.uint8)
     sigma = 0.05 + 0.95 * torch.rand(cells, generator=draws) if sigma is None else torch.full((cells,), sigma)
     alpha = (1 - sigma**2).sqrt()
     clean = torch.take_along_dim(values, target.long().T, 1).T
     x = alpha[:, None] * clean + sigma[:, None] * torch.randn(cells, genes, generator=draws)
-    eta, weight = 0.3 * torch.randn(cells, genes, generator=draws), torch.rand(cells, genes, generator=draws)
-    return x, eta, weight, alpha, sigma, base0, base1, values, counts, sizes, target
+    log_odds, mixture = 0.3 * torch.randn(cells, genes, generator=draws), torch.rand(cells, genes, generator=draws)
+    return x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels, target
 
 
 def check_counts(inputs, tolerance):
-    x, eta, weight, alpha, sigma, base0, base1, *rest, sizes, target = inputs
+    x, log_odds, mixture, alpha, sigma, log_base0, log_base1, *rest, n_levels, target = inputs
 
-    def both(eta, weight, base0, base1):
-        given = *(t.to(eta.dtype) for t in (alpha, sigma)), base0, base1, *(t.to(eta.dtype) for t in rest), sizes
-        given = x.to(eta.dtype), eta, weight, *given
+    def both(log_odds, mixture, log_base0, log_base1):
+        given = (
+            *(t.to(log_odds.dtype) for t in (alpha, sigma)),
+            log_base0,
+            log_base1,
+            *(t.to(log_odds.dtype) for t in rest),
+            n_levels,
+        )
+        given = x.to(log_odds.dtype), log_odds, mixture, *given
         with torch.no_grad():
             mean = ops.count_mean(*given)
         return torch.stack((ops.count_nll(*given, target), mean))
 
-    check(both, [eta, weight, base0, base1], tolerance, least=0.1)  # a level alone has the likelihood 1
+    check(both, [log_odds, mixture, log_base0, log_base1], tolerance, least=0.1)  # a level alone has the likelihood 1
 
 
 # cells: one, less and more than two vectors, more than a strip; genes and levels too
@@ -374,22 +380,22 @@ def test_counts_at_the_ends_of_the_schedule(sigma, tolerance):
 @pytest.mark.parametrize("rate", [1e4, -1e4, 1e20])
 def test_counts_of_any_rate(rate):
     """Logits of a million and more: the largest level, or the smallest, has all the weight."""
-    x, eta, *rest, sizes, _ = count_inputs(5, 7, 12)
-    mean = ops.count_mean(x, torch.full_like(eta, rate), *rest, sizes)
-    level = (sizes - 1).long() if rate > 0 else torch.zeros(7, dtype=torch.long)
+    x, log_odds, *rest, n_levels, _ = count_inputs(5, 7, 12)
+    mean = ops.count_mean(x, torch.full_like(log_odds, rate), *rest, n_levels)
+    level = (n_levels - 1).long() if rate > 0 else torch.zeros(7, dtype=torch.long)
     torch.testing.assert_close(mean, torch.take_along_dim(rest[-2], level[:, None], 1).T.expand(5, -1))
-    nll = ops.count_nll(x, torch.full_like(eta, rate), *rest, sizes, level.to(torch.uint8).expand(5, -1))
+    nll = ops.count_nll(x, torch.full_like(log_odds, rate), *rest, n_levels, level.to(torch.uint8).expand(5, -1))
     assert nll.abs().max() < 1e-6
 
 
 def test_counts_of_a_cell_do_not_depend_on_the_batch():
     """Nor on how the tensors lie: rows apart, one row for all, and what autocast would lower."""
-    x, eta, weight, alpha, sigma, *tables, target = count_inputs(70, 19, 9)
-    weight = weight[:1].expand(70, -1)
-    given = x, eta, weight, alpha, sigma, *tables
+    x, log_odds, mixture, alpha, sigma, *tables, target = count_inputs(70, 19, 9)
+    mixture = mixture[:1].expand(70, -1)
+    given = x, log_odds, mixture, alpha, sigma, *tables
     nll, mean = ops.count_nll(*given, target), ops.count_mean(*given)
-    wide = torch.cat((x, eta), 1)
-    parts = wide[66:69, :19], wide[66:69, 19:], weight[66:69], alpha[66:69], sigma[66:69]
+    wide = torch.cat((x, log_odds), 1)
+    parts = wide[66:69, :19], wide[66:69, 19:], mixture[66:69], alpha[66:69], sigma[66:69]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ops.count_nll(*parts, *tables, target[66:69]), nll[66:69])
         assert torch.equal(ops.count_mean(*parts, *tables), mean[66:69])

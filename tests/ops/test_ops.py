@@ -31,8 +31,8 @@ def leaves(shape, number, **kinds):
 
 def test_adaln_is_layer_norm_then_modulation():
     x, shift, scale = rand(2, 5, 12), rand(2, 12), rand(3, 12)[:2]
-    centred = x - x.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(-1, keepdim=True)
+    normed = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     expected = normed * (1 + scale[:, None]) + shift[:, None]
     torch.testing.assert_close(ops.adaln(x, shift, scale), expected)
 

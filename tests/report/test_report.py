@@ -107,7 +107,7 @@ def test_the_page_is_well_formed(options):
     assert page.open == []
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    refs = {attrs[key] for _, attrs in page.tags for key in ("aria-labelledby",) if key in attrs}
+    refs = {attrs[key] for _, attrs in page.tags for key in ("aria-labeledby",) if key in attrs}
     assert refs <= set(ids)
     assert [tag for tag, _ in page.tags].count("h1") == 1
 
@@ -250,8 +250,8 @@ def test_scales(values, log, low, ticks):
 
 def test_numbers_on_the_map_stay_apart():
     data = evaluation().figures
-    centres = figures.type_centres(data, np.full((2 * N, 2), 500.0) + np.arange(2 * N)[:, None] % 3)
-    assert np.linalg.norm(centres[0] - centres[1]) > figures.NUMBER_SIZE / 2
+    centers = figures.type_centers(data, np.full((2 * N, 2), 500.0) + np.arange(2 * N)[:, None] % 3)
+    assert np.linalg.norm(centers[0] - centers[1]) > figures.NUMBER_SIZE / 2
 
 
 def test_the_map_is_the_same_twice_and_keeps_groups_together():
@@ -264,7 +264,7 @@ def test_the_map_is_the_same_twice_and_keeps_groups_together():
     ]
     np.testing.assert_array_equal(*layouts)
     both = np.concatenate([groups, groups])
-    centres = [layouts[0][both == name].mean(axis=0) for name in ("a", "b")]
+    centers = [layouts[0][both == name].mean(axis=0) for name in ("a", "b")]
     within = max(layouts[0][both == name].std() for name in ("a", "b"))
     assert layouts[0].shape == (80, 2)
-    assert np.linalg.norm(centres[0] - centres[1]) > within
+    assert np.linalg.norm(centers[0] - centers[1]) > within

@@ -1,5 +1,7 @@
 """Starting noise that lets cells of a label spread as far as real ones."""
 
+from types import SimpleNamespace
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -9,15 +11,16 @@ from helpers import make_cells
 import wbdit
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
 from wbdit.data.preprocessor import Preprocessor
+from wbdit.data.sources import TrainingData
 from wbdit.training import calibration
 from wbdit.training.config import Budget
 from wbdit.training.trainer import Trainer
 
 
-def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b")):
+def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b"), code=None):
     """Return cells that vary along two directions of their own within each label, `factor` times as far."""
     rng = np.random.default_rng(seed)
-    code = np.arange(n) % len(labels)
+    code = np.arange(n) % len(labels) if code is None else code
     directions = np.linalg.qr(np.random.default_rng(9).normal(size=(genes, 2)))[0].T * genes**0.5
     places = rng.normal(size=(n, 2)) * [0.2, 0.12] * factor
     rates = np.exp(3 + 0.5 * code[:, None] * np.sin(np.arange(genes)) + places @ directions)
@@ -29,18 +32,17 @@ def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b")):
 class Narrow:
     """A generator whose cells spread 0.7 times as far as real ones, times its noise's factors."""
 
-    def __init__(self, cells):
-        self.preprocessor = Preprocessor.fit(cells, label="type")
-        self.config = {"seed": 0}
+    def __init__(self):
+        self.config = SimpleNamespace(seed=0)
         self.asked = []
         self.model = CountDenoiser.__new__(CountDenoiser)
         torch.nn.Module.__init__(self.model)
         self.model.register_buffer("noise_axes", torch.ones(NOISE_AXES, 60))
         self.model.register_buffer("noise_factors", torch.full((NOISE_AXES,), 5.0))
 
-    def generate(self, *, like, seed):
-        self.asked.append(like.n_obs)
-        return spreading(like.n_obs, 0.7 * self.model.noise_factors[:2].numpy(), seed=seed % 1000)
+    def sample(self, codes, seed):
+        self.asked.append(len(codes))
+        return spreading(len(codes), 0.7 * self.model.noise_factors[:2].numpy(), seed=seed % 1000, code=codes[:, 0]).X
 
 
 def test_noise_is_wider_along_the_axes_alone():
@@ -48,27 +50,27 @@ def test_noise_is_wider_along_the_axes_alone():
     cells = make_cells(40, 30)
     generator = wbdit.fit(cells, label="type", steps=1, progress=False)
     model, noise = generator.model, torch.randn(5, 1, 30)
-    assert torch.equal(model.scale_noise(noise), noise)  # of so few cells no axis is learned
+    assert torch.equal(model.start(noise), noise)  # of so few cells no axis is learned
     axes = torch.linalg.qr(torch.randn(30, NOISE_AXES))[0].T.contiguous()
     model.noise_axes.copy_(axes)
     model.noise_factors.copy_(torch.linspace(0.8, 2, NOISE_AXES))
-    wide = model.scale_noise(noise)
+    wide = model.start(noise)
     torch.testing.assert_close(wide @ axes.T, noise @ axes.T * model.noise_factors)
     rest = torch.eye(30) - axes.T @ axes
     torch.testing.assert_close(wide @ rest, noise @ rest)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.scale_noise(noise), wide)
+        assert torch.equal(model.start(noise), wide)
 
 
 def test_factors_give_back_the_spread_that_is_lost():
-    cells = spreading(1000)
-    generator = Narrow(cells)
-    noise = calibration.calibrate_noise(generator, cells)
+    data = TrainingData.fit(spreading(1000), label="type")
+    generator = Narrow()
+    noise = calibration.calibrate_noise(generator, data)
     assert noise["noise_factors"][:2].numpy() == pytest.approx(np.full(2, 1 / 0.7), rel=0.1)
     assert noise["noise_factors"][2:].mean() == pytest.approx(1, abs=0.1)  # sequencing's own
     torch.testing.assert_close(noise["noise_axes"] @ noise["noise_axes"].T, torch.eye(NOISE_AXES), atol=1e-4, rtol=0)
     assert generator.asked == [calibration.CELLS] * calibration.ROUNDS
-    again = calibration.calibrate_noise(generator, cells)
+    again = calibration.calibrate_noise(generator, data)
     assert all(torch.equal(noise[name], again[name]) for name in noise)
 
 
@@ -79,7 +81,9 @@ def test_what_follows_from_library_sizes_is_no_spread():
     preprocessor = Preprocessor.fit(cells, label="type")
     depth = np.log(cells.X.sum(1))
     assert abs(np.corrcoef(preprocessor.encode(cells).mean(1), depth)[0, 1]) > 0.9
-    beyond = calibration.within_labels(preprocessor, cells)  # label by label, as the cells lie alternately
+    beyond = calibration.within_labels(
+        TrainingData.of(preprocessor, cells)
+    )  # label by label, as the cells lie alternately
     assert abs(np.corrcoef(beyond.mean(1), np.concatenate([depth[::2], depth[1::2]]))[0, 1]) < 1e-3
     assert beyond.mean(0) == pytest.approx(np.zeros(60), abs=1e-5)
 
@@ -93,9 +97,9 @@ def test_a_few_cells_far_off_change_little():
 
 
 def test_too_few_cells_leave_the_noise_as_it_is():
-    cells = spreading(2 * calibration.FEWEST - 2)
-    generator = Narrow(cells)
-    noise = calibration.calibrate_noise(generator, cells)
+    generator = Narrow()
+    data = TrainingData.fit(spreading(2 * calibration.FEWEST - 2), label="type")
+    noise = calibration.calibrate_noise(generator, data)
     assert not noise["noise_axes"].any()
     assert (noise["noise_factors"] == 1).all()
     assert generator.asked == []
@@ -104,31 +108,33 @@ def test_too_few_cells_leave_the_noise_as_it_is():
 def test_a_label_of_few_cells_is_left_out():
     cells = spreading(303)
     cells.obs["type"] = np.where(np.arange(303) < 3, "rare", cells.obs["type"])
-    assert len(calibration.within_labels(Preprocessor.fit(cells, label="type"), cells)) == 300
+    assert len(calibration.within_labels(TrainingData.fit(cells, label="type"))) == 300
 
 
 def test_values_without_a_likelihood_are_left_alone():
     cells = make_cells(40, 30)
     generator = wbdit.fit(cells, preset="paper", steps=1, progress=False)
-    assert calibration.calibrate_noise(generator, cells) == {}
-    assert calibration.calibration_seconds(generator, cells) == 0
+    data = TrainingData.of(generator.preprocessor, cells)
+    assert calibration.calibrate_noise(generator, data) == {}
+    assert calibration.calibration_seconds(generator, data) == 0
 
 
-def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch):
+def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch, log):
     monkeypatch.setattr(calibration, "CELLS", 200)
     cells, run = spreading(240), tmp_path / "run"
     quick = {"label": "type", "progress": False}
-    lines = []
-    made = wbdit.fit(cells, steps=3, out=run, say=lines.append, **quick)
+    made = wbdit.fit(cells, steps=3, out=run, **quick)
     assert (made.model.noise_factors != 1).any()
-    assert f"times the noise along {NOISE_AXES} directions" in lines[-1]
+    assert f"times the noise along {NOISE_AXES} directions" in log[-1]
     loaded = wbdit.load(run)
     assert torch.equal(loaded.model.noise_factors, made.model.noise_factors)
     assert torch.equal(loaded.model.noise_axes, made.model.noise_axes)
-    assert loaded.config["model_hash"] == made.config["model_hash"]
+    assert loaded.config.model_hash == made.config.model_hash
     longer = wbdit.fit(cells, steps=40, out=run, resume=True, **quick)
     factors = longer.model.noise_factors.clone()
-    assert torch.equal(calibration.calibrate_noise(longer, cells)["noise_factors"], factors)
+    assert torch.equal(
+        calibration.calibrate_noise(longer, TrainingData.of(longer.preprocessor, cells))["noise_factors"], factors
+    )
     assert not torch.equal(factors, made.model.noise_factors)
 
 
@@ -139,7 +145,7 @@ def test_what_was_trained_is_saved_before_the_spread_is_matched(tmp_path, monkey
     monkeypatch.setattr("wbdit.training.fit.calibrate_noise", stopped)
     with pytest.raises(KeyboardInterrupt):
         wbdit.fit(spreading(240), steps=3, out=tmp_path, progress=False)
-    assert wbdit.load(tmp_path).config["trained"]["steps"] == 3
+    assert wbdit.load(tmp_path).config.trained.steps == 3
 
 
 @pytest.mark.parametrize(("estimate", "reserved"), [(0.5, 0.5), (60.0, 1.5)])  # a quarter of 6 s at most
@@ -157,4 +163,5 @@ def test_the_clock_includes_the_matching(monkeypatch, estimate, reserved):
     monkeypatch.setattr(Trainer, "train", two_steps)
     generator = wbdit.fit(spreading(240), label="type", minutes=0.1, progress=False)
     assert budgets[0].minutes == pytest.approx(0.1 - reserved / 60)
-    assert calibration.calibration_seconds(generator, spreading(240)) > 0
+    data = TrainingData.of(generator.preprocessor, spreading(240))
+    assert calibration.calibration_seconds(generator, data) > 0

@@ -21,7 +21,7 @@ def curve(precision, kernels="auto"):
     x = torch.randn(3, 60, generator=generator)[y] + 0.3 * torch.randn(300, 60, generator=generator)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = WBDiT(60, 10, hidden_size=32, depth=2, num_heads=2, num_classes=3, prediction="v")
+        model = WBDiT(60, 10, hidden_size=32, depth=2, num_heads=2, label_sizes=[3], prediction="v")
     training = Training(batch_size=64, learning_rate=3e-3, warmup_steps=10, precision=precision)
     loss_fn = SquaredError(model, NoiseSchedule(kind="cosine"))
     trainer = Trainer(loss_fn, Batches(x, y, 64), training, Budget(steps=STEPS))

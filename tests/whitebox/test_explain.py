@@ -172,7 +172,7 @@ def test_training_looks_into_the_blocks_and_is_not_changed_by_it(cells, monkeypa
     seen = wbdit.fit(cells, label="type", steps=6, progress=False)
     monkeypatch.setattr("wbdit.training.fit.diagnostics", lambda *given: {})
     blind = wbdit.fit(cells, label="type", steps=6, progress=False)
-    assert seen.config["model_hash"] == blind.config["model_hash"]
+    assert seen.config.model_hash == blind.config.model_hash
     record = seen.history[0]
     assert len(record["coding_rate_before"]) == len(record["coding_rate_after"]) == len(record["non_zero"]) == 3
     assert "non_zero" not in blind.history[0]

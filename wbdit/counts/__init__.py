@@ -1,6 +1,6 @@
 """Counts, not rounded values: a denoiser whose answer is a distribution over each gene's counts.
 
-The diffusion runs over values ``v = (ln(1 + count) - centre) / scale``. At a noised value ``x = alpha v + sigma noise``
+The diffusion runs over values ``v = (ln(1 + count) - center) / scale``. At a noised value ``x = alpha v + sigma noise``
 the denoiser gives the logarithm of each gene's expected count, and Bayes' rule the rest::
 
     p(count | x)  proportional to  prior(count | mean) exp(-(x - alpha v(count))^2 / (2 sigma^2))

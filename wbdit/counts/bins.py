@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-EXACT = 10  # counts below this are a level each; above, bins widen
+EXACT_COUNTS = 10  # counts below this have a bin each; above, bins widen
 WIDENING = 1.25
-MOST = 64  # levels, as many as the kernels take
-ROOM = 1.3  # the last level reaches this far beyond the largest count that was seen
+MAX_BINS = 64  # as many as the kernels take
+HEADROOM = 1.3  # the last bin reaches this far beyond the largest count seen
 
 
 class CountBins(NamedTuple):
@@ -22,10 +22,10 @@ class CountBins(NamedTuple):
     @classmethod
     def up_to(cls, largest: float) -> CountBins:
         """Return the levels that reach beyond a largest count."""
-        # as wide as the last of MOST levels asks for, where counts are so large
-        widening = max(WIDENING, ((ROOM * largest + 2) / EXACT) ** (1 / (MOST - EXACT - 1)))
-        edges = list(range(EXACT + 1))
-        while edges[-1] <= ROOM * largest + 2:
+        # wider where MAX_BINS would not reach the largest count
+        widening = max(WIDENING, ((HEADROOM * largest + 2) / EXACT_COUNTS) ** (1 / (MAX_BINS - EXACT_COUNTS - 1)))
+        edges = list(range(EXACT_COUNTS + 1))
+        while edges[-1] <= HEADROOM * largest + 2:
             edges.append(max(edges[-1] + 1, math.ceil(edges[-1] * widening)))
         return cls(np.array(edges[:-1]), np.array(edges[1:]) - 1)
 

@@ -1,15 +1,10 @@
-"""What is known of counts before training: library sizes, and the rates of each label."""
+"""What is known of counts before training: the rates of each label."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-
-
-def log_library_sizes(counts: np.ndarray) -> np.ndarray:
-    """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
-    return np.log(np.maximum(counts.sum(1), 1))
 
 
 def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int], strength: float = 1.0) -> np.ndarray:

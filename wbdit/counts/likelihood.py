@@ -42,19 +42,19 @@ class CountLikelihood(nn.Module):
         self.register_buffer("lowest", torch.zeros(levels, dtype=torch.int32))
         self.register_buffer("highest", torch.zeros(levels, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(genes, levels))
-        self.register_buffer("sizes", torch.ones(genes, dtype=torch.int32))  # levels that each gene has
+        self.register_buffer("n_levels", torch.ones(genes, dtype=torch.int32))  # levels that each gene has
         self.register_buffer("log_mean", torch.zeros(genes))
         self.register_buffer("log_size", torch.zeros(2, genes))  # of the negative binomials that the priors begin as
 
     lowest: Tensor
     highest: Tensor
     values: Tensor
-    sizes: Tensor
+    n_levels: Tensor
     log_mean: Tensor
     log_size: Tensor
 
     @torch.no_grad()
-    def init_from_data(self, counts: np.ndarray, centre: np.ndarray, scale: float) -> None:
+    def init_from_data(self, counts: np.ndarray, center: np.ndarray, scale: float) -> None:
         """Take levels, values and the prior's first shape from training cells ``(n, G)``."""
         levels = CountBins.up_to(float(counts.max()))
         middle = levels.middle
@@ -65,8 +65,8 @@ class CountLikelihood(nn.Module):
         size = np.stack([np.full_like(mean, LARGEST_SIZE), np.clip(mean**2 / excess, 0.02, LARGEST_SIZE)])
         self.lowest.copy_(torch.from_numpy(levels.lowest))
         self.highest.copy_(torch.from_numpy(levels.highest))
-        self.values.copy_(torch.from_numpy((np.log1p(middle) - centre[:, None]) / scale))
-        self.sizes.copy_(torch.from_numpy(np.minimum(top + 2 + (top > 3), len(middle))))
+        self.values.copy_(torch.from_numpy((np.log1p(middle) - center[:, None]) / scale))
+        self.n_levels.copy_(torch.from_numpy(np.minimum(top + 2 + (top > 3), len(middle))))
         self.log_mean.copy_(torch.from_numpy(np.log(mean)))
         self.log_size.copy_(torch.from_numpy(np.log(size)))
         c, r = torch.from_numpy(middle), torch.from_numpy(size)[..., None]
@@ -82,7 +82,7 @@ class CountLikelihood(nn.Module):
         """Mean count of each level, ``(L,)`` fp32."""
         return (self.lowest + self.highest) / 2
 
-    def terms(self, log_rate: Tensor, shape: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, log_rate: Tensor, dispersion: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the natural parameter and the prior's mixture weight, both ``(B, G)``.
 
         A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
@@ -91,7 +91,7 @@ class CountLikelihood(nn.Module):
         ----------
         log_rate
             Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
-        shape
+        dispersion
             What is added to the dispersion's logits, ``(B, G)``.
         t
             Timesteps ``(B,)``.
@@ -99,6 +99,6 @@ class CountLikelihood(nn.Module):
         at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
         knot = at.long().clamp(max=KNOTS - 2)
         knots = torch.lerp(self.dispersion_knots[knot], self.dispersion_knots[knot + 1], (at - knot)[:, None])
-        mixture = (knots + shape).sigmoid()
+        mixture = (knots + dispersion).sigmoid()
         log_size = torch.lerp(self.log_size[0], self.log_size[1], mixture)
         return -F.softplus(log_size - self.log_mean - log_rate), mixture

@@ -125,7 +125,7 @@ def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:
 
 
 def detect_space(X: Any) -> Space:
-    """Tell raw counts, log-normalised and scaled expression apart by their values.
+    """Tell raw counts, log-normalized and scaled expression apart by their values.
 
     Parameters
     ----------
@@ -135,12 +135,12 @@ def detect_space(X: Any) -> Space:
     Returns
     -------
     ``"counts"`` for non-negative integers, ``"lognorm"`` for non-negative values that are small enough
-    to be logarithms, ``"scaled"`` for centred values of both signs.
+    to be logarithms, ``"scaled"`` for centered values of both signs.
 
     Raises
     ------
     InputError
-        Negative counts, normalised values without a logarithm, or a mixture that is none of the three.
+        Negative counts, normalized values without a logarithm, or a mixture that is none of the three.
     """
     values = matrix_values(X)
     if values.size == 0 or not values.any():
@@ -162,7 +162,7 @@ def detect_space(X: Any) -> Space:
     if stored_zeros > 0.5 * np.prod(X.shape):
         raise InputError(
             f"X holds negative values (lowest {lowest:.4g}) although most entries are zero: "
-            "neither counts, log-normalised nor scaled values"
+            "neither counts, log-normalized nor scaled values"
         )
     return "scaled"
 
@@ -184,7 +184,7 @@ def find_expression(adata: ad.AnnData) -> tuple[Any, Space, str]:
 
 def describe(space: Space) -> str:
     """Return the words for an expression space."""
-    words = {"counts": "raw counts", "lognorm": "log-normalised", "scaled": "scaled (centred values of both signs)"}
+    words = {"counts": "raw counts", "lognorm": "log-normalized", "scaled": "scaled (centered values of both signs)"}
     return words[space]
 
 

@@ -72,10 +72,9 @@ class Labels:
         return cls(names, categories, codes[first], sizes)
 
     @property
-    def num_classes(self) -> int | list[int]:
-        """What :class:`wbdit.WBDiT` is told: the number of labels, of each column where there are several."""
-        sizes = [len(categories) for categories in self.categories]
-        return sizes if len(sizes) > 1 else sum(sizes)
+    def label_sizes(self) -> tuple[int, ...]:
+        """Number of labels of each column, as :class:`wbdit.WBDiT` takes it."""
+        return tuple(map(len, self.categories))
 
     def summary(self) -> str:
         """Return the number of labels in words, such as "10 x 2 labels, 19 of their 20 combinations"."""

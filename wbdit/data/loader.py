@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from wbdit.data.normalize import log_library_sizes
+from wbdit.data.sources import TrainingData
 
 
 class Batch(NamedTuple):
@@ -40,6 +45,20 @@ class Batches:
         self.position = len(x)  # an epoch is over: the first draw shuffles
         self.order = torch.arange(len(x))
 
+    @classmethod
+    def of_values(cls, data: TrainingData, batch_size: int, device: torch.device) -> Batches:
+        """Return batches of cells as the model sees them, on a device."""
+        return cls(torch.from_numpy(data.values).to(device), _labels(data, device), batch_size)
+
+    @classmethod
+    def of_counts(
+        cls, data: TrainingData, bin_of: Callable[[np.ndarray], np.ndarray], batch_size: int, device: torch.device
+    ) -> Batches:
+        """Return batches of counts by their bins, with library sizes, on a device."""
+        x = torch.from_numpy(bin_of(data.matrix)).to(device)
+        log_library = torch.from_numpy(log_library_sizes(data.matrix)).to(device)
+        return cls(x, _labels(data, device), batch_size, log_library)
+
     @property
     def per_epoch(self) -> int:
         """Number of batches in an epoch."""
@@ -55,3 +74,7 @@ class Batches:
         self.position += self.batch_size
         taken = (None if of is None else of[rows] for of in (self.y, self.log_library))
         return Batch(self.x[rows][:, None], *taken)
+
+
+def _labels(data: TrainingData, device: torch.device) -> Tensor | None:
+    return torch.from_numpy(data.codes).to(device) if data.preprocessor.labels.columns else None

@@ -39,10 +39,15 @@ def log_normalized(matrix: sp.csr_matrix, space: Space) -> sp.csr_matrix:
     return sp.csr_matrix(sp.diags(factors) @ linear).log1p()
 
 
+def log_library_sizes(counts: np.ndarray) -> np.ndarray:
+    """Return the natural logarithm of the library sizes of cells ``(n, G)``, ``(n,)``; 0 for an empty cell."""
+    return np.log(np.maximum(counts.sum(1), 1))
+
+
 def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
     """Return which `n` genes vary most, ``(genes,)`` bool, chosen by scanpy.
 
-    Counts by the variance beyond the fitted mean-variance curve (``seurat_v3``), log-normalised values by binned
+    Counts by the variance beyond the fitted mean-variance curve (``seurat_v3``), log-normalized values by binned
     dispersion (``seurat``).
 
     Raises

@@ -1,6 +1,6 @@
 """From AnnData to tensors and back: genes, labels, values, library sizes.
 
-The model sees ``(value - centre) / scale``, gene by gene. What the values are follows from what the cells hold:
+The model sees ``(value - center) / scale``, gene by gene. What the values are follows from what the cells hold:
 
 ==========  ===========================================  =====================================================
 cells       values                                       back to cells
@@ -15,7 +15,8 @@ scaled      ``"as is"``                                  as they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from wbdit.data.expression import Space, check_cells, find_expression, to_dense
 from wbdit.data.labels import Labels
 from wbdit.data.normalize import TARGET_SUM, Values, transformed, variable_genes
 from wbdit.errors import InputError
+
+logger = logging.getLogger("wbdit")
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,10 @@ class Preprocessor:
         ``(G,)`` names, in the model's order.
     labels
         Label columns and their categories, in the model's order; no columns without labels.
-    centre
+    center
         ``(G,)`` fp32, subtracted from the values.
     scale
-        The centred values are divided by it.
+        The centered values are divided by it.
     smallest
         ``(G,)`` fp32, each gene's smallest non-zero training value.
     library
@@ -59,7 +62,7 @@ class Preprocessor:
     values: Values
     genes: tuple[str, ...]
     labels: Labels
-    centre: np.ndarray
+    center: np.ndarray
     scale: float
     smallest: np.ndarray
     library: np.ndarray
@@ -72,25 +75,39 @@ class Preprocessor:
         label: str | Sequence[str] | None = None,
         max_genes: int = 2000,
         lognorm: bool = False,
-        centred: bool = True,
-        say: Callable[[str], object] = lambda line: None,
+        centered: bool = True,
     ) -> Preprocessor:
-        """Learn the preprocessor from training cells.
+        """Learn genes, labels and values from training cells, see :meth:`fit_matrix`."""
+        return cls.fit_matrix(adata, label=label, max_genes=max_genes, lognorm=lognorm, centered=centered)[0]
+
+    @classmethod
+    def fit_matrix(
+        cls,
+        adata: ad.AnnData,
+        *,
+        label: str | Sequence[str] | None = None,
+        max_genes: int = 2000,
+        lognorm: bool = False,
+        centered: bool = True,
+    ) -> tuple[Preprocessor, np.ndarray]:
+        """Learn genes, labels and values from training cells; logs what was found and chosen.
 
         Parameters
         ----------
         adata
-            Cells by genes: counts, log-normalised or scaled values in ``X`` (or counts in ``layers["counts"]``).
+            Cells by genes: counts, log-normalized or scaled values in ``X`` (or counts in ``layers["counts"]``).
         label
             Column of ``obs`` to condition on, or several.
         max_genes
             Where there are more genes, this many variable ones are chosen.
         lognorm
-            Normalise counts by library size before the logarithm.
-        centred
-            Centre each gene and divide by one common scale; else the values stay as they are.
-        say
-            Told in one line each what was found and chosen.
+            Normalize counts by library size before the logarithm.
+        centered
+            Center each gene and divide by one common scale; else the values stay as they are.
+
+        Returns
+        -------
+        The preprocessor, and what its :meth:`matrix` gives for these cells.
 
         Raises
         ------
@@ -101,30 +118,30 @@ class Preprocessor:
         check_cells(adata)
         labels = Labels.fit(adata, label)
         X, space, found = find_expression(adata)
-        say(found)
+        logger.info(found)
+        genes = adata.var_names
         if adata.n_vars > max_genes:
             keep = variable_genes(X, space, max_genes)
-            say(f"kept the {max_genes} most variable of {adata.n_vars} genes")
-            X, genes = X[:, keep], adata.var_names[keep]
-        else:
-            genes = adata.var_names
+            logger.info(f"kept the {max_genes} most variable of {adata.n_vars} genes")
+            X, genes = X[:, keep], genes[keep]
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
         dense = to_dense(X)
         totals = dense.sum(1)
         seen = transformed(dense, values)
-        centre = seen.mean(0) if centred else np.zeros(len(genes), np.float32)
-        scale = float((seen - centre).std()) if centred else 1.0
+        center = seen.mean(0) if centered else np.zeros(len(genes), np.float32)
+        scale = float((seen - center).std()) if centered else 1.0
         order = np.lexsort((totals, labels.combination_index(labels.codes(adata))))
-        return cls(
+        preprocessor = cls(
             space=space,
             values=values,
             genes=tuple(map(str, genes)),
             labels=labels,
-            centre=centre.astype(np.float32),
+            center=center.astype(np.float32),
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
         )
+        return preprocessor, dense
 
     def encode(self, adata: ad.AnnData) -> np.ndarray:
         """Return cells as the model sees them, ``(cells, G)`` fp32.
@@ -138,7 +155,7 @@ class Preprocessor:
 
     def scaled(self, matrix: np.ndarray) -> np.ndarray:
         """Return what :meth:`matrix` gives as the model sees it, of the same shape."""
-        return (transformed(matrix, self.values) - self.centre) / np.float32(self.scale)
+        return (transformed(matrix, self.values) - self.center) / np.float32(self.scale)
 
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
         """Return cells in the training cells' space over the run's genes, ``(cells, G)`` fp32; raises as `encode`."""
@@ -168,7 +185,7 @@ class Preprocessor:
         """
         if self.values == "log1p":
             return self._as_counts(x)
-        seen = x * np.float32(self.scale) + self.centre
+        seen = x * np.float32(self.scale) + self.center
         if self.space == "scaled":
             return self._cells(seen.astype(np.float32))
         seen = np.where(seen < self.smallest / 2, 0, seen)

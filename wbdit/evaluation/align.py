@@ -127,7 +127,7 @@ def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
     if len(found) == 1:
         space = next(iter(found))
         if space == "lognorm":
-            notes.append("all cells are log-normalised already and are used as they are")
+            notes.append("all cells are log-normalized already and are used as they are")
         if space == "scaled":
             notes.append("all cells are scaled and are used as they are: gene means and variances say little there")
         return space
@@ -136,7 +136,7 @@ def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
         raise InputError(f"scaled values cannot be compared with unscaled ones ({words}): give raw counts for all")
     notes.append(
         "counts are compared with log values: those were taken as natural logarithms (log1p), undone, and all cells "
-        f"normalised to {normalize.TARGET_SUM:g} over the shared genes"
+        f"normalized to {normalize.TARGET_SUM:g} over the shared genes"
     )
     return "lognorm"
 

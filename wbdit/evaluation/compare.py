@@ -16,7 +16,7 @@ from wbdit.evaluation.intervals import AT_MOST, Halves, proportion
 
 MIN_CELLS = 20  # fewer leave a forest with nothing to hold out
 MIN_PER_TYPE = 10
-STAGES_PER_SEED = 10  # four for the synthetic cells, four for the floor, memorisation, the types
+STAGES_PER_SEED = 10  # four for the synthetic cells, four for the floor, memorization, the types
 SPLIT, HALVES, MEMORY = 3, 4, 5  # random streams; 0 to 2 draw
 
 
@@ -84,7 +84,7 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
             announce=lambda stage, name=name: announce(f"seed {seed}, {name}: {stage}"),  # type: ignore[misc]
         )
         omitted |= reasons
-    announce(f"seed {seed}: memorisation")
+    announce(f"seed {seed}: memorization")
     memory = score_memory(aligned, plan, seed)
     announce(f"seed {seed}: types")
     per_type = score_types(pools, plan, basis, seed, has_zeros=aligned.space != "scaled")

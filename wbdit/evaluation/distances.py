@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 CFGEN_SIGMAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 SCDIFFUSION_KERNELS = 5
 EMD_ITERATIONS = 50_000_000
-LISI_NEIGHBOURS = 10
+LISI_NEIGHBORS = 10
 
 
 def pca_axes(cells: Array, n_components: int) -> tuple[Array, Array]:
@@ -227,34 +227,34 @@ def mmd_scdiffusion(real: Array, generated: Array) -> float:
     return float(kernel_mmd(scdiffusion_kernel(real, generated), even, even))
 
 
-def ilisi(real: Array, generated: Array, n_neighbours: int = LISI_NEIGHBOURS) -> float:
-    """Integration LISI: how evenly each cell's neighbours come from the two sets, the median over cells.
+def ilisi(real: Array, generated: Array, n_neighbors: int = LISI_NEIGHBORS) -> float:
+    """Integration LISI: how evenly each cell's neighbors come from the two sets, the median over cells.
 
-    The local inverse Simpson's index (Korsunsky et al., Nature Methods 16, 2019) on exact neighbours, scaled to
+    The local inverse Simpson's index (Korsunsky et al., Nature Methods 16, 2019) on exact neighbors, scaled to
     0 ... 1 as scib does. Our own code, held to harmonypy's once: what that adds is a compiled dependency for twenty
-    lines. scDiffusion prints scib's variant on a graph of 10 neighbours, walked to 90: read ours beside its floor,
+    lines. scDiffusion prints scib's variant on a graph of 10 neighbors, walked to 90: read ours beside its floor,
     not beside theirs.
 
     Parameters
     ----------
     real, generated
         ``(n, k)`` and ``(m, k)``, in 20 joint principal components.
-    n_neighbours
-        Neighbours of each cell; the perplexity of their Gaussian weights is a third of it, as in LISI.
+    n_neighbors
+        Neighbors of each cell; the perplexity of their Gaussian weights is a third of it, as in LISI.
 
     Returns
     -------
-    0, sets apart, to 1, an even mixture, which few neighbours cannot reach: compare with the floor.
+    0, sets apart, to 1, an even mixture, which few neighbors cannot reach: compare with the floor.
     """
     together = np.vstack([real, generated])
-    return lisi_of_distances(squared_distances(together, together), len(real), n_neighbours)
+    return lisi_of_distances(squared_distances(together, together), len(real), n_neighbors)
 
 
-def lisi_of_distances(squared: Array, n_real: int, n_neighbours: int = LISI_NEIGHBOURS) -> float:
+def lisi_of_distances(squared: Array, n_real: int, n_neighbors: int = LISI_NEIGHBORS) -> float:
     """Scaled median LISI of ``(n + m, n + m)`` squared distances, the first ``n_real`` cells real."""
     squared = squared.copy()
     np.fill_diagonal(squared, np.inf)
-    k = min(n_neighbours, len(squared) - 1)
+    k = min(n_neighbors, len(squared) - 1)
     nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
     weights = _perplexity_weights(np.sqrt(np.take_along_axis(squared, nearest, axis=1)), k / 3)
     share = (weights * (nearest < n_real)).sum(axis=1)
@@ -316,7 +316,7 @@ def log_fold_changes(cells: Array, labels: Array, types: Sequence[str]) -> Array
     Parameters
     ----------
     cells, labels
-        ``(n, genes)`` log-normalised and ``(n,)``.
+        ``(n, genes)`` log-normalized and ``(n,)``.
     types
         Labels to compare; each must have cells, and so must its rest.
 
@@ -345,7 +345,7 @@ def lfc_slope(
     Parameters
     ----------
     real, generated
-        ``(n, genes)`` and ``(m, genes)``, log-normalised.
+        ``(n, genes)`` and ``(m, genes)``, log-normalized.
     real_labels, generated_labels
         ``(n,)`` and ``(m,)``.
     types
@@ -365,8 +365,8 @@ def fold_change_slope(wanted: Array, got: Array, at_least: float = 0.5) -> float
     strong = np.abs(wanted) > at_least
     if strong.sum() < 2 or np.ptp(wanted[strong]) == 0:
         return float("nan")
-    centred = wanted[strong] - wanted[strong].mean()
-    return float(centred @ got[strong] / (centred @ centred))
+    centered = wanted[strong] - wanted[strong].mean()
+    return float(centered @ got[strong] / (centered @ centered))
 
 
 def tstr(train: Array, train_labels: Array, test: Array, test_labels: Array) -> Array:
@@ -375,7 +375,7 @@ def tstr(train: Array, train_labels: Array, test: Array, test_labels: Array) -> 
     Parameters
     ----------
     train, train_labels
-        ``(n, genes)`` log-normalised and ``(n,)``: generated cells, or real ones for the floor.
+        ``(n, genes)`` log-normalized and ``(n,)``: generated cells, or real ones for the floor.
     test, test_labels
         ``(m, genes)`` and ``(m,)``: real cells.
 

@@ -111,7 +111,7 @@ def library_sizes(real: np.ndarray, other: np.ndarray, halves: Halves) -> Estima
 
 
 def fold_changes(real: AlignedCells, other: AlignedCells, types: list[str], halves: Halves) -> Estimate:
-    """Return ``lfc_slope`` of labelled cells."""
+    """Return ``lfc_slope`` of labeled cells."""
     assert real.labels is not None
     assert other.labels is not None
     value = distances.lfc_slope(real.values, real.labels, other.values, other.labels, types)

@@ -134,7 +134,7 @@ def evaluate(
     synthetic
         Generated cells.
     train
-        The cells that the generator was trained on; without them nothing is said of memorisation.
+        The cells that the generator was trained on; without them nothing is said of memorization.
     label
         Column of ``obs`` with the labels, in every set.
     n_cells
@@ -210,7 +210,7 @@ def _ignored(aligned: Aligned, label: str | None, ignore: Sequence[str]) -> tupl
     known = set().union(*_label_names(aligned).values())
     if unknown := [name for name in ignored if name not in known]:
         raise InputError(
-            f"no cell is labelled {unknown[0]!r}, to be ignored; the labels are: {', '.join(sorted(known))}"
+            f"no cell is labeled {unknown[0]!r}, to be ignored; the labels are: {', '.join(sorted(known))}"
         )
     return ignored
 
@@ -226,7 +226,7 @@ def _cautions(aligned: Aligned, plan: Plan, label: str | None) -> list[str]:
     if label is None:
         return notes
     if plan.ignored:
-        notes.append(f"left out of everything taken by label: cells labelled {', '.join(plan.ignored)}")
+        notes.append(f"left out of everything taken by label: cells labeled {', '.join(plan.ignored)}")
     found = {name: names - set(plan.ignored) for name, names in _label_names(aligned).items()}
     for name, names in found.items():
         if not names & found["real"]:

@@ -13,7 +13,7 @@ from wbdit.errors import need_extra
 from wbdit.evaluation import distances
 
 MAP_COMPONENTS = 30
-NEIGHBOURS = 15
+NEIGHBORS = 15
 
 
 class AlignedCells(NamedTuple):
@@ -79,7 +79,7 @@ class FigureData:
         except ImportError:
             raise need_extra("umap-learn") from None
         reducer = UMAP(
-            n_neighbors=min(NEIGHBOURS, len(self.components) - 1),
+            n_neighbors=min(NEIGHBORS, len(self.components) - 1),
             min_dist=0.5,
             init="pca",
             negative_sample_rate=2,  # islands stay closer, which leaves less of the map empty

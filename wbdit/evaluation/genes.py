@@ -1,6 +1,6 @@
 """How well generated cells keep what genes do: means, variances, zeros, distributions, co-expression.
 
-Functions on cells take real cells first, ``(n, genes)`` and ``(m, genes)``, log-normalised, and work in float64. The
+Functions on cells take real cells first, ``(n, genes)`` and ``(m, genes)``, log-normalized, and work in float64. The
 ones on statistics, such as :func:`rank_correlation`, are what intervals use, which need the same of many resamples.
 """
 
@@ -92,7 +92,7 @@ def kl_hist(real: Array, generated: Array, n_bins: int = HISTOGRAM_BINS, eps: fl
     """Kullback-Leibler divergence of each gene's histograms, real from generated, the mean over genes.
 
     Our definition of the white-box transformer paper's divergence, which it does not give in full: equal bins over
-    the range of both sets, ``eps`` added to each share, then normalised. A bin that real cells fill and generated ones
+    the range of both sets, ``eps`` added to each share, then normalized. A bin that real cells fill and generated ones
     do not costs about ``share * 20``, so the floor is far from 0.
 
     Returns
@@ -122,10 +122,10 @@ def most_variable(real: Array, n_genes: int = CORRELATED_GENES) -> Array:
 
 def gene_correlations(cells: Array) -> Array:
     """Pearson correlations ``(genes, genes)``; 0 for a gene that never changes, and 1 with itself."""
-    centred = np.asarray(cells, dtype=np.float64) - _means(cells)
-    norm = np.sqrt((centred**2).sum(axis=0))
-    centred = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-12)
-    correlations = np.clip(centred.T @ centred, -1, 1)
+    centered = np.asarray(cells, dtype=np.float64) - _means(cells)
+    norm = np.sqrt((centered**2).sum(axis=0))
+    centered = np.divide(centered, norm, out=np.zeros_like(centered), where=norm > 1e-12)
+    correlations = np.clip(centered.T @ centered, -1, 1)
     np.fill_diagonal(correlations, 1)
     return correlations
 

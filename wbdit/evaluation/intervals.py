@@ -115,6 +115,6 @@ def auc(negative: Array, positive: Array) -> Estimate:
 def proportion(hits: Array) -> Estimate:
     """Share of ``hits``, and Wilson's interval (J. Am. Stat. Assoc. 22, 1927), which holds for no hit at all too."""
     n, p = len(hits), float(np.mean(hits))
-    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    center = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * (p * (1 - p) / n + Z**2 / (4 * n**2)) ** 0.5
-    return Estimate(p, (centre - half, centre + half))
+    return Estimate(p, (center - half, center + half))

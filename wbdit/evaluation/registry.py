@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["distribution", "genes", "counts", "labels", "memorisation"]
+Group = Literal["distribution", "genes", "counts", "labels", "memorization"]
 GROUPS: dict[Group, str] = {
     "distribution": "Where cells lie, and how densely",
     "genes": "What genes do, one by one and together",
     "counts": "Zeros and counts",
     "labels": "Types and labels",
-    "memorisation": "Nearness to the training cells",
+    "memorization": "Nearness to the training cells",
 }
 
 
@@ -72,9 +72,9 @@ METRICS: dict[str, Metric] = {
             "densities hold in gene space too", "cells are differently dense in gene space",
         ),
         Metric(
-            "ilisi", "Mixing of neighbours", "distribution", "scDiffusion", 1.0, "higher", "difference", 0.04, 0.15,
-            "How evenly the ten nearest neighbours of a cell come from both sets (iLISI, 20 joint components).",
-            "each cell has real and synthetic neighbours alike", "real and synthetic cells keep to themselves",
+            "ilisi", "Mixing of neighbors", "distribution", "scDiffusion", 1.0, "higher", "difference", 0.04, 0.15,
+            "How evenly the ten nearest neighbors of a cell come from both sets (iLISI, 20 joint components).",
+            "each cell has real and synthetic neighbors alike", "real and synthetic cells keep to themselves",
             1.2, high=1.0,
         ),
         Metric(
@@ -158,18 +158,18 @@ METRICS: dict[str, Metric] = {
             1.0, high=1.0,
         ),
         Metric(
-            "mia_auc", "Membership inference", "memorisation", "", 0.5, "lower", "difference", 0.03, 0.1,
+            "mia_auc", "Membership inference", "memorization", "", 0.5, "lower", "difference", 0.03, 0.1,
             "How well nearness to synthetic cells tells training cells from held-out ones: 0.5 is a coin toss.",
             "training cells are no nearer to them than held-out cells are",
             "training cells can be told by their nearness to them", 1.2, high=1.0,
         ),
         Metric(
-            "dcr_ratio", "Distance to training cells", "memorisation", "", 1.0, "higher", "difference", 0.02, 0.1,
+            "dcr_ratio", "Distance to training cells", "memorization", "", 1.0, "higher", "difference", 0.02, 0.1,
             "Their median distance to the nearest training cell over that to the nearest held-out cell.",
             "they keep as far from training cells as from held-out ones", "they keep to the training cells", 0.8,
         ),
         Metric(
-            "copies", "Copies of training cells", "memorisation", "", 0.0, "lower", "difference", 0.01, 0.05,
+            "copies", "Copies of training cells", "memorization", "", 0.0, "lower", "difference", 0.01, 0.05,
             "Share of them nearer to a training cell than 99 in 100 training cells are to each other.",
             "they copy training cells no more than chance does", "some copy a training cell", 0.3, high=1.0,
         ),

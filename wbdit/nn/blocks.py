@@ -5,7 +5,6 @@ Parameter names and initial values follow the published implementation, so that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -20,11 +19,14 @@ class Modulation(nn.Sequential):
     """Map a conditioning vector to `parts` vectors of shift, scale and gate; zero at the start (adaLN-Zero)."""
 
     def __init__(self, hidden_size: int, parts: int) -> None:
-        linear = nn.Linear(hidden_size, parts * hidden_size)
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        super().__init__(nn.SiLU(), linear)
+        super().__init__(nn.SiLU(), nn.Linear(hidden_size, parts * hidden_size))
         self.parts = parts
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Set the weights to zero."""
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, c: Tensor) -> Tensor:
         """Turn ``(B, d)`` into ``(B, parts * d)``."""
@@ -98,28 +100,26 @@ class FinalLayer(nn.Module):
 
     Parameters
     ----------
-    hidden_size, patch_size, input_size
-        Width d, genes a patch P and genes G.
+    hidden_size, patch_size
+        Width d and genes a patch P.
     out_channels
         Values a gene C.
-    shared
-        One linear map for all patches, as published, or one for each.
+    tokens
+        Number of patches N that each have a linear map of their own; None for one that they share, as published.
     """
 
-    def __init__(
-        self, hidden_size: int, patch_size: int, input_size: int, out_channels: int, shared: bool = True
-    ) -> None:
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int, tokens: int | None = None) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.input_size = input_size
-        tokens, outputs = math.ceil(input_size / patch_size), patch_size * out_channels
-        self.linear = nn.Linear(hidden_size, outputs) if shared else LocalLinear(tokens, hidden_size, outputs)
+        outputs = patch_size * out_channels
+        self.linear = nn.Linear(hidden_size, outputs) if tokens is None else LocalLinear(tokens, hidden_size, outputs)
         self.adaLN_modulation = Modulation(hidden_size, 2)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Set the linear map to zero."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)``, normalised under this layer's shift and scale, into ``(B, C, G)``."""
-        out = self.linear(z)  # [B, N, P C]
-        out = out.unflatten(-1, (self.patch_size, -1)).permute(0, 3, 1, 2).flatten(2)
-        return out[..., : self.input_size]
+        """Turn tokens ``(B, N, d)``, normalized under this layer's shift and scale, into patches ``(B, N, P C)``."""
+        return self.linear(z)

@@ -31,23 +31,26 @@ class Conditioned(RemembersWeights):
     blocks: nn.ModuleList
     final_layer: FinalLayer
 
-    def modulations(self, t: Tensor, y: Tensor | None = None) -> list[Sequence[Tensor]]:
+    def modulations(
+        self, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
+    ) -> list[Sequence[Tensor]]:
         """Return the shifts, scales and gates of every block and the shift and scale of the final layer.
 
         Parameters
         ----------
-        t, y
+        t, y, conditioning
             As in :meth:`forward`.
 
         Returns
         -------
-        For each block six tensors ``(B, d)``, then two. Without gradients each pair of
-        timestep and labels is computed once and remembered: while sampling, all cells of a type share theirs. Vectors
-        in place of labels are not.
+        For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and labels is computed
+        once and remembered: while sampling, all cells of a type share theirs. Conditioning vectors are not: there may
+        be as many as samples, at each timestep.
         """
-        vectors = y is not None and y.is_floating_point()  # these may be as many as samples, at each timestep
-        remember = not self.training and not vectors and len(t) > 0 and may_cache(t, *self._conditioning_weights())
-        if remember:
+        tables: Sequence[Tensor]
+        if conditioning is not None:
+            tables = self._condition(t, None, conditioning)
+        elif not self.training and len(t) > 0 and may_cache(t, *self._conditioning_weights()):
             tables = self._remembered(t, y)
         elif not torch.is_grad_enabled() and len(t) > 1 and t.stride(0) == 0:
             tables = self._of_one_timestep(t, y)
@@ -55,26 +58,26 @@ class Conditioned(RemembersWeights):
             tables = self._condition(t, y)
         return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 
-    def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
+    def _condition(self, t: Tensor, y: Tensor | None, conditioning: Tensor | None = None) -> list[Tensor]:
         """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
         # few rows and many weights: casting these to a lower type would take longer than the products
         with torch.autocast(t.device.type, enabled=False):
             c = self.t_embedder(t)
-            if y is not None and y.is_floating_point():
-                c = c + y
+            if conditioning is not None:
+                c = c + conditioning
             elif self.label_sizes:
                 c = c + self.y_embedder(y, t.shape[0])
             return [modulation(c) for modulation in self._modulated()]
 
     def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Give what :meth:`_condition` gives where `t` is one number for all, by a row for each combination of labels.
+        """Compute the modulations where all samples share one timestep: a row per label combination, then a gather.
 
-        For each that can be, since a CUDA graph that is being recorded cannot ask which there are; where these are more
-        than the samples, a row a sample.
+        A row for each possible combination, without a host sync, so that CUDA graphs can capture it; a row per sample
+        where the combinations are more than the samples.
         """
         if y is None:
             return [table.expand(len(t), -1) for table in self._condition(t[:1], None)]
-        if y.is_floating_point() or math.prod(k + 1 for k in self.label_sizes) > len(t):
+        if math.prod(k + 1 for k in self.label_sizes) > len(t):
             return self._condition(t, y)
         labels = torch.cartesian_prod(*(torch.arange(k + 1, device=t.device) for k in self.label_sizes))
         row = torch.zeros_like(t, dtype=torch.long)

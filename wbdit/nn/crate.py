@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
+from wbdit.nn.embeddings import xavier
 from wbdit.nn.weight_cache import RemembersWeights, may_cache
 
 
@@ -39,13 +40,17 @@ class MSSA(nn.Module):
         self.tied = tied
         inner = hidden_size // num_heads * num_heads
         self.qkv = nn.Linear(hidden_size, inner, bias=False)
-        nn.init.xavier_uniform_(self.qkv.weight)
+        xavier(self.qkv)
         self.to_out: nn.Module = nn.Identity()  # as published: one subspace needs no mixing
         if num_heads > 1 and not tied:
-            out = nn.Linear(inner, hidden_size)
-            nn.init.xavier_uniform_(out.weight)
-            nn.init.zeros_(out.bias)
-            self.to_out = nn.Sequential(out)
+            self.to_out = nn.Sequential(nn.Linear(inner, hidden_size))
+            xavier(cast(nn.Linear, self.to_out[0]))
+
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                xavier(module)
 
     @property
     def out(self) -> LinearMap | None:
@@ -79,6 +84,10 @@ class ISTA(RemembersWeights):
         self.eta = eta
         self.lam = lam
         self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
         nn.init.kaiming_uniform_(self.weight)
 
     def folded(self) -> Tensor:

@@ -22,16 +22,16 @@ class _Recorded:
 
     x: Tensor
     t: Tensor
-    y: Tensor | None
+    given: dict[str, Tensor]
     out: Tensor
     replay: Callable[[], object]
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
         """Copy the inputs in, replay, and copy the answer out: the next replay writes there again."""
         self.x.copy_(x)
         self.t.copy_(t[:1])
-        if y is not None and self.y is not None:
-            self.y.copy_(y)
+        for name, value in given.items():
+            self.given[name].copy_(value)
         self.replay()
         return self.out.clone()
 
@@ -54,29 +54,31 @@ class CUDAGraphModel:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.prediction: Prediction = model.prediction
-        self.num_classes = model.num_classes
-        self.embed_labels: Callable[..., Tensor] = model.embed_labels
+        self.label_sizes = model.label_sizes
+        self.embed: Callable[..., Tensor] = model.embed
         self._recorded: dict[Hashable, _Recorded | None] = {}  # None: it cannot be recorded
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Answer for ``(B, C, G)`` at timesteps ``(B,)``, which samplers give as a view of one; `y` as the model."""
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
+        """Answer for ``(B, C, G)`` at timesteps ``(B,)``, which samplers give as a view of one number."""
+        given = {name: value for name, value in (("y", y), ("conditioning", conditioning)) if value is not None}
         if not self._replays(x, t):
-            return self.model(x, t, y)
+            return self.model(x, t, **given)
         with torch.cuda.device_of(x):  # a graph is recorded and replayed on its tensors' device
-            key = _key(x, t, y)
+            key = _key(x, t, given)
             if key not in self._recorded:
-                self._recorded[key] = self._record(x, t, y)
+                self._recorded[key] = self._record(x, t, given)
             recorded = self._recorded[key]
-            return self.model(x, t, y) if recorded is None else recorded(x, t, y)
+            return self.model(x, t, **given) if recorded is None else recorded(x, t, given)
 
     def _replays(self, x: Tensor, t: Tensor) -> bool:
         return x.is_cuda and t.stride(0) == 0 and not torch.is_grad_enabled() and not self.model.training
 
-    def _record(self, x: Tensor, t: Tensor, y: Tensor | None) -> _Recorded | None:
-        kept: Any = _Recorded(x.clone(), t[:1].clone(), None if y is None else y.clone(), torch.empty(0), lambda: None)
+    def _record(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> _Recorded | None:
+        own = {name: value.clone() for name, value in given.items()}
+        kept = _Recorded(x.clone(), t[:1].clone(), own, torch.empty(0), lambda: None)
 
         def call() -> None:
-            kept.out = self.model(kept.x, kept.t.expand(len(x)), kept.y)
+            kept.out = self.model(kept.x, kept.t.expand(len(x)), **kept.given)
 
         try:
             kept.replay = capture(call)
@@ -89,13 +91,13 @@ class CUDAGraphModel:
         return kept
 
 
-def _key(x: Tensor, t: Tensor, y: Tensor | None) -> Hashable:
+def _key(x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Hashable:
     """Return all that a recorded call depends on besides the numbers in its inputs."""
     device = x.device.type
     lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    labels = None if y is None else (y.shape, y.dtype)
+    others = tuple((name, value.shape, value.dtype) for name, value in given.items())
     modes = ops.active_backend(), torch.is_inference_mode_enabled()
-    return x.shape, x.dtype, x.device, t.dtype, labels, lowered, modes
+    return x.shape, x.dtype, x.device, t.dtype, others, lowered, modes
 
 
 def capture(call: Callable[[], object]) -> Callable[[], object]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,48 @@ from wbdit.nn.crate import product_dtype
 from wbdit.nn.embeddings import CellToken, LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_positions
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
+
+
+class Denoises(Protocol):
+    """What generating and training ask of a model: a :class:`Denoiser`, or one with a likelihood of counts.
+
+    Attributes
+    ----------
+    prediction
+        What its output means.
+    label_sizes
+        Number of labels of each column.
+    stop
+        Timestep at which sampling ends.
+    """
+
+    prediction: Prediction
+    label_sizes: tuple[int, ...]
+    stop: int
+
+    def embed(self, y: Tensor | None, log_library: Tensor | None) -> Tensor:
+        """Return the conditioning of labels, one row per sample."""
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Return what sampling starts from."""
+
+    def fix_library(self, call: Any, log_library: Tensor) -> Any:
+        """Return what samplers call for cells of given library sizes, ``(B,)`` natural logarithms."""
+
+    def finish(self, x: Tensor, model: Any, uniform: Callable[[], Tensor], library: Tensor) -> Tensor:
+        """Return cells ``(B, G)`` where sampling has ended.
+
+        Parameters
+        ----------
+        x
+            Where it ended, ``(B, 1, G)``.
+        model
+            What the sampler called.
+        uniform
+            Draws uniform numbers ``(B, G)``, if they are needed.
+        library
+            Library sizes ``(B,)``.
+        """
 
 
 class Denoiser(Conditioned, ABC):
@@ -41,9 +83,13 @@ class Denoiser(Conditioned, ABC):
     class_dropout_prob
         Share of labels replaced by the null label in training mode, see :class:`wbdit.nn.embeddings.LabelEmbedder`.
     num_classes
-        Number of labels K; 0 for an unconditional model; for several columns of labels the number of each.
+        Accepted and unused, as published.
     learn_sigma
         Give two output channels for each input channel, as in DiT.
+    label_sizes
+        Number of labels K_c of each column of labels; none for an unconditional model.
+    n_outputs
+        Answers per value; two with `learn_sigma`.
     prediction
         What the output means: the noise ("epsilon"), the velocity ("v", Salimans and Ho 2022) or the clean cell ("x0").
     shared_patches
@@ -61,6 +107,8 @@ class Denoiser(Conditioned, ABC):
         If the blocks take no such option.
     """
 
+    stop = 0
+
     def __init__(
         self,
         input_size: int = 2000,
@@ -71,24 +119,27 @@ class Denoiser(Conditioned, ABC):
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
         class_dropout_prob: float = 0.1,
-        *,
-        num_classes: int | Sequence[int] = 0,
+        num_classes: int = 1000,
         learn_sigma: bool = False,
+        *,
+        label_sizes: Sequence[int] = (),
+        n_outputs: int = 1,
         prediction: Prediction = "epsilon",
         shared_patches: bool = True,
         cell_token: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size, patch_size, in_channels, hidden_size, depth, num_heads, prediction)
+        _check_sizes(
+            input_size, patch_size, in_channels, hidden_size, depth, num_heads, n_outputs, prediction, label_sizes
+        )
         self.input_size = input_size
         self.patch_size = patch_size
         self.in_channels = in_channels
-        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        self.out_channels = in_channels * (2 if learn_sigma else n_outputs)
         self.hidden_size = hidden_size
         self.num_heads = num_heads
-        self.label_sizes = _label_sizes(num_classes)
-        self.num_classes = num_classes if isinstance(num_classes, int) else self.label_sizes
+        self.label_sizes = tuple(label_sizes)
         self.prediction: Prediction = prediction
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, shared_patches)
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -100,13 +151,14 @@ class Denoiser(Conditioned, ABC):
             positions = torch.cat([positions, torch.zeros(1, 1, hidden_size)], dim=1)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(self.make_block(mlp_ratio, **options) for _ in range(depth))
-        self.final_layer = FinalLayer(hidden_size, patch_size, input_size, self.out_channels, shared_patches)
+        tokens = self.x_embedder.num_patches
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels, None if shared_patches else tokens)
 
     @abstractmethod
     def make_block(self, mlp_ratio: float, **options: Any) -> nn.Module:
-        """Return one block of this model's kind, see :class:`wbdit.nn.embeddings.ModulatedBlock`."""
+        """Return one block of this model's kind, see :class:`wbdit.nn.blocks.ModulatedBlock`."""
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
         """Predict what :attr:`prediction` names.
 
         Parameters
@@ -117,11 +169,13 @@ class Denoiser(Conditioned, ABC):
             Timesteps ``(B,)``, integers or floats in [0, 1000).
         y
             Labels ``(B,)``, int64 in [0, K); K, or None for all, means "no label". ``(B, C)`` for several columns, each
-            with its own K. Or conditioning vectors ``(B, d)``, floating, see :meth:`embed_labels`.
+            with its own K.
+        conditioning
+            In place of labels their conditioning vectors ``(B, d)``, see :meth:`embed`.
 
         Returns
         -------
-        ``(B, C, G)``, or ``(B, 2 C, G)`` with `learn_sigma`.
+        ``(B, C, G)``, or ``(B, n_outputs C, G)``.
 
         Raises
         ------
@@ -134,45 +188,79 @@ class Denoiser(Conditioned, ABC):
             raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
         if y is not None:
             self._check_labels(y, len(t))
+        if conditioning is not None and conditioning.shape != (len(t), self.hidden_size):
+            expected = len(t), self.hidden_size
+            raise ValueError(f"conditioning is {tuple(conditioning.shape)}, one vector per sample is {expected}")
         with span("denoiser"):
-            return self._denoise(x, t, y)
+            return self._denoise(x, t, y, conditioning)
 
-    def embed_labels(self, y: Tensor) -> Tensor:
-        """Return the conditioning vectors ``(B, d)`` of labels, which :meth:`forward` takes in place of labels.
+    def embed(self, y: Tensor | None, log_library: Tensor | None = None) -> Tensor:
+        """Return the conditioning vectors ``(B, d)`` of labels.
 
         What lies between two sets of labels is conditioned on a mixture of their vectors.
 
         Parameters
         ----------
         y
-            As in :meth:`forward`.
+            Labels as in :meth:`forward`.
+        log_library
+            Not used: library sizes are no condition here.
+
+        Raises
+        ------
+        ValueError
+            If there are no labels, or they do not fit the model.
         """
+        if y is None:
+            raise ValueError("there are no labels to embed")
         self._check_labels(y, len(y))
         return self.y_embedder(y, len(y))
 
+    def start(self, noise: Tensor) -> Tensor:
+        """Return what sampling starts from, given Gaussian noise ``(B, C, G)``: the noise."""
+        return noise
+
+    def fix_library(self, call: Any, log_library: Tensor) -> Any:
+        """Return what samplers call for cells of given library sizes: `call`, this model or its CUDA graph."""
+        return call
+
+    def finish(self, x: Tensor, model: Any, uniform: Callable[[], Tensor], library: Tensor) -> Tensor:
+        """Return cells ``(B, G)`` where sampling has ended at ``x`` ``(B, 1, G)``."""
+        return x[:, 0]
+
     def _check_labels(self, y: Tensor, batch: int) -> None:
         columns = len(self.label_sizes)
-        if y.is_floating_point():
-            if y.shape != (batch, self.hidden_size):
-                raise ValueError(f"y is {tuple(y.shape)}, one vector a sample is ({batch}, {self.hidden_size})")
-        elif columns == 0:
-            raise ValueError("this model was made without labels (num_classes=0)")
-        elif y.shape != (batch, columns) and (columns > 1 or y.shape != (batch,)):
+        if columns == 0:
+            raise ValueError("this model was made without labels (label_sizes=())")
+        if y.shape != (batch, columns) and (columns > 1 or y.shape != (batch,)):
             expected = f"({batch},)" if columns == 1 else f"({batch}, {columns})"
             raise ValueError(f"y is {tuple(y.shape)}, one label a sample is {expected}")
 
-    def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
         with span("conditioning"):
-            modulations = self.modulations(t, y)
+            modulations = self.modulations(t, y, conditioning)
         with span("embedding"):
-            tokens = self.embed(x)
+            tokens = self.embed_cells(x)
         z = self.run_blocks(tokens, modulations)
         with span("read-out"):
             if not self.has_cell_token:
-                return self.final_layer(z)
-            return self.final_layer(z[:, :-1]) + self.cell_token.read(z[:, -1]).view(len(x), self.out_channels, -1)
+                return self.unpatchify(self.final_layer(z))
+            out = self.unpatchify(self.final_layer(z[:, :-1]))
+            return out + self.cell_token.read(z[:, -1]).view(len(x), self.out_channels, -1)
 
-    def embed(self, x: Tensor) -> Tensor:
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """Turn the patches' answers ``(B, N, P C)``, C the output channels, into ``(B, C, G)``."""
+        x = x.unflatten(-1, (self.patch_size, self.out_channels)).permute(0, 3, 1, 2).flatten(2)
+        return x[..., : self.input_size]
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw all weights anew, as when the model was made: adaLN-Zero, so that it answers zero."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "initialize_weights"):
+                cast(Any, module).initialize_weights()
+
+    def embed_cells(self, x: Tensor) -> Tensor:
         """Turn noised cells ``(B, C, G)`` into the tokens ``(B, N, d)`` that the blocks take."""
         tokens = self.x_embedder(x)
         if self.has_cell_token:
@@ -203,21 +291,22 @@ class Denoiser(Conditioned, ABC):
         return z
 
 
-def _label_sizes(num_classes: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the number of labels of each column; none for an unconditional model."""
-    if isinstance(num_classes, int):
-        return (num_classes,) if num_classes > 0 else ()
-    if any(labels < 1 for labels in num_classes):
-        raise ValueError(f"each column of labels must have at least one, not {tuple(num_classes)}")
-    return tuple(num_classes)
-
-
 def _check_sizes(
-    input_size: int, patch_size: int, in_channels: int, hidden_size: int, depth: int, num_heads: int, prediction: str
+    input_size: int,
+    patch_size: int,
+    in_channels: int,
+    hidden_size: int,
+    depth: int,
+    num_heads: int,
+    n_outputs: int,
+    prediction: str,
+    label_sizes: Sequence[int],
 ) -> None:
-    if min(input_size, patch_size, in_channels, depth, num_heads) < 1:
-        raise ValueError("input_size, patch_size, in_channels, depth and num_heads must be at least 1")
+    if min(input_size, patch_size, in_channels, depth, num_heads, n_outputs) < 1:
+        raise ValueError("input_size, patch_size, in_channels, depth, num_heads and n_outputs must be at least 1")
     if hidden_size % 4 or hidden_size < max(4, num_heads):
         raise ValueError(f"hidden_size must be a multiple of 4 and at least num_heads, not {hidden_size}")
     if prediction not in ("epsilon", "v", "x0"):
         raise ValueError(f"prediction must be 'epsilon', 'v' or 'x0', not {prediction!r}")
+    if any(labels < 1 for labels in label_sizes):
+        raise ValueError(f"each column of labels must have at least one, not {tuple(label_sizes)}")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from wbdit.nn.blocks import ModulatedBlock
 from wbdit.nn.denoiser import Denoiser
+from wbdit.nn.embeddings import xavier
 
 
 class Attention(nn.Module):
@@ -28,6 +29,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
+        xavier(self.qkv, self.proj)
+
     def forward(self, z: Tensor) -> Tensor:
         """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
         q, k, v = self.qkv(z).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -42,6 +47,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(hidden_size, inner_size)
         self.fc2 = nn.Linear(inner_size, hidden_size)
 
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
+        xavier(self.fc1, self.fc2)
+
     def forward(self, z: Tensor) -> Tensor:
         """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
         return self.fc2(F.gelu(self.fc1(z), approximate="tanh"))
@@ -52,9 +61,8 @@ class DiTBlock(ModulatedBlock):
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         attn, mlp = Attention(hidden_size, num_heads), Mlp(hidden_size, int(hidden_size * mlp_ratio))
-        for layer in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for half in (attn, mlp):
+            half.initialize_weights()
         super().__init__(hidden_size, attn, mlp)
 
 

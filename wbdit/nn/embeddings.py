@@ -28,11 +28,14 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int, frequencies: int = 256) -> None:
         super().__init__()
         self.frequencies = frequencies
-        first, second = nn.Linear(frequencies, hidden_size), nn.Linear(hidden_size, hidden_size)
-        for layer in (first, second):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        self.mlp = nn.Sequential(first, nn.SiLU(), second)
+        self.mlp = nn.Sequential(nn.Linear(frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps ``(B,)``, integers or floats, as ``(B, d)``."""
@@ -50,7 +53,7 @@ class LabelEmbedder(nn.Module):
 
     Parameters
     ----------
-    num_classes
+    label_sizes
         Number of labels of each column, ``(K_1 ... K_C)``; index K_c is the null label of column c.
     hidden_size
         Width d of the embedding.
@@ -60,18 +63,22 @@ class LabelEmbedder(nn.Module):
         for none, which drops of single columns alone would hardly ever show.
     """
 
-    def __init__(self, num_classes: Sequence[int], hidden_size: int, dropout: float) -> None:
+    def __init__(self, label_sizes: Sequence[int], hidden_size: int, dropout: float) -> None:
         super().__init__()
-        self.num_classes = tuple(num_classes)
+        self.label_sizes = tuple(label_sizes)
         self.dropout = dropout
         # one table, a column's rows below another's: with one column it is the published one
-        self.embedding_table = nn.Embedding(sum(self.num_classes) + len(self.num_classes), hidden_size)
+        self.embedding_table = nn.Embedding(sum(self.label_sizes) + len(self.label_sizes), hidden_size)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
         nn.init.normal_(self.embedding_table.weight, std=0.02)
 
     def forward(self, y: Tensor | None, batch: int) -> Tensor:
         """Embed labels ``(B, C)``, or ``(B,)`` of one column, int64 in [0, K_c], as ``(B, d)``; None is null alone."""
         if y is None:
-            tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
+            tables = self.embedding_table.weight.split([labels + 1 for labels in self.label_sizes])
             return reduce(torch.add, [table[-1:] for table in tables]).expand(batch, -1)
         return self.embed(self.drop(y) if self.training else y)
 
@@ -79,15 +86,15 @@ class LabelEmbedder(nn.Module):
         """Replace labels by null as often as training does."""
         if self.dropout == 0:
             return y
-        columns = len(self.num_classes)
+        columns = len(self.label_sizes)
         drops = torch.rand(len(y), columns + (columns > 1), device=y.device) < self.dropout
         dropped = drops[:, :columns] | drops[:, -1:]
-        nulls = torch.tensor(self.num_classes, device=y.device)
+        nulls = torch.tensor(self.label_sizes, device=y.device)
         return torch.where(dropped, nulls, y.reshape(len(y), columns)).view_as(y)
 
     def embed(self, y: Tensor) -> Tensor:
         """Embed labels as they are."""
-        tables = self.embedding_table.weight.split([labels + 1 for labels in self.num_classes])
+        tables = self.embedding_table.weight.split([labels + 1 for labels in self.label_sizes])
         return reduce(torch.add, map(F.embedding, y.reshape(len(y), len(tables)).unbind(1), tables))
 
 
@@ -139,11 +146,17 @@ class PatchEmbed(nn.Module):
         self.proj: nn.Conv2d | LocalLinear
         if shared:
             self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=(patch_size, 1), stride=(patch_size, 1))
-            nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
-            nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
         else:
             self.proj = LocalLinear(self.num_patches, in_channels * patch_size, hidden_size)
-            nn.init.normal_(self.proj.weight, std=(in_channels * patch_size) ** -0.5)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Draw the weights anew."""
+        if isinstance(self.proj, LocalLinear):
+            nn.init.normal_(self.proj.weight, std=self.proj.weight.shape[1] ** -0.5)
+        else:
+            nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn ``(B, C, G)`` into tokens ``(B, N, d)``."""
@@ -173,7 +186,11 @@ class CellToken(nn.Module):
         super().__init__()
         self.proj = nn.Linear(inputs, hidden_size)
         self.linear = nn.Linear(hidden_size, outputs)
-        nn.init.normal_(self.proj.weight, std=inputs**-0.5)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Draw the weights anew; answers are zero."""
+        nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
         for zeros in (self.proj.bias, self.linear.weight, self.linear.bias):
             nn.init.zeros_(zeros)
 
@@ -191,8 +208,8 @@ class CellToken(nn.Module):
 
         A component of less than unit variance keeps its own scale, so that noise is not enlarged.
         """
-        centred = x.double() - x.double().mean(0)
-        variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))
+        centered = x.double() - x.double().mean(0)
+        variances, axes = torch.linalg.eigh(centered.T @ centered / len(x))
         k = min(components, len(variances), len(self.proj.weight))
         deviations = variances.flip(0)[:k].clamp(min=1).sqrt()
         self.proj.weight[:k] = (axes.flip(1)[:, :k] / deviations).T.to(self.proj.weight)
@@ -212,3 +229,11 @@ def sincos_positions(tokens: int, hidden_size: int) -> Tensor:
         for fn in (torch.sin, torch.cos)
     ]
     return torch.cat(waves, dim=1).float()[None]
+
+
+def xavier(*layers: nn.Linear) -> None:
+    """Draw the weights of linear maps (Glorot and Bengio 2010); their biases are zero."""
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -11,14 +11,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Value = TypeVar("Value")
 PROBES = 16
-_optimiser_steps = [0]
+_optimizer_steps = [0]
 
 
 def _count_step(*_: Any) -> None:
-    _optimiser_steps[0] += 1
+    _optimizer_steps[0] += 1
 
 
-register_optimizer_step_post_hook(_count_step)  # a fused optimiser changes weights without PyTorch counting it
+register_optimizer_step_post_hook(_count_step)  # a fused optimizer changes weights without PyTorch counting it
 
 
 class WeightCache:
@@ -37,7 +37,7 @@ class WeightCache:
 
     def values(self, weights: Iterable[Tensor]) -> dict[Hashable, Any]:
         """Return the values that are still true of the `weights`, to look up and to add to."""
-        seen = (_optimiser_steps[0], *(_fingerprint(weight) for weight in weights))
+        seen = (_optimizer_steps[0], *(_fingerprint(weight) for weight in weights))
         if seen != self._seen or len(self._values) >= self.limit:
             self.clear()
             self._seen = seen

@@ -15,7 +15,7 @@ MODULATION = "Tensor gate, Tensor shift, Tensor scale"
 
 
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Normalise each token and modulate it: ``LN(x) * (1 + scale) + shift`` (Peebles and Xie 2023, DiT).
+    """Normalize each token and modulate it: ``LN(x) * (1 + scale) + shift`` (Peebles and Xie 2023, DiT).
 
     Parameters
     ----------

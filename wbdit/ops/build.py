@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ KEEP_DAYS = 30
 JOBS = min(4, os.cpu_count() or 1)
 SECONDS_A_FILE = 5
 
+logger = logging.getLogger("wbdit")
 _lock = threading.Lock()
 _outcome: bool | None = None  # of the one attempt to load in this process; None before it
 _why = ""
@@ -85,13 +87,8 @@ def load() -> None:
         raise BuildError(_why)
 
 
-def build(*, say: Callable[[str], None] | None = None) -> Path:
-    """Return the compiled library, compiling it if this user has none that fits.
-
-    Parameters
-    ----------
-    say
-        Is given a line before the work begins, when there is any; by default the line goes to stderr.
+def build() -> Path:
+    """Return the compiled library, compiling it if this user has none that fits; logs a warning before that work.
 
     Raises
     ------
@@ -109,7 +106,7 @@ def build(*, say: Callable[[str], None] | None = None) -> Path:
     refusals = []
     for folder in folders:
         try:
-            return _make(spec, folder, say or _to_stderr)
+            return _make(spec, folder)
         except OSError as error:
             refusals.append(f"{folder} ({error.strerror or error})")
     raise BuildError(f"cannot write to {' or '.join(refusals)}: set WBDIT_CACHE to a folder of your own")
@@ -266,7 +263,7 @@ def _locked(folder: Path) -> Iterator[None]:
 # the work
 
 
-def _make(spec: _BuildSpec, folder: Path, say: Callable[[str], None]) -> Path:
+def _make(spec: _BuildSpec, folder: Path) -> Path:
     """Compile into the folder, unless another process has meanwhile; an OSError if it cannot be written to."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_private(folder):
@@ -278,7 +275,7 @@ def _make(spec: _BuildSpec, folder: Path, say: Callable[[str], None]) -> Path:
         if library is None:
             seconds = SECONDS_A_FILE * math.ceil(len(spec.sources) / JOBS)
             with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED, ignore_cleanup_errors=True) as scratch:
-                say(f"compiling the CPU kernels into {folder}, once, about {seconds} seconds")
+                logger.warning(f"wbdit: compiling the CPU kernels into {folder}, once, about {seconds} seconds")
                 compiled = _compile(spec, Path(scratch))
                 if _build_spec().name != spec.name:
                     raise BuildError("the sources changed while they were being compiled: try again")
@@ -344,7 +341,3 @@ def _warn_once(why: str) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _to_stderr(line: str) -> None:
-    print(f"wbdit: {line}", file=sys.stderr)

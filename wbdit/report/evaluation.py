@@ -117,14 +117,14 @@ def _maps(data: FigureData) -> dict[str, Any]:
     }
     if data.labels is None:
         return maps
-    types, centres = data.types(), figures.type_centres(data, points)
+    types, centers = data.types(), figures.type_centers(data, points)
     for whose, rows in (("real", ~data.is_synthetic), ("synthetic", data.is_synthetic)):
-        maps[whose] = figures.type_map(points[rows], data.labels[rows], types, centres, whose)
+        maps[whose] = figures.type_map(points[rows], data.labels[rows], types, centers, whose)
     maps["types"] = [
         {
             "name": name,
             "number": i + 1,
-            "css": figures.colour_class(i),
+            "css": figures.color_class(i),
             "real": int(np.sum((data.labels == name) & ~data.is_synthetic)),
             "synthetic": int(np.sum((data.labels == name) & data.is_synthetic)),
             "svg": figures.single_type_map(data, points, name, BACKGROUND),

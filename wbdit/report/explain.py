@@ -13,7 +13,7 @@ from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.findings import SIGNIFICANT, findings
 from wbdit.whitebox.gene_loadings import Hit
 
-# a figure by itself has no page to take its colours from
+# a figure by itself has no page to take its colors from
 FIGURE_STYLE = (
     "<style>svg{background:#fff;font-family:sans-serif}text{font-size:20px;fill:#5b5f69;text-anchor:middle}"
     ".axis,.value{fill:#1d1e22}.left{text-anchor:end}.right{text-anchor:start}.fall{fill:#0e7a6d}.rise{fill:#b02a50}"

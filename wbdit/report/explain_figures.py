@@ -36,7 +36,7 @@ def heat_map(values: np.ndarray, timesteps: Sequence[int], what: str, *, form: s
     form
         Format of a figure, such as ``"+.0%"``.
     signed
-        Colour falls and rises apart, by their size; else all by their value.
+        Color falls and rises apart, by their size; else all by their value.
     """
     largest = max(float(np.abs(values).max()), 1e-12)
     body = ""

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG: they take their colours from the page, so they follow light and dark."""
+"""The report's figures as inline SVG: they take their colors from the page, so they follow light and dark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wbdit.report.svg import Scale, scale_of, svg
 SIDE = 1000  # of a map, in SVG units
 MARGIN = 30
 CHUNKS = 16  # paths that real and synthetic dots take turns in, so that neither lies on top
-N_COLOURS = 12
+N_COLORS = 12
 NUMBER_SIZE = 46  # numbers on a map keep this distance
 
 WIDTH, HEIGHT = 600, 560  # of a gene panel
@@ -44,20 +44,20 @@ def overlay_map(points: np.ndarray, is_synthetic: np.ndarray) -> str:
     return _map("".join(paths), f"UMAP of {len(points) - n} real and {n} synthetic cells, drawn over one another.")
 
 
-def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], centres: np.ndarray, whose: str) -> str:
-    """Return the map of one set's cells coloured by type, each type numbered at its centre.
+def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], centers: np.ndarray, whose: str) -> str:
+    """Return the map of one set's cells colored by type, each type numbered at its center.
 
     Parameters
     ----------
     points, labels
         ``(n, 2)`` and ``(n,)``, of this set.
-    types, centres
+    types, centers
         All types and where their numbers go, ``(types, 2)``; NaN for none.
     whose
         ``"real"`` or ``"synthetic"``.
     """
-    body = "".join(dots(points[labels == name], colour_class(i)) for i, name in enumerate(types))
-    for i, (x, y) in enumerate(centres):
+    body = "".join(dots(points[labels == name], color_class(i)) for i, name in enumerate(types))
+    for i, (x, y) in enumerate(centers):
         if np.isfinite(x):
             body += f'<text class="number" x="{x:.0f}" y="{y:.0f}">{i + 1}</text>'
     present = [f"{i + 1} {name} ({int(np.sum(labels == name))})" for i, name in enumerate(types)]
@@ -65,7 +65,7 @@ def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], centr
 
 
 def single_type_map(data: FigureData, points: np.ndarray, name: str, background: str) -> str:
-    """Return the map of one type's real and synthetic cells before all others in grey (an id in the page)."""
+    """Return the map of one type's real and synthetic cells before all others in gray (an id in the page)."""
     assert data.labels is not None
     ours = data.labels == name
     real, synthetic = points[ours & ~data.is_synthetic], points[ours & data.is_synthetic]
@@ -73,31 +73,31 @@ def single_type_map(data: FigureData, points: np.ndarray, name: str, background:
     return _map(body, f"{name}: {len(real)} real and {len(synthetic)} synthetic cells on the map.")
 
 
-def type_centres(data: FigureData, points: np.ndarray) -> np.ndarray:
+def type_centers(data: FigureData, points: np.ndarray) -> np.ndarray:
     """Return where to number each type, ``(types, 2)``: amid its real cells, but apart from other numbers.
 
     NaN for a type without real cells.
     """
     assert data.labels is not None
     rows = [(data.labels == name) & ~data.is_synthetic for name in data.types()]
-    centres = np.array([np.median(points[row], axis=0) if row.any() else (np.nan, np.nan) for row in rows])
-    turn = np.arange(len(centres))
-    centres = centres + np.column_stack([np.cos(turn), np.sin(turn)])  # no two at one point, which has no direction
+    centers = np.array([np.median(points[row], axis=0) if row.any() else (np.nan, np.nan) for row in rows])
+    turn = np.arange(len(centers))
+    centers = centers + np.column_stack([np.cos(turn), np.sin(turn)])  # no two at one point, which has no direction
     for _ in range(30):
-        away = centres[:, None] - centres[None]
-        distance = np.linalg.norm(away, axis=-1) + np.eye(len(centres)) * SIDE
+        away = centers[:, None] - centers[None]
+        distance = np.linalg.norm(away, axis=-1) + np.eye(len(centers)) * SIDE
         push = np.nan_to_num(np.clip(NUMBER_SIZE - distance, 0, None) / np.maximum(distance, 1))
-        centres = centres + (np.nan_to_num(away) * push[..., None]).sum(axis=1) / 2
-    return centres
+        centers = centers + (np.nan_to_num(away) * push[..., None]).sum(axis=1) / 2
+    return centers
 
 
-def colour_class(i: int) -> str:
-    """Return the CSS class of the i-th type; colours come round again after twelve, numbers do not."""
-    return f"t{i % N_COLOURS}"
+def color_class(i: int) -> str:
+    """Return the CSS class of the i-th type; colors come round again after twelve, numbers do not."""
+    return f"t{i % N_COLORS}"
 
 
 def gene_panel(values: dict[str, np.ndarray], what: str, *, log: bool) -> str:
-    """Return a scatter of one statistic, a dot a gene: real across, synthetic (and the floor, in grey) upwards.
+    """Return a scatter of one statistic, a dot a gene: real across, synthetic (and the floor, in gray) upwards.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def gene_panel(values: dict[str, np.ndarray], what: str, *, log: bool) -> str:
     body += f'<text class="axis" x="{(x0 + x1) / 2:.0f}" y="{HEIGHT - 10}">{escape(what)}, real</text>'
     turned = f'transform="translate(20 {(y0 + y1) / 2:.0f}) rotate(-90)"'
     body += f'<text class="axis" {turned}>{escape(what)}, compared</text>'
-    alt = f"Scatter of {what} for {len(values['real'])} genes: synthetic against real, with other real cells in grey."
+    alt = f"Scatter of {what} for {len(values['real'])} genes: synthetic against real, with other real cells in gray."
     return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
 
 

@@ -15,13 +15,13 @@ from wbdit.evaluation.scores import Score, format_pair
 from wbdit.report.svg import scale_of
 
 REAL, SYNTHETIC, OTHER, INK, SOFT, LINE = "#1c62b0", "#d9650a", "#a3a7ad", "#1d1e22", "#5b5f69", "#dfdcd4"
-GRADE_COLOURS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}
+GRADE_COLORS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}
 # the scorecard has room for about a dozen lines
 SHOWN = (
     *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "scc", "var_r2", "zero_mae"),
     *("lfc_slope", "tstr", "mia_auc"),
 )
-TYPE_COLOURS = (
+TYPE_COLORS = (
     *("#332288", "#cc6677", "#117733", "#d9a800", "#44aadd", "#882255"),
     *("#44aa99", "#999933", "#aa4499", "#661100", "#6699cc", "#777777"),
 )
@@ -58,14 +58,14 @@ def _draw_maps(evaluation: Evaluation, left: Any, right: Any) -> None:
     data = evaluation.figures
     points, types = data.layout, data.types()
     sets = ((left, "Real cells", ~data.is_synthetic, REAL), (right, "Synthetic cells", data.is_synthetic, SYNTHETIC))
-    for axes, title, rows, colour in sets:
+    for axes, title, rows, color in sets:
         write_title(axes, title, f"UMAP of both, {int(rows.sum())} cells")
         axes.scatter(*points[~rows].T, s=5, c=LINE, linewidths=0)
         for i, name in enumerate(types):
             chosen = points[rows & (np.asarray(data.labels) == name)]
-            axes.scatter(*chosen.T, s=9, c=TYPE_COLOURS[i % len(TYPE_COLOURS)], linewidths=0, alpha=0.85, label=name)
+            axes.scatter(*chosen.T, s=9, c=TYPE_COLORS[i % len(TYPE_COLORS)], linewidths=0, alpha=0.85, label=name)
         if not types:
-            axes.scatter(*points[rows].T, s=9, c=colour, linewidths=0, alpha=0.85)
+            axes.scatter(*points[rows].T, s=9, c=color, linewidths=0, alpha=0.85)
         axes.set(xlim=_padded(points[:, 0]), ylim=_padded(points[:, 1]), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     if types:
@@ -81,15 +81,15 @@ def _draw_maps(evaluation: Evaluation, left: Any, right: Any) -> None:
 def _draw_scores(scores: list[Score], axes: Any) -> None:
     """Draw a line a metric: from the floor outwards, in units of its tolerance."""
     write_title(
-        axes, "How far from real cells", "coloured bands: our reading; 0 is the real-against-real floor", shift=-0.85
+        axes, "How far from real cells", "colored bands: our reading; 0 is the real-against-real floor", shift=-0.85
     )
     for x, shade in enumerate(("#e6f4f2", "#faf0dd", "#f9e7ec")):
         axes.axvspan(x, x + 1, color=shade, linewidth=0)
     for row, score in enumerate(scores):
-        colour = GRADE_COLOURS[score.grade]
+        color = GRADE_COLORS[score.grade]
         place = float(np.clip(score.excess, 0.0, 2.9))
-        axes.plot([0, place], [row, row], color=colour, linewidth=1.6, solid_capstyle="round", alpha=0.6)
-        axes.scatter([place], [row], s=44, color=colour, zorder=3, marker=">" if score.excess > 2.9 else "o")
+        axes.plot([0, place], [row, row], color=color, linewidth=1.6, solid_capstyle="round", alpha=0.6)
+        axes.scatter([place], [row], s=44, color=color, zorder=3, marker=">" if score.excess > 2.9 else "o")
         for column, text, shade in zip((3.9, 4.85), format_pair(score), (INK, SOFT), strict=True):
             axes.text(column, row, text.split(" ")[0], ha="right", va="center", fontsize=9, color=shade)
     for column, name in ((3.9, "value"), (4.85, "floor")):
@@ -110,10 +110,10 @@ def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
             continue
         scale = scale_of(np.concatenate(list(values.values())), log=log)
         real = np.clip(values["real"], scale.low, scale.high)
-        for kind, colour, size in (("floor", OTHER, 5), ("synthetic", SYNTHETIC, 6)):
+        for kind, color, size in (("floor", OTHER, 5), ("synthetic", SYNTHETIC, 6)):
             shown = np.clip(values[kind], scale.low, scale.high)
             words = {"floor": "real against real", "synthetic": "synthetic against real"}[kind]
-            each.scatter(real, shown, s=size, c=colour, linewidths=0, alpha=0.6, label=words, rasterized=True)
+            each.scatter(real, shown, s=size, c=color, linewidths=0, alpha=0.6, label=words, rasterized=True)
         each.plot([scale.low, scale.high], [scale.low, scale.high], color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
         if scale.log:
             each.set(xscale="log", yscale="log")
@@ -132,10 +132,10 @@ def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
 
 def write_title(axes: Any, title: str, subtitle: str, shift: float = 0.0) -> None:
     """Write a title and a line below it, ``shift`` axes widths to the right."""
-    for text, above, size, weight, colour in ((title, 19, 12.5, "bold", INK), (subtitle, 6, 9, "normal", SOFT)):
+    for text, above, size, weight, color in ((title, 19, 12.5, "bold", INK), (subtitle, 6, 9, "normal", SOFT)):
         axes.annotate(
             text, (shift, 1), xycoords="axes fraction", xytext=(0, above), textcoords="offset points",
-            fontsize=size, fontweight=weight, color=colour,
+            fontsize=size, fontweight=weight, color=color,
         )  # fmt: skip
 
 

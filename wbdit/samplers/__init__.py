@@ -41,10 +41,10 @@ __all__ = [
 
 
 class Choice(NamedTuple):
-    """A sampler with what it takes where nothing else is asked for; no `steps` means every timestep."""
+    """A sampler with what it takes where nothing else is asked for; no `calls` means every timestep."""
 
     sample: Callable[..., Tensor]
-    steps: int | None
+    calls: int | None
     spacing: Spacing
 
 

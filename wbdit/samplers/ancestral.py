@@ -41,7 +41,7 @@ def ddpm(
         The timestep that the last step lands on, below the others. At 0 it gives cells, without fresh noise; above, a
         sample of x at that level of noise, by a step like the others.
     clamp_min
-        Lower bound of the cells: 0 for expression values, as published; None for centred data. Not applied where
+        Lower bound of the cells: 0 for expression values, as published; None for centered data. Not applied where
         `stop` is above 0.
     noise
         Noise of each step but a last one to 0: tensors ``(steps - 1, B, C, G)``, or a function of the step's number.

@@ -67,29 +67,31 @@ class GuidedModel:
         self._factors = [factor for factor, _ in terms]
 
         def given(labels: Tensor) -> Tensor:
-            return torch.cat([_without(labels, dropped, model.num_classes) for _, dropped in terms])  # type: ignore[attr-defined]
+            return torch.cat([_without(labels, dropped, model.label_sizes) for _, dropped in terms])  # type: ignore[attr-defined]
 
+        self._given: dict[str, Tensor]  # labels or conditioning, of all terms
         if toward is None or mix == 0:
-            self._y = given(y)
+            self._given = {"y": given(y)}
         elif mix == 1:
-            self._y = given(toward)
+            self._given = {"y": given(toward)}
         else:
-            own, other = (model.embed_labels(given(labels)).detach() for labels in (y, toward))  # type: ignore[attr-defined]
-            self._y = torch.lerp(own, other, mix)
+            own, other = (model.embed(given(labels)).detach() for labels in (y, toward))  # type: ignore[attr-defined]
+            self._given = {"conditioning": torch.lerp(own, other, mix)}
 
     @property
-    def conditions(self) -> Tensor:
-        """What the model is conditioned on where it is given every label, as vectors: ``(B, ...)``."""
-        fullest = self._y[: len(self._y) // len(self._factors)]
-        return fullest if fullest.is_floating_point() else self.model.embed_labels(fullest)  # type: ignore[attr-defined]
+    def conditioning(self) -> Tensor:
+        """What the model is conditioned on where it is given every label, ``(B, ...)``."""
+        ((name, every),) = self._given.items()
+        fullest = every[: len(every) // len(self._factors)]
+        return fullest if name == "conditioning" else self.model.embed(fullest)  # type: ignore[attr-defined]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Answer for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""
         n = len(self._factors)
         if n == 1:
-            return self.model(x, t, self._y)
+            return self.model(x, t, **self._given)
         times = t[:1].expand(n * len(t)) if t.stride(0) == 0 else t.repeat(n)
-        most, *others, least = self.model(torch.cat([x] * n), times, self._y).chunk(n)
+        most, *others, least = self.model(torch.cat([x] * n), times, **self._given).chunk(n)
         out = torch.lerp(least, most, self._factors[0])  # the factors' sum is 1
         for factor, answer in zip(self._factors[1:-1], others, strict=True):
             out = out.add(answer - least, alpha=factor)
@@ -104,10 +106,9 @@ def _guidance_terms(weights: Sequence[float]) -> list[tuple[float, list[int]]]:
     return [(factor, dropped) for factor, dropped in reversed(terms) if factor != 0]
 
 
-def _without(y: Tensor, columns: Sequence[int], num_classes: int | Sequence[int]) -> Tensor:
+def _without(y: Tensor, columns: Sequence[int], label_sizes: Sequence[int]) -> Tensor:
     """Return labels with those of some columns replaced by null."""
-    nulls = [num_classes] if isinstance(num_classes, int) else num_classes
-    kept = y.reshape(len(y), len(nulls)).clone()
+    kept = y.reshape(len(y), len(label_sizes)).clone()
     for column in columns:
-        kept[:, column] = nulls[column]
+        kept[:, column] = label_sizes[column]
     return kept.view_as(y)

@@ -16,17 +16,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.counts.init import log_library_sizes
+from wbdit.data.normalize import log_library_sizes
+from wbdit.data.sources import TrainingData
 
 if TYPE_CHECKING:
-    from wbdit.data.preprocessor import Preprocessor
     from wbdit.generator import CellGenerator
 
 CELLS = 768  # generated in each round; their spread is then known to three in a hundred
@@ -40,14 +39,14 @@ SEED = 0x5370726561640000  # of the cells generated here, far from those that us
 Array = np.ndarray[Any, Any]
 
 
-def calibrate_noise(generator: CellGenerator, adata: ad.AnnData) -> dict[str, Tensor]:
+def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, Tensor]:
     """Set the starting noise of a generator's model so that its cells spread as those that it was trained on.
 
     Parameters
     ----------
     generator
         With a trained model, whose `noise_axes` and `noise_factors` are set.
-    adata
+    data
         The training cells.
 
     Returns
@@ -55,51 +54,52 @@ def calibrate_noise(generator: CellGenerator, adata: ad.AnnData) -> dict[str, Te
     The two by name, as in the model's state; unchanged noise of fewer than 200 cells, and nothing where counts are not
     drawn from a likelihood.
     """
-    model, preprocessor = generator.model, generator.preprocessor
+    model = generator.model
     if not isinstance(model, CountDenoiser):
         return {}
     noise = {"noise_axes": model.noise_axes, "noise_factors": model.noise_factors}
     model.noise_axes.zero_()
     model.noise_factors.fill_(1)
-    order = np.random.default_rng(generator.config["seed"]).permutation(adata.n_obs)
-    one, other = (within_labels(preprocessor, adata[half]) for half in np.array_split(order, 2))
-    k = len(model.noise_factors)
-    if min(len(one), len(other)) < FEWEST or k >= len(preprocessor.genes):
+    order = np.random.default_rng(generator.config.seed).permutation(len(data))
+    one, other = (within_labels(data.take(half)) for half in np.array_split(order, 2))
+    k, genes = len(model.noise_factors), data.matrix.shape[1]
+    if min(len(one), len(other)) < FEWEST or k >= genes:
         return noise
     # with a start that is fixed, the same cells give the same directions
-    axes = eigsh(one.T @ one, k, v0=np.ones(len(preprocessor.genes), np.float32))[1].T[::-1]
+    axes = eigsh(one.T @ one, k, v0=np.ones(genes, np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
     for turn in range(ROUNDS):
-        rows = np.resize(np.roll(order, -turn * CELLS), CELLS)
-        made = within_labels(preprocessor, generator.generate(like=adata[rows], seed=SEED + turn))
+        codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
+        counts = generator.sample(codes, SEED + turn).astype(np.float32)
+        made = within_labels(TrainingData(data.preprocessor, counts, codes))
         ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
         model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
 
 
-def calibration_seconds(generator: CellGenerator, adata: ad.AnnData) -> float:
+def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     """Return about how long :func:`calibrate_noise` will take, by generating a few cells."""
-    if not isinstance(generator.model, CountDenoiser) or adata.n_obs < 2 * FEWEST:
+    if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
-    few = adata[:PROBE]
-    generator.generate(like=few, steps=1)  # the first call may compile kernels
+    few = data.codes[:PROBE]
+    generator.sample(few, seed=0, calls=1)  # the first call may compile kernels
     start = time.monotonic()
-    generator.generate(like=few)
+    generator.sample(few, seed=0)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
 
 
-def within_labels(preprocessor: Preprocessor, adata: ad.AnnData) -> Array:
+def within_labels(data: TrainingData) -> Array:
     """Return what labels and library size do not explain of cells' values, ``(cells, G)`` fp32.
 
     A line in the logarithm of the library size is fitted to the values of each combination of labels; cells of
     combinations with too few cells for it are left out.
     """
-    counts, which = preprocessor.matrix(adata), preprocessor.labels.combination_index(preprocessor.labels.codes(adata))
-    values, log_library = preprocessor.scaled(counts), log_library_sizes(counts)
+    values, log_library = data.values, log_library_sizes(data.matrix)
+    combination = data.preprocessor.labels.combination_index(data.codes)
     beyond = [np.empty((0, values.shape[1]), values.dtype)]
-    for label in np.unique(which):
-        mine = which == label
+    for label in np.unique(combination):
+        mine = combination == label
         n = np.count_nonzero(mine)
         if n >= FEWEST_OF_LABEL:
             known = np.stack([np.ones(n, values.dtype), log_library[mine]], axis=1)

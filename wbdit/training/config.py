@@ -24,7 +24,7 @@ class Budget:
     Attributes
     ----------
     minutes, epochs, steps
-        Minutes of training time, passes over the cells, or optimiser steps.
+        Minutes of training time, passes over the cells, or optimizer steps.
     """
 
     minutes: float | None = None
@@ -47,7 +47,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the optimiser and the average.
+    """Settings of the optimizer and the average.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Training:
     clip_norm
         Longest gradient; 0 for no clipping.
     precision
-        "fp32", "bf16" (bf16 products under autocast; weights, residual stream and optimiser stay fp32), or "auto": bf16
+        "fp32", "bf16" (bf16 products under autocast; weights, residual stream and optimizer stay fp32), or "auto": bf16
         where the device multiplies it fast.
     most_epochs
         Passes over the cells after which training by the clock ends early: by then held-out cells no longer become
@@ -122,10 +122,10 @@ class Preset:
         Arguments of the denoiser but for the numbers of genes and labels.
     schedule
         Kind of :class:`wbdit.schedule.NoiseSchedule`.
-    lognorm, centred, max_genes
+    lognorm, centered, max_genes
         Arguments of :meth:`wbdit.data.preprocessor.Preprocessor.fit`.
     training
-        Optimiser.
+        Optimizer.
     budget
         How long to train where nothing is said.
     likelihood
@@ -139,7 +139,7 @@ class Preset:
     budget: Budget
     training: Training = field(default_factory=Training)
     lognorm: bool = False
-    centred: bool = True
+    centered: bool = True
     max_genes: int = 2000
     likelihood: Likelihood = field(default_factory=Likelihood)
     denoiser: Literal["wbdit", "dit"] = "wbdit"
@@ -161,7 +161,7 @@ PRESETS = {
             clip_norm=0.0,
         ),
         lognorm=True,
-        centred=False,
+        centered=False,
     ),
     # real cells in minutes on two cores
     "small": Preset(

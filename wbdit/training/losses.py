@@ -1,8 +1,8 @@
-"""What training minimises: how far a denoiser is from its target, or how unlikely it finds the counts."""
+"""What training minimizes: how far a denoiser is from its target, or how unlikely it finds the counts."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,16 @@ LIBRARY_JITTER = 0.05  # deviation of noise on ln(library size): no cell is to b
 LIKELIHOOD_RATE = 10.0  # tables of single genes learn so many times faster: each cell moves one number of each
 
 
+class Inputs(NamedTuple):
+    """A denoiser, and the noised cells, timesteps, labels and conditioning that it is called with."""
+
+    denoiser: Denoiser
+    x: Tensor
+    t: Tensor
+    y: Tensor | None
+    conditioning: Tensor | None
+
+
 class LossFunction(Protocol):
     """A model and its loss; timesteps from `lowest` on are trained."""
 
@@ -28,13 +38,13 @@ class LossFunction(Protocol):
         """What is trained."""
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups of weights; a group's "factor" multiplies the learning rate."""
+        """Return the optimizer's groups of weights; a group's "factor" multiplies the learning rate."""
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
         """Return the loss, a scalar, of a batch at timesteps ``(B,)`` int64."""
 
-    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
-        """Return the denoiser and what it is called with for a batch: noised cells, timesteps, conditions."""
+    def inputs(self, batch: Batch, t: Tensor) -> Inputs:
+        """Return the denoiser and what it is called with for a batch."""
 
 
 class SquaredError:
@@ -65,9 +75,9 @@ class SquaredError:
         target = self.schedule.target(self.model.prediction, batch.x, t, noise)
         return F.mse_loss(self.model(x_t, t, batch.y).float(), target)
 
-    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+    def inputs(self, batch: Batch, t: Tensor) -> Inputs:
         """Return the denoiser and what it is called with for a batch."""
-        return self.model, self.schedule.noising(batch.x, t, torch.randn_like(batch.x)), t, batch.y
+        return Inputs(self.model, self.schedule.noising(batch.x, t, torch.randn_like(batch.x)), t, batch.y, None)
 
 
 class CountNLL:
@@ -79,14 +89,12 @@ class CountNLL:
         The denoiser and its likelihood.
     schedule
         Noise schedule.
-    stop
-        Timestep at which counts are drawn: none below it is trained, but for a margin.
     """
 
-    def __init__(self, model: CountDenoiser, schedule: NoiseSchedule, stop: int) -> None:
+    def __init__(self, model: CountDenoiser, schedule: NoiseSchedule) -> None:
         self.model = model
         self.schedule = schedule
-        self.lowest = max(1, round(0.9 * stop))
+        self.lowest = max(1, round(0.9 * model.stop))  # counts are drawn at `stop`: only a margin below it is trained
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return the tables of single genes, which learn faster and do not decay, apart from the rest."""
@@ -101,16 +109,17 @@ class CountNLL:
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
         """Return the loss, a scalar, of a batch whose cells are levels ``(B, 1, G)`` uint8, with library sizes."""
-        x_t, given = self._noised(batch, t)
-        return self.model.nll(x_t, t, given, batch.x[:, 0]).mean()
+        x_t, conditioning = self._noised(batch, t)
+        return self.model.nll(x_t, t, conditioning, batch.x[:, 0]).mean()
 
-    def inputs(self, batch: Batch, t: Tensor) -> tuple[Denoiser, Tensor, Tensor, Tensor | None]:
+    def inputs(self, batch: Batch, t: Tensor) -> Inputs:
         """Return the denoiser and what it is called with for a batch."""
-        x_t, given = self._noised(batch, t)
-        return self.model.denoiser, x_t, t, given[:, : self.model.denoiser.hidden_size]
+        x_t, conditioning = self._noised(batch, t)
+        denoiser = self.model.denoiser
+        return Inputs(denoiser, x_t, t, None, conditioning[:, : denoiser.hidden_size])
 
     def _noised(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noised values ``(B, 1, G)`` and conditions ``(B, d + 2 G)``."""
+        """Return noised values ``(B, 1, G)`` and their conditioning ``(B, d + 2 G)``."""
         if batch.log_library is None:
             raise ValueError("a count likelihood is trained on batches with library sizes")
         levels = batch.x[:, 0]
@@ -118,7 +127,7 @@ class CountNLL:
         x0 = self.model.likelihood.values[genes, levels.long()][:, None]
         x_t = self.schedule.noising(x0, t, torch.randn_like(x0))
         log_library = batch.log_library + LIBRARY_JITTER * torch.randn_like(batch.log_library)
-        return x_t, self.model.embed_labels(batch.y, log_library)
+        return x_t, self.model.embed(batch.y, log_library)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

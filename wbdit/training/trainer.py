@@ -27,7 +27,7 @@ SAVE_SECONDS = 300.0
 DIAGNOSTICS_SHARE = 0.005  # of the training time, at most, that is spent looking into the blocks
 DIAGNOSTICS_CELLS = 16
 
-Diagnose = Callable[[Any, Tensor, Tensor, Tensor | None], dict[str, list[float]]]
+Diagnose = Callable[[Any, Tensor, Tensor, Tensor | None, Tensor | None], dict[str, list[float]]]
 
 
 class Trainer:
@@ -41,7 +41,7 @@ class Trainer:
     batches
         The cells.
     training, budget
-        Optimiser settings and how long to train.
+        Optimizer settings and how long to train.
     seed
         Of the order of cells, timesteps and noise.
     diagnose
@@ -52,7 +52,7 @@ class Trainer:
     Attributes
     ----------
     step, seconds
-        Optimiser steps and training time so far, earlier sessions included.
+        Optimizer steps and training time so far, earlier sessions included.
     low_precision
         Whether products are formed in bf16.
     average
@@ -77,7 +77,7 @@ class Trainer:
         self.device = batches.x.device
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() if training.ema else p.detach() for n, p in self.weights.items()}
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             loss_fn.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
@@ -164,7 +164,7 @@ class Trainer:
         tensors = {f"weights.{name}": p.detach() for name, p in self.weights.items()}
         tensors |= {f"average.{name}": p for name, p in self.average.items() if self.training.ema}
         for name, p in self.weights.items():
-            tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[p].items()}
         tensors |= {f"random.{device}": state for device, state in self.random.items()}
         tensors["order"] = self.batches.order
         facts = {
@@ -192,9 +192,9 @@ class Trainer:
                     p.copy_(tensors[f"weights.{name}"])
                     if self.training.ema:
                         self.average[name].copy_(tensors[f"average.{name}"])
-                    if facts["step"] > 0:  # before its first step the optimiser knows nothing
+                    if facts["step"] > 0:  # before its first step the optimizer knows nothing
                         keys = ("step", "exp_avg", "exp_avg_sq")
-                        self.optimiser.state[p] = {k: tensors[f"optimiser.{name}.{k}"].to(p.device) for k in keys}
+                        self.optimizer.state[p] = {k: tensors[f"optimizer.{name}.{k}"].to(p.device) for k in keys}
             self.random = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
             self.batches.order = tensors["order"]
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
@@ -203,10 +203,10 @@ class Trainer:
             raise InputError(f"the state to resume from does not fit this run ({error})") from error
 
     def _update(self) -> Tensor:
-        """Take one optimiser step; return its loss, a scalar on the device."""
+        """Take one optimizer step; return its loss, a scalar on the device."""
         with span("train step"):
             rate = self._learning_rate()
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("factor", 1.0)
             with span("batch"):
                 batch = self.batches.draw()
@@ -216,9 +216,9 @@ class Trainer:
             with span("forward"), autocast:
                 loss = self.loss_fn(batch, t)
             with span("backward"):
-                self.optimiser.zero_grad()
+                self.optimizer.zero_grad()
                 loss.backward()
-            with span("optimiser"):
+            with span("optimizer"):
                 self._descend()
         return loss.detach()
 
@@ -238,7 +238,7 @@ class Trainer:
         """Follow the gradient, and let the average follow the weights."""
         if self.training.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip_norm)
-        self.optimiser.step()
+        self.optimizer.step()
         self.step += 1
         if self.training.ema:
             # a young average forgets faster, so that it does not remember the start

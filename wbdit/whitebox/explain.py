@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.counts.init import log_library_sizes
+from wbdit.data.normalize import log_library_sizes
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
@@ -23,6 +23,8 @@ from wbdit.whitebox.measures import Measures, WeightStats, iterate_blocks, large
 CELLS = 500
 LEVELS = 8  # of noise
 BATCH = 100  # cells at a time
+
+logger = logging.getLogger("wbdit")
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,8 @@ def explain(
     *,
     cells: int = CELLS,
     seed: int = 0,
-    say: Callable[[str], object] = lambda line: None,
 ) -> Explanation:
-    """Look into the blocks of a run as they denoise real cells.
+    """Look into the blocks of a run as they denoise real cells; logs what is being done.
 
     Parameters
     ----------
@@ -129,8 +130,6 @@ def explain(
         Most cells to look at; drawn at random where there are more.
     seed
         Of that draw, of the noise and of the permutations.
-    say
-        Told in one line what is being done.
 
     Raises
     ------
@@ -145,14 +144,14 @@ def explain(
     if adata.n_obs > cells:
         adata = adata[np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))]
     x0 = torch.from_numpy(generator.preprocessor.encode(adata))[:, None].to(model.pos_embed.device)
-    given = conditions(generator, adata)
+    conditioning = conditioning_of(generator, adata)
     levels = noise_levels(generator)
-    say(f"{adata.n_obs} cells at {len(levels)} levels of noise")
-    means, lowered = _measure_all(generator, model, x0, given, levels, seed)
+    logger.info(f"{adata.n_obs} cells at {len(levels)} levels of noise")
+    means, lowered = _measure_all(generator, model, x0, conditioning, levels, seed)
     columns = generator.preprocessor.labels.columns
     labels = adata.obs[columns[0]].astype(str).to_numpy() if columns else None
-    say("the genes of heads and atoms")
-    units, hits, untrained = _genes(generator, model, adata, x0, given, levels[-1], labels, seed)
+    logger.info("the genes of heads and atoms")
+    units, hits, untrained = _genes(generator, model, adata, x0, conditioning, levels[-1], labels, seed)
     return Explanation(
         timesteps=tuple(levels),
         means=means,
@@ -172,23 +171,23 @@ def explain(
 def noise_levels(generator: CellGenerator) -> list[int]:
     """Return the timesteps to look at, falling: evenly between the most noise and where sampling ends."""
     last = generator.schedule.noise_steps - 1
-    return [round(t) for t in np.linspace(last, max(generator.stop, 0.05 * last), LEVELS)]
+    return [round(t) for t in np.linspace(last, max(generator.model.stop, 0.05 * last), LEVELS)]
 
 
 @torch.no_grad()
-def conditions(generator: CellGenerator, adata: ad.AnnData) -> Tensor | None:
-    """Return what the denoiser is conditioned on for real cells: labels, or vectors where counts are modelled."""
+def conditioning_of(generator: CellGenerator, adata: ad.AnnData) -> Tensor | None:
+    """Return the conditioning vectors ``(n, d)`` of real cells; None where there are no conditions."""
     preprocessor, model = generator.preprocessor, generator.model
     device = next(model.parameters()).device
     y = torch.from_numpy(preprocessor.labels.codes(adata)).to(device) if preprocessor.labels.columns else None
-    if not isinstance(model, CountDenoiser):
-        return y
+    if preprocessor.values != "log1p":
+        return None if y is None else model.embed(y)
     log_library = torch.from_numpy(log_library_sizes(preprocessor.matrix(adata))).to(device)
-    return model.embed_labels(y, log_library)[:, : model.denoiser.hidden_size]
+    return model.embed(y, log_library)[:, : generator.denoiser.hidden_size]
 
 
 def _measure_all(
-    generator: CellGenerator, model: WBDiT, x0: Tensor, given: Tensor | None, levels: list[int], seed: int
+    generator: CellGenerator, model: WBDiT, x0: Tensor, conditioning: Tensor | None, levels: list[int], seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the means over the cells and the shares of cells, each ``(T, L)``."""
     shape = len(levels), len(model.blocks)
@@ -198,7 +197,8 @@ def _measure_all(
         for rows in torch.arange(len(x0), device=x0.device).split(BATCH):
             times = torch.full_like(rows, t)
             x = generator.schedule.noising(x0[rows], times, _noise(seed, rows, row, x0))
-            shown = iterate_blocks(model, x, times, None if given is None else given[rows])
+            some = None if conditioning is None else conditioning[rows]
+            shown = iterate_blocks(model, x, times, conditioning=some)
             for column, (block, activations) in enumerate(zip(model.blocks, shown, strict=True)):
                 found = measure(cast(WhiteBoxBlock, block), activations)
                 for name, values in found._asdict().items():
@@ -220,7 +220,7 @@ def _genes(
     model: WBDiT,
     adata: ad.AnnData,
     x0: Tensor,
-    given: Tensor | None,
+    conditioning: Tensor | None,
     t: int,
     labels: np.ndarray | None,
     seed: int,
@@ -230,13 +230,13 @@ def _genes(
     times = torch.full_like(rows, t)
     x = generator.schedule.noising(x0, times, _noise(seed, rows, LEVELS - 1, x0))
     spread = x0[:, 0].std(0)
-    units = read_units(model, x, times, given, spread)
+    units = read_units(model, x, times, conditioning, spread)
     if labels is None:
         return units, {}, {}
     markers = marker_genes(_log_values(generator, adata), labels)
     if not markers:
         return units, {}, {}
-    before = read_units(_untrained(generator, x0), x, times, given, spread)
+    before = read_units(_untrained(generator, x0), x, times, conditioning, spread)
     found = (enrichment(one, markers, labels, spread.cpu().numpy(), seed) for one in (units, before))
     return units, *found  # type: ignore[return-value]
 
@@ -250,7 +250,7 @@ def _log_values(generator: CellGenerator, adata: ad.AnnData) -> np.ndarray:
 
 
 def _untrained(generator: CellGenerator, x0: Tensor) -> WBDiT:
-    """Return the network as it was before training, but begun on these cells ``(n, 1, G)``."""
+    """Return the network as it was before training, but initialized from these cells ``(n, 1, G)``."""
     model = make_model(generator.config)
     denoiser = cast(WBDiT, model.denoiser if isinstance(model, CountDenoiser) else model)
     if denoiser.has_cell_token:
@@ -259,12 +259,11 @@ def _untrained(generator: CellGenerator, x0: Tensor) -> WBDiT:
 
 
 def _facts(generator: CellGenerator, seed: int) -> dict[str, str]:
-    config = generator.config
-    trained = {"steps": 0, "epochs": 0, "cells": 0, **config.get("trained", {})}
+    config, trained = generator.config, generator.config.trained
     return {
-        "wbdit": str(config["wbdit"]),
-        "preset": str(config.get("preset", "")),
-        "model hash": str(config.get("model_hash", "")),
-        "training": f"{trained['steps']} steps, {trained['epochs']:g} passes over {trained['cells']} cells",
+        "wbdit": config.wbdit,
+        "preset": config.preset,
+        "model hash": config.model_hash,
+        "training": f"{trained.steps} steps, {trained.epochs:g} passes over {trained.cells} cells",
         "seed": str(seed),
     }

@@ -111,12 +111,12 @@ def gene_embedding(model: WBDiT) -> Tensor:
 
 
 @torch.no_grad()
-def read_units(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None, spread: Tensor) -> Units:
+def read_units(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None, spread: Tensor) -> Units:
     """Return the heads' axes and the atoms, with their genes and what they answer to cells.
 
     Parameters
     ----------
-    model, x, t, y
+    model, x, t, conditioning
         The denoiser and what it is called with.
     spread
         Standard deviation of each gene's value ``(G,)``.
@@ -125,8 +125,9 @@ def read_units(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None, spread: Ten
     kinds: list[str] = []
     places: list[tuple[int, int, int]] = []
     activations, loadings = [], []
-    modulations = model.modulations(t, y)
-    for number, (block, seen) in enumerate(zip(model.blocks, iterate_blocks(model, x, t, y), strict=True)):
+    modulations = model.modulations(t, conditioning=conditioning)
+    shown = iterate_blocks(model, x, t, conditioning=conditioning)
+    for number, (block, seen) in enumerate(zip(model.blocks, shown, strict=True)):
         block = cast(WhiteBoxBlock, block)
         scale1, scale2 = (1 + modulations[number][part].mean(0) for part in (1, 4))
         head_axes = _head_axes(block, _site(model, seen.before), genes * scale1)
@@ -169,7 +170,7 @@ def marker_genes(values: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
     Parameters
     ----------
     values
-        Cells ``(n, G)``, log-normalised.
+        Cells ``(n, G)``, log-normalized.
     labels
         ``(n,)``; types of fewer than three cells have no markers.
 

@@ -29,10 +29,10 @@ class BlockActivations(NamedTuple):
     Attributes
     ----------
     before, after
-        The normalised, modulated tokens that MSSA sees, and those it would see once its half-step is taken: the same
+        The normalized, modulated tokens that MSSA sees, and those it would see once its half-step is taken: the same
         norm, shift and scale of the residual stream before and after.
     tokens
-        The normalised, modulated tokens that ISTA sees, and the code that it starts from.
+        The normalized, modulated tokens that ISTA sees, and the code that it starts from.
     code
         Its answer, before gate and residual.
     """
@@ -138,18 +138,20 @@ def effective_rank(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def iterate_blocks(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> Iterator[BlockActivations]:
+def iterate_blocks(
+    model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
+) -> Iterator[BlockActivations]:
     """Call the model, and stop after each block to show what passed through it.
 
     Parameters
     ----------
     model
         The denoiser.
-    x, t, y
+    x, t, y, conditioning
         As it takes them.
     """
-    tokens = model.embed(x)
-    modulations = model.modulations(t, y)
+    tokens = model.embed_cells(x)
+    modulations = model.modulations(t, y, conditioning)
     shift, scale = modulations[0][:2]
     z = ops.adaln(tokens, shift, scale)
     for block, (modulation, (next_shift, next_scale, *_)) in zip(model.blocks, pairwise(modulations), strict=True):
@@ -189,12 +191,14 @@ def measure(block: WhiteBoxBlock, activations: BlockActivations) -> Measures:
 
 
 @torch.no_grad()
-def diagnostics(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> dict[str, list[float]]:
+def diagnostics(
+    model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
+) -> dict[str, list[float]]:
     """Return the few measures worth a look while a network trains, means over the cells, a number a block.
 
     Parameters
     ----------
-    model, x, t, y
+    model, x, t, y, conditioning
         The denoiser and what it is called with.
 
     Returns
@@ -202,7 +206,7 @@ def diagnostics(model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None) -> 
     "coding_rate_before" and "coding_rate_after" attention, in nats, and "non_zero", the code's share of non-zeros.
     """
     found: dict[str, list[float]] = {"coding_rate_before": [], "coding_rate_after": [], "non_zero": []}
-    for block, activations in zip(model.blocks, iterate_blocks(model, x, t, y), strict=True):
+    for block, activations in zip(model.blocks, iterate_blocks(model, x, t, y, conditioning), strict=True):
         attention = cast(WhiteBoxBlock, block).attn
         for name, z in (("before", activations.before), ("after", activations.after)):
             rate = coding_rate(attention.qkv(z), attention.num_heads).sum(1).mean()

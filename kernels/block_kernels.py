@@ -1,0 +1,291 @@
+"""The kernels of :mod:`wbdit.kernels.blocks`: a product each, with what stands between it and the next in its epilogue.
+
+Beside a pointer stand its shape and type: M rows (tokens of all samples), B samples, "low" the products' type, bf16.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _product(a_ptr, w_ptr, row, column, inner, w_inner, w_column, INNER: tl.constexpr, EVEN: tl.constexpr):
+    """Return rows of a (rows, inner), dense, times columns of w, its elements `w_inner` and `w_column` apart."""
+    k = tl.arange(0, INNER)
+    total = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    for start in range(0, inner, INNER):
+        if EVEN:
+            a = tl.load(a_ptr + row[:, None] * inner + (start + k)[None, :])
+            w = tl.load(w_ptr + (start + k)[:, None] * w_inner + column[None, :] * w_column)
+        else:
+            a = tl.load(
+                a_ptr + row[:, None] * inner + (start + k)[None, :], mask=(start + k < inner)[None, :], other=0.0
+            )
+            w = tl.load(
+                w_ptr + (start + k)[:, None] * w_inner + column[None, :] * w_column,
+                mask=(start + k < inner)[:, None],
+                other=0.0,
+            )
+        total = tl.dot(a, w, total)
+    return total
+
+
+@triton.jit
+def _tile_origin(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return this program's first row and column; programs of the same rows are neighbors, and share them in L2.
+
+    The first row moves the pointers, by 64 bits; what is added to them for each number then fits into 32.
+    """
+    stripes = tl.cdiv(width, COLUMNS)
+    first = (tl.program_id(0) // stripes).to(tl.int64) * ROWS
+    return first, tl.program_id(0) % stripes * COLUMNS
+
+
+@triton.jit
+def _samples(first, row, tokens):
+    """Return the sample of the first row, and how many samples further each row lies."""
+    sample = first // tokens
+    return sample, ((first - sample * tokens).to(tl.int32) + row) // tokens
+
+
+@triton.jit
+def _moments(center_ptr, sums_ptr, row, parts, width, eps, PARTS: tl.constexpr):
+    """Return a row's center c, its mean less c, and 1 / its standard deviation."""
+    part = tl.arange(0, PARTS)
+    at = (row[:, None] * parts + part[None, :]) * 2
+    first = tl.sum(tl.load(sums_ptr + at, mask=(part < parts)[None, :], other=0.0), 1) / width
+    second = tl.sum(tl.load(sums_ptr + at + 1, mask=(part < parts)[None, :], other=0.0), 1) / width
+    return tl.load(center_ptr + row), first, 1.0 / tl.sqrt(tl.maximum(second - first * first, 0.0) + eps)
+
+
+@triton.jit
+def _load_per_sample(ptr, sample, stride, column):
+    """Return a table's row for each token's sample, fp32."""
+    return tl.load(ptr + sample[:, None] * stride + column[None, :]).to(tl.float32)
+
+
+@triton.jit
+def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a tile's left and right half: an epilogue that takes one after the other keeps to its registers."""
+    return tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
+
+
+@triton.jit
+def _clamp_index(index, count):
+    """Return indices with those that are not there put to 0: loads need no mask, and stores have one."""
+    return tl.where(index < count, index, 0)
+
+
+@triton.jit
+def _columns(start, width, COUNT: tl.constexpr, WHOLE: tl.constexpr):
+    """Return `COUNT` columns to load from; where tiles divide the width, the compiler sees that they are neighbors."""
+    column = start + tl.arange(0, COUNT)
+    return column if WHOLE else _clamp_index(column, width)
+
+
+@triton.jit
+def _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, HALF: tl.constexpr):
+    """Write x, u = (x - c) (1 + s), and the sums of x - c and its square over these columns."""
+    column = start + tl.arange(0, HALF)
+    keep = (row < count)[:, None] & (column < width)[None, :]
+    at = row[:, None] * width + column[None, :]
+    x = x.to(new_x_ptr.dtype.element_ty)
+    tl.store(new_x_ptr + at, x, mask=keep)
+    off = tl.where(keep, x.to(tl.float32) - center[:, None], 0.0)
+    tl.store(new_u_ptr + at, (off * (1.0 + scale)).to(new_u_ptr.dtype.element_ty), mask=keep)
+    to = new_sums_ptr + (row * (2 * tl.cdiv(width, 2 * HALF)) + start // HALF) * 2
+    tl.store(to, tl.sum(off, 1), mask=row < count)
+    tl.store(to + 1, tl.sum(off * off, 1), mask=row < count)
+
+
+@triton.jit
+def _block_project(
+    u_ptr,  # [M, inner] low
+    w_ptr,  # [inner, width] low, any strides
+    center_ptr,  # [M] fp32
+    sums_ptr,  # [M, parts, 2] fp32
+    slope_ptr,  # [B or 1, width] low: S
+    level_ptr,  # [B or 1, width] low: T
+    out_ptr,  # [M, width] low
+    count,
+    tokens,
+    width,
+    inner,
+    parts,
+    w_inner,
+    w_column,
+    stride,
+    eps,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    PARTS: tl.constexpr,
+    EVEN: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    first, start = _tile_origin(width, ROWS, COLUMNS)
+    row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
+    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
+    product = _product(u_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
+    _, mean, rstd = _moments(center_ptr + first, sums_ptr + first * parts * 2, there, parts, inner, eps, PARTS)
+    sample, further = _samples(first, there, tokens)
+    slope = _load_per_sample(slope_ptr + sample * stride, further, stride, within)
+    level = _load_per_sample(level_ptr + sample * stride, further, stride, within)
+    out = rstd[:, None] * (product - mean[:, None] * slope) + level
+    column = start + tl.arange(0, COLUMNS)
+    keep = (row < count)[:, None] & (column < width)[None, :]
+    to = out_ptr + first * width
+    tl.store(to + row[:, None] * width + column[None, :], out.to(out_ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _half_step_columns(
+    product,
+    a_ptr,
+    bias_ptr,
+    slope_ptr,
+    level_ptr,
+    gate_ptr,
+    scale_ptr,
+    x_ptr,
+    new_x_ptr,
+    new_u_ptr,
+    new_sums_ptr,
+    center,
+    mean,
+    rstd,
+    row,
+    start,
+    count,
+    further,
+    width,
+    stride,
+    eta,
+    HALF: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SPARSIFY: tl.constexpr,
+):
+    """Take a half-step on one half of a tile's columns: its result, the gated sum, and the state for what follows."""
+    there, within = _clamp_index(row, count), _columns(start, width, HALF, WHOLE)
+    if SPARSIFY:
+        # z + eta z F in one: u is z's part and u F, not rounded to bf16, the product's
+        step = tl.load(a_ptr + there[:, None] * width + within[None, :]).to(tl.float32) + eta * product
+        step -= mean[:, None] * _load_per_sample(slope_ptr, further, stride, within)
+        step = rstd[:, None] * step + _load_per_sample(level_ptr, further, stride, within)
+        step = tl.where(step < 0, 0.0, step)  # a NaN stays one
+    else:
+        step = product + tl.load(bias_ptr + within).to(tl.float32)[None, :]
+    x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
+    x += _load_per_sample(gate_ptr, further, stride, within) * step
+    scale = _load_per_sample(scale_ptr, further, stride, within)
+    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, HALF)
+
+
+def _half_step_name(specialization):
+    """Return a half-step's name: profilers show names alone."""
+    return "_block_sparsify" if specialization.constants["SPARSIFY"] else "_block_compress"
+
+
+@triton.jit(repr=_half_step_name)
+def _block_half_step(
+    a_ptr,  # [M, inner] low: what attention gave, or u
+    w_ptr,  # [inner, width] low, any strides
+    bias_ptr,  # [width] any type; None where it sparsifies
+    slope_ptr,  # [B or 1, width] low: S; None where it compresses
+    level_ptr,  # [B or 1, width] low: T less the threshold; None where it compresses
+    gate_ptr,  # [B or 1, width] low
+    scale_ptr,  # [B or 1, width] low, of what follows
+    x_ptr,  # [M, width] low
+    center_ptr,  # [M] fp32
+    sums_ptr,  # [M, parts, 2] fp32
+    new_x_ptr,  # [M, width] low
+    new_u_ptr,  # [M, width] low
+    new_center_ptr,  # [M] fp32
+    new_sums_ptr,  # [M, parts, 2] fp32
+    count,
+    tokens,
+    width,
+    inner,
+    parts,
+    w_inner,
+    w_column,
+    stride,
+    eta,
+    eps,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    PARTS: tl.constexpr,
+    EVEN: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SPARSIFY: tl.constexpr,
+):
+    """Take a half-step: compress (attention's output map) or, with SPARSIFY, the thresholded step of ISTA."""
+    HALF: tl.constexpr = COLUMNS // 2
+    first, start = _tile_origin(width, ROWS, COLUMNS)
+    row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
+    there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
+    product = _product(a_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
+    center, mean, rstd = _moments(center_ptr + first, sums_ptr + first * parts * 2, there, parts, width, eps, PARTS)
+    sample, further = _samples(first, there, tokens)
+    left, right = _halves(product, ROWS, COLUMNS)
+    for half in tl.static_range(2):
+        _half_step_columns(
+            left if half == 0 else right,
+            a_ptr + first * inner,
+            bias_ptr,
+            slope_ptr + sample * stride if SPARSIFY else None,
+            level_ptr + sample * stride if SPARSIFY else None,
+            gate_ptr + sample * stride,
+            scale_ptr + sample * stride,
+            x_ptr + first * width,
+            new_x_ptr + first * width,
+            new_u_ptr + first * width,
+            new_sums_ptr + first * parts * 2,
+            center + mean,
+            mean,
+            rstd,
+            row,
+            start + half * HALF,
+            count,
+            further,
+            width,
+            stride,
+            eta,
+            HALF,
+            WHOLE,
+            SPARSIFY,
+        )
+    tl.store(new_center_ptr + first + row, center + mean, mask=(row < count) & (start == 0))
+
+
+@triton.jit
+def _block_init(
+    x_ptr,  # [M, width] any type
+    scale_ptr,  # [B or 1, width] low
+    new_x_ptr,  # [M, width] low
+    u_ptr,  # [M, width] low
+    center_ptr,  # [M] fp32
+    sums_ptr,  # [M, parts, 2] fp32
+    tokens,
+    width,
+    parts,
+    scale_stride,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Write the state of the rows as they come: the stream, u with c = mu exactly, and the sums in their first part."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(new_x_ptr.dtype.element_ty)
+    tl.store(new_x_ptr + row * width + column, x, mask=inside)
+    x = x.to(tl.float32)
+    center = tl.sum(x, 0) / width
+    off = tl.where(inside, x - center, 0.0)
+    scale = tl.load(scale_ptr + row // tokens * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(u_ptr + row * width + column, (off * (1.0 + scale)).to(u_ptr.dtype.element_ty), mask=inside)
+    tl.store(center_ptr + row, center)
+    at = tl.arange(0, 2 * PARTS)
+    tl.store(sums_ptr + row * parts * 2 + at, tl.where(at == 1, tl.sum(off * off, 0), 0.0), mask=at < 2 * parts)
