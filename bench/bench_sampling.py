@@ -27,14 +27,14 @@ def bench_sampling(name, config, timed):
     row = ROWS[name]
     model = make_model(row.kind, config).eval()
     with torch.no_grad(), wbdit.backend("reference"):
-        expected = walk(config, row, Expected(row, config).call, FEW, dtype=torch.float64)
+        expected = sample_cells(config, row, Expected(row, config).call, FEW, dtype=torch.float64)
     with torch.no_grad(), row.backend():
-        error = relative_error([walk(config, row, row.call(model), FEW)], [expected])
+        error = relative_error([sample_cells(config, row, row.call(model), FEW)], [expected])
         # a copy has computed nothing yet: what ours remembers from call to call is paid for in each path
         timed(
             subject_of(row, config),
             error,
-            lambda copied: walk(config, row, row.call(copied), config.cells, fresh=not row.ours),
+            lambda copied: sample_cells(config, row, row.call(copied), config.cells, fresh=not row.ours),
             fresh=functools.partial(copy.deepcopy, model),
             baseline=baseline_walk(config) if row.ours else None,
         )
@@ -44,7 +44,7 @@ def baseline_walk(config):
     """Return a part of the authors' path, to be taken before each round of another row."""
     row = ROWS[EAGER]
     call = row.call(make_model(row.kind, config).eval())
-    return lambda: walk(config, row, call, config.cells, fresh=True)
+    return lambda: sample_cells(config, row, call, config.cells, fresh=True)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -52,7 +52,7 @@ def bench_floor(precision, config, record):
     record.add_floor(subject_of(ROWS["ours, fp32"], config), precision)
 
 
-def walk(config, row, call, cells, *, dtype=torch.float32, fresh=False):
+def sample_cells(config, row, call, cells, *, dtype=torch.float32, fresh=False):
     """Sample by the row's path, as the generator does; `fresh` noise is torch's own, as in the authors' code."""
     schedule, y = make_schedule(config), make_inputs(config, config.cells).y
     denoiser = AtLabels(call, None if y is None else y[:cells], config.model["prediction"])

@@ -1,4 +1,4 @@
-"""What a card has room for: block sizes that do not fit it are no candidates there."""
+"""A card's limits: block sizes that do not fit it are no candidates there."""
 
 from __future__ import annotations
 

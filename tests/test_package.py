@@ -43,6 +43,23 @@ def test_the_wheel_imports_by_itself(wheel, tmp_path):
     assert where.startswith(str(tmp_path))
 
 
+def test_every_module_imports_from_the_wheel(wheel, tmp_path):
+    """None was left out of the list of packages: there are as many as in the tree."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = """
+import importlib, pkgutil, sys, wbdit
+names = [module.name for module in pkgutil.walk_packages(wbdit.__path__, "wbdit.")]
+for name in names:
+    importlib.import_module(name)
+print(*names)
+"""
+    names = python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}).split()
+    tree = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "wbdit").rglob("*.py")}
+    tree |= {"wbdit" / path.relative_to(ROOT).with_suffix("") for path in (ROOT / "kernels").glob("*.py")}
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in tree} - {"wbdit"}
+    assert modules | {"wbdit.csrc"} >= set(names) >= modules
+
+
 def test_kernels_import_in_a_checkout():
     assert python("-c", "import wbdit.kernels as k; print(k.__name__)").strip() == "wbdit.kernels"
 

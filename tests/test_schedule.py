@@ -65,9 +65,9 @@ def test_samplers_reach_the_data(sampler, prediction):
     schedule = NoiseSchedule(1000) if prediction == "epsilon" else NoiseSchedule(300, kind="cosine")
     x_T = torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(0)).double()
     options = {"ddpm": {}, "ddim": {"eta": 1.0}, "ddim0": {"eta": 0.0}}[sampler]
-    walk = samplers.ddpm if sampler == "ddpm" else samplers.ddim
+    sample = samplers.ddpm if sampler == "ddpm" else samplers.ddim
     torch.manual_seed(0)
-    x0 = walk(exact_denoiser(schedule, prediction), x_T, schedule, clamp_min=None, **options)
+    x0 = sample(exact_denoiser(schedule, prediction), x_T, schedule, clamp_min=None, **options)
     assert abs(x0.mean()) < 0.06
     assert x0.std() == pytest.approx(SD, rel=0.04)
 
@@ -76,9 +76,9 @@ def test_the_parametrisation_does_not_change_the_path():
     schedule = NoiseSchedule(100)
     x_T = torch.randn(5, 1, 3).double()
     noise = torch.randn(99, 5, 1, 3).double()
-    for walk in (samplers.ddpm, samplers.ddim):
+    for sample in (samplers.ddpm, samplers.ddim):
         paths = [
-            walk(exact_denoiser(schedule, p), x_T, schedule, clamp_min=None, noise=noise)
+            sample(exact_denoiser(schedule, p), x_T, schedule, clamp_min=None, noise=noise)
             for p in ("epsilon", "v", "x0")
         ]
         torch.testing.assert_close(paths[0], paths[1])

@@ -45,12 +45,12 @@ def test_the_values_can_be_wrong(tmp_path):
     """The test above fails where a kernel is wrong: it runs the kernels, and not the reference."""
     broken = tmp_path / "conftest_broken.py"
     broken.write_text(
-        "import wbdit.kernels.adaln as room\n"
-        "right = room.residual_adaln\n"
+        "import wbdit.kernels.adaln as kernels\n"
+        "right = kernels.residual_adaln\n"
         "def residual_adaln(x, **named):\n"
         "    right(x, **named)\n"
         "    named['z_new'].mul_(1.001)\n"
-        "room.residual_adaln = residual_adaln\n"
+        "kernels.residual_adaln = residual_adaln\n"
     )
     done = run(
         *("-m", "pytest", "-p", "no:cacheprovider", "-p", "conftest_broken", "-k", "test_gated_adaln and fp32"),

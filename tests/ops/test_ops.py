@@ -1,4 +1,4 @@
-"""Each op: its reference against the formula written out in fp64, its gradient, its registration, its backend door."""
+"""Each op: its reference against the formula written out in fp64, its gradient, its registration, its kernels."""
 
 import math
 import subprocess
@@ -97,25 +97,27 @@ def test_sampler_step():
 def counts(dtype=torch.float64, grad=False):
     """Return five cells of three genes with 1, 2 and 4 of four levels, and where they stand."""
     draws = torch.Generator().manual_seed(3)
-    eta, base0, base1 = (torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((5, 3), (3, 4), (3, 4)))
+    log_odds, log_base0, log_base1 = (
+        torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((5, 3), (3, 4), (3, 4))
+    )
     values, x = (torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((3, 4), (5, 3)))
-    weight, alpha = torch.rand(5, 3, dtype=dtype, generator=draws), torch.rand(5, dtype=dtype, generator=draws)
-    for leaf in (eta, weight, base0, base1):
+    mixture, alpha = torch.rand(5, 3, dtype=dtype, generator=draws), torch.rand(5, dtype=dtype, generator=draws)
+    for leaf in (log_odds, mixture, log_base0, log_base1):
         leaf.requires_grad_(grad)
-    sizes, target = torch.tensor([1, 2, 4], dtype=torch.int32), torch.tensor([[0, i % 2, i % 4] for i in range(5)])
+    n_levels, target = torch.tensor([1, 2, 4], dtype=torch.int32), torch.tensor([[0, i % 2, i % 4] for i in range(5)])
     levels = torch.tensor([0, 1, 2, 5], dtype=dtype)
-    tables = base0, base1, values, levels, sizes
-    return x, eta, weight, alpha, (1 - alpha**2).sqrt(), *tables, target.to(torch.uint8)
+    tables = log_base0, log_base1, values, levels, n_levels
+    return x, log_odds, mixture, alpha, (1 - alpha**2).sqrt(), *tables, target.to(torch.uint8)
 
 
 def test_counts_are_bayes_rule():
     """The prior times the density of the noised value, gene by gene, over their sum."""
-    x, eta, w, alpha, sigma, base0, base1, values, levels, sizes, target = given = counts()
+    x, log_odds, w, alpha, sigma, log_base0, log_base1, values, levels, n_levels, target = given = counts()
     nll, mean = ops.count_nll(*given), ops.count_mean(*given[:-1])
     for b in range(5):
         for g in range(3):
-            n = int(sizes[g])
-            prior = (base0[g, :n] * (1 - w[b, g]) + base1[g, :n] * w[b, g] + eta[b, g] * levels[:n]).exp()
+            n = int(n_levels[g])
+            prior = (log_base0[g, :n] * (1 - w[b, g]) + log_base1[g, :n] * w[b, g] + log_odds[b, g] * levels[:n]).exp()
             density = torch.distributions.Normal(alpha[b] * values[g, :n], sigma[b]).log_prob(x[b, g]).exp()
             posterior = prior * density / (prior * density).sum()
             torch.testing.assert_close(nll[b, g], -posterior[target[b, g].long()].log())
@@ -242,7 +244,7 @@ def test_noise_is_standard_normal():
 
 # backends
 
-DOOR = """
+REGISTERED = """
 import torch
 from wbdit import ops, backend
 from wbdit.ops import reference
@@ -270,7 +272,7 @@ print(len(calls))
 def test_a_kernel_enters_by_the_door(variable, expected, monkeypatch):
     """In a process of its own, since a registered kernel stays."""
     monkeypatch.setenv("WBDIT_BACKEND", variable)
-    done = subprocess.run([sys.executable, "-c", DOOR], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == expected.split()
 
 

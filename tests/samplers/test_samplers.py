@@ -1,4 +1,4 @@
-"""The solvers for few steps against another library's and against exact distributions; spacings, ends of walks."""
+"""The solvers for few steps against another library's and against exact distributions; spacings; where they end."""
 
 import math
 from functools import cache
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 PUBLISHED = NoiseSchedule()
 COSINE = NoiseSchedule(kind="cosine")
 SCHEDULES = pytest.mark.parametrize("schedule", [PUBLISHED, COSINE], ids=["linear", "cosine"])
-WALKS = {choice.sample.__name__: choice.sample for choice in samplers.BY_NAME.values()}
+SAMPLERS = {choice.sample.__name__: choice.sample for choice in samplers.BY_NAME.values()}
 STOCHASTIC = ("ddpm", "ddim", "sde_dpmpp_2m")
 TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 PREDICTIONS = pytest.mark.parametrize("prediction", TYPES)
@@ -68,7 +68,7 @@ def test_steps_are_those_of_diffusers(kind, spacing, stop, prediction):
         return model(x, t)
 
     recording.prediction = prediction
-    end = WALKS[kind](
+    end = SAMPLERS[kind](
         recording, x_T, PUBLISHED, path, stop=stop, clamp_min=None, noise=noise, callback=lambda i, t, x: ours.append(x)
     )
     scheduler = diffusers_scheduler(kind, prediction, path, stop)
@@ -137,11 +137,11 @@ class Mixture:
 LEVELS = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
 
 
-def transported(walk, schedule, steps, stop, **options):
-    """Return where a deterministic walk takes the quantiles of pure noise: a map on a line keeps their order."""
+def transported(sampler, schedule, steps, stop, **options):
+    """Return where a deterministic sampler takes the quantiles of pure noise: a map on a line keeps their order."""
     x_T = torch.special.ndtri(LEVELS)[:, None, None]
     path = samplers.timesteps(schedule, steps, "logsnr", stop=stop)
-    return walk(Mixture(schedule), x_T, schedule, path, stop=stop, clamp_min=None, **options)[:, 0, 0]
+    return sampler(Mixture(schedule), x_T, schedule, path, stop=stop, clamp_min=None, **options)[:, 0, 0]
 
 
 @cache
@@ -151,7 +151,7 @@ def finely_transported(schedule):
 
 @SCHEDULES
 @pytest.mark.parametrize(
-    ("walk", "options", "falls"),
+    ("sampler", "options", "falls"),
     [
         (samplers.ddim, {"eta": 0.0}, (1.8, 2.2)),
         (samplers.dpmpp_2m, {}, (3.2, 4.5)),
@@ -159,10 +159,10 @@ def finely_transported(schedule):
     ],
     ids=["ddim", "dpmpp_2m", "unipc"],
 )
-def test_order_of_convergence(schedule, walk, options, falls):
+def test_order_of_convergence(schedule, sampler, options, falls):
     """Halving the steps divides the error by 2 for first order and 4 for second; UniPC's corrector brings it near 8."""
     exact = finely_transported(schedule)
-    errors = [(transported(walk, schedule, n, 200, **options) - exact).square().mean().sqrt() for n in (20, 40, 80)]
+    errors = [(transported(sampler, schedule, n, 200, **options) - exact).square().mean().sqrt() for n in (20, 40, 80)]
     for coarse, fine in pairwise(errors):
         assert falls[0] < coarse / fine < falls[1]
 
@@ -171,7 +171,10 @@ def test_order_of_convergence(schedule, walk, options, falls):
 def test_the_ode_leads_to_the_distribution(stop):
     exact = Mixture(COSINE).quantiles(LEVELS, *COSINE.levels(stop))
     assert (transported(samplers.unipc, COSINE, 60, stop) - exact).abs().mean() < 2e-3
-    few = {walk: (transported(walk, COSINE, 15, stop) - exact).abs().mean() for walk in (samplers.unipc, ode_of_ddim)}
+    few = {
+        sampler: (transported(sampler, COSINE, 15, stop) - exact).abs().mean()
+        for sampler in (samplers.unipc, ode_of_ddim)
+    }
     assert few[samplers.unipc] < 0.3 * few[ode_of_ddim]
 
 
@@ -185,16 +188,16 @@ def test_fresh_noise_leads_to_the_distribution(schedule):
     x_T = torch.randn(8_000, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     path, away = samplers.timesteps(schedule, 20, "logsnr"), {}
     exact = Mixture(schedule).quantiles((torch.arange(8_000) + 0.5) / 8_000)
-    for walk in (samplers.sde_dpmpp_2m, samplers.ddim):
+    for sampler in (samplers.sde_dpmpp_2m, samplers.ddim):
         torch.manual_seed(0)
-        x = walk(Mixture(schedule), x_T, schedule, path, clamp_min=None)[:, 0, 0]
-        away[walk] = (x.sort().values - exact).abs().mean()
+        x = sampler(Mixture(schedule), x_T, schedule, path, clamp_min=None)[:, 0, 0]
+        away[sampler] = (x.sort().values - exact).abs().mean()
     assert away[samplers.sde_dpmpp_2m] < 0.06
     assert away[samplers.sde_dpmpp_2m] < 0.3 * away[samplers.ddim]
 
 
-def spread(walk, schedule, steps, spacing, stop):
-    """Return the standard deviation that a walk gives N(0, 4) at `stop`, and the right one.
+def spread(sampler, schedule, steps, spacing, stop):
+    """Return the standard deviation that a sampler gives N(0, 4) at `stop`, and the right one.
 
     The exact denoiser is linear, so x is linear in the noise: each row of the batch carries one draw's share.
     """
@@ -206,32 +209,32 @@ def spread(walk, schedule, steps, spacing, stop):
 
     model.prediction = "v"
     draws = torch.eye(steps + 1, dtype=torch.float64)[:, :, None, None]
-    x = walk(model, draws[0], schedule, path, stop=stop, clamp_min=None, noise=draws[1:])
+    x = sampler(model, draws[0], schedule, path, stop=stop, clamp_min=None, noise=draws[1:])
     alpha, sigma = schedule.levels(stop)
     return float(x.norm()), math.hypot(2 * alpha, sigma)
 
 
 @SCHEDULES
 @pytest.mark.parametrize("stop", [0, 1, 99.5, 400])
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_where_a_walk_ends(name, stop, schedule):
     steps = 500 if name in ("ddpm", "ddim") else 100
-    given, right = spread(WALKS[name], schedule, steps, "logsnr", stop)
+    given, right = spread(SAMPLERS[name], schedule, steps, "logsnr", stop)
     assert given == pytest.approx(right, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 def test_a_walk_in_two_parts(name):
-    walk, model, path = WALKS[name], toy_model("v"), samplers.timesteps(PUBLISHED, 9)
+    sampler, model, path = SAMPLERS[name], toy_model("v"), samplers.timesteps(PUBLISHED, 9)
     x_T, *noise = torch.randn(10, 4, 1, 8, generator=torch.Generator().manual_seed(0))
-    half = walk(model, x_T, PUBLISHED, path[:4], stop=path[4], noise=noise)
+    half = sampler(model, x_T, PUBLISHED, path[:4], stop=path[4], noise=noise)
     assert (half < 0).any()  # not clamped: it is no cell yet
     assert torch.equal(
-        walk(model, half, PUBLISHED, path[4:], noise=noise[4:]), walk(model, x_T, PUBLISHED, path, noise=noise)
+        sampler(model, half, PUBLISHED, path[4:], noise=noise[4:]), sampler(model, x_T, PUBLISHED, path, noise=noise)
     )
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_only_a_jump_to_cells_is_without_fresh_noise(name):
     for stop, drawn in ((0, 3), (5, 4)):
         steps = []
@@ -240,17 +243,17 @@ def test_only_a_jump_to_cells_is_without_fresh_noise(name):
             steps.append(step)
             return torch.zeros(2, 1, 3)
 
-        WALKS[name](toy_model("v"), torch.zeros(2, 1, 3), PUBLISHED, [900, 500, 100, 20], stop=stop, noise=noise)
+        SAMPLERS[name](toy_model("v"), torch.zeros(2, 1, 3), PUBLISHED, [900, 500, 100, 20], stop=stop, noise=noise)
         assert steps == (list(range(drawn)) if name in STOCHASTIC else [])
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_step_from_pure_noise_is_of_first_order(name):
     """Where no signal is left, x is all noise, and the model's x_0 comes in as it is."""
     model, x_T = toy_model("x0"), torch.randn(3, 1, 6, dtype=torch.float64)
     noise = torch.randn(1, 3, 1, 6, dtype=torch.float64)
     alpha, sigma = COSINE.levels(800.5)
-    x = WALKS[name](model, x_T, COSINE, [999], stop=800.5, noise=noise)
+    x = SAMPLERS[name](model, x_T, COSINE, [999], stop=800.5, noise=noise)
     fresh = noise[0] if name in STOCHASTIC else x_T
     expected = alpha * model(x_T, torch.tensor([999])) + sigma * fresh
     if name == "ddpm":  # whose variance, beta, is not the posterior's
@@ -258,17 +261,17 @@ def test_the_step_from_pure_noise_is_of_first_order(name):
     torch.testing.assert_close(x, expected)
 
 
-# how a walk goes
+# the loop
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
 def test_a_sample_does_not_depend_on_its_batch(name, spacing):
     path = samplers.timesteps(COSINE, 7, spacing)
 
     def sample(rows):
         noise = samplers.PhiloxNoise(11, torch.tensor(rows), (1, 9))
-        return WALKS[name](toy_model("v"), noise(-1), COSINE, path, noise=noise)
+        return SAMPLERS[name](toy_model("v"), noise(-1), COSINE, path, noise=noise)
 
     together = sample([0, 1, 2, 3])
     assert together.isfinite().all()
@@ -279,18 +282,18 @@ def test_a_sample_does_not_depend_on_its_batch(name, spacing):
 def test_the_parametrisation_does_not_change_the_path(name):
     x_T, *noise = torch.randn(12, 5, 1, 1, dtype=torch.float64)
     path = samplers.timesteps(PUBLISHED, 12, "sqrt")
-    cells = [WALKS[name](Mixture(PUBLISHED, p), x_T, PUBLISHED, path, noise=noise) for p in TYPES]
+    cells = [SAMPLERS[name](Mixture(PUBLISHED, p), x_T, PUBLISHED, path, noise=noise) for p in TYPES]
     torch.testing.assert_close(cells[0], cells[1])
     torch.testing.assert_close(cells[0], cells[2])
 
 
-@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("prediction", TYPES)
 def test_passes_over_memory(name, prediction, monkeypatch):
     """Each step is one pass, and one more where an estimate of x_0 is kept that is not the output itself."""
     passes, step = [], ops.sampler_step
     monkeypatch.setattr("wbdit.ops.sampler_step", lambda *terms, **factors: passes.append(1) or step(*terms, **factors))
-    WALKS[name](toy_model(prediction), torch.randn(2, 1, 3), PUBLISHED, [900, 500, 100, 20])
+    SAMPLERS[name](toy_model(prediction), torch.randn(2, 1, 3), PUBLISHED, [900, 500, 100, 20])
     assert len(passes) == (4 if name in ("ddpm", "ddim") or prediction == "x0" else 7)
 
 

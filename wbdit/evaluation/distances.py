@@ -232,7 +232,7 @@ def ilisi(real: Array, generated: Array, n_neighbors: int = LISI_NEIGHBORS) -> f
 
     The local inverse Simpson's index (Korsunsky et al., Nature Methods 16, 2019) on exact neighbors, scaled to
     0 ... 1 as scib does. Our own code, held to harmonypy's once: what that adds is a compiled dependency for twenty
-    lines. scDiffusion prints scib's variant on a graph of 10 neighbors, walked to 90: read ours beside its floor,
+    lines. scDiffusion prints scib's variant on a graph of 10 neighbors, searched up to 90: read ours beside its floor,
     not beside theirs.
 
     Parameters

@@ -83,7 +83,7 @@ class CUDAGraphModel:
         try:
             kept.replay = capture(call)
         except torch.OutOfMemoryError:
-            raise  # the call itself has no room either
+            raise  # the call itself has no memory either
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[0]
             warnings.warn(f"wbdit: no CUDA graph of this model, it runs kernel by kernel: {reason}", stacklevel=4)

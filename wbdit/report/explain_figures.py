@@ -15,7 +15,7 @@ from wbdit.whitebox.gene_loadings import type_means
 CRATE_RATE = 1100.0, 700.0
 CRATE_NON_ZERO = 0.45, 0.20
 
-CELL, LABEL, HEAD = 92, 74, 46  # of a map: a cell's width, room for row labels, for column labels
+CELL, LABEL, HEAD = 92, 74, 46  # of a map: a cell's width, space for row labels, for column labels
 WIDTH, HEIGHT = 600, 420  # of a plot of curves
 LEFT, RIGHT, TOP, BOTTOM = 70, 90, 16, 58
 GENES = 8  # at each end of a head's axis

@@ -24,12 +24,12 @@ def render_page(template: str, **values: Any) -> str:
         from markupsafe import Markup
     except ImportError:
         raise need_extra("jinja2") from None
-    room = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    room.filters |= {"svg": Markup, "number": format_value}
-    return room.get_template(template).render(**values)
+    environment.filters |= {"svg": Markup, "number": format_value}
+    return environment.get_template(template).render(**values)

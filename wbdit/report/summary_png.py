@@ -16,7 +16,7 @@ from wbdit.report.svg import scale_of
 
 REAL, SYNTHETIC, OTHER, INK, SOFT, LINE = "#1c62b0", "#d9650a", "#a3a7ad", "#1d1e22", "#5b5f69", "#dfdcd4"
 GRADE_COLORS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}
-# the scorecard has room for about a dozen lines
+# the scorecard has space for about a dozen lines
 SHOWN = (
     *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "scc", "var_r2", "zero_mae"),
     *("lfc_slope", "tstr", "mia_auc"),

@@ -50,8 +50,8 @@ class Choice(NamedTuple):
 
 Name = Literal["ddim", "ddpm", "unipc", "dpmpp", "sde-dpmpp"]
 
-# for walks to x_0: ddim and ddpm go their published way, the others' numbers are first guesses, not measured on trained
-# models; where counts are drawn on the way, wbdit.generator has measured ones of its own
+# for sampling down to x_0: ddim and ddpm go their published way, the others' numbers are first guesses, not measured on
+# trained models; where counts are drawn on the way, wbdit.generator has measured ones of its own
 BY_NAME: dict[Name, Choice] = {
     "ddim": Choice(ddim, 50, "uniform"),
     "ddpm": Choice(ddpm, None, "uniform"),

@@ -1,4 +1,4 @@
-"""The walk that every sampler takes from noise to cells: one call of the model and one update a step."""
+"""The loop of every sampler, from noise to cells: one call of the model and one update per step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sampling_loop(
     callback: Callback | None,
     estimates: int = 0,
 ) -> Tensor:
-    """Walk down the timesteps to `stop` by the updates of a plan.
+    """Go down the timesteps to `stop` by the updates of a plan.
 
     Parameters
     ----------

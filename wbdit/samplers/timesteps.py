@@ -32,7 +32,7 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
         "logsnr": even in ``ln(alpha / sigma)`` (Lu et al. 2022, DPM-Solver), as far as it lies within -5 and 5. The
         last two are fractional.
     stop
-        Where the walk is to land: at 0 (a jump from the last call, which is at t = 1 or a little above), or at a
+        Where sampling is to end: at 0 (a jump from the last call, which is at t = 1 or a little above), or at a
         timestep of 1 or more, which is then the point after the last call.
 
     Raises
@@ -51,7 +51,7 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
         raise ValueError(f"steps must be between 1 and {most}, not {steps}")
     first, last = (_coordinate(schedule, spacing, t) for t in (highest, stop or 1))
     points = torch.linspace(first, last, steps + (stop > 0), dtype=torch.float64)[:steps].tolist()
-    # a walk begins in pure noise, at T - 1, whatever the bounds of its spacing
+    # sampling begins in pure noise, at T - 1, whatever the bounds of its spacing
     return [highest, *(max(_timestep(schedule, spacing, point), 1) for point in points[1:])]
 
 

@@ -1,0 +1,90 @@
+"""Who may import whom: downwards only, and `evaluation` knows cells alone (docs/architecture.md draws it)."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from helpers import ROOT
+
+HELPERS = {"_io", "_cache", "_version", "errors", "profiling"}  # at the bottom; they know one another
+GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "checkpoint", "data", "run_config"}
+MAY_IMPORT = {
+    "kernels": set(),
+    "ops": {"kernels"},
+    "schedule": {"ops"},
+    "nn": {"schedule", "ops"},
+    "samplers": {"schedule", "ops"},
+    "data": set(),
+    "run_config": set(),
+    "checkpoint": {"data", "run_config"},
+    "counts": {"nn", "schedule", "ops", "data"},
+    "request": {"samplers", "data"},
+    "generator": GENERATOR,
+    "whitebox": GENERATOR | {"generator"},
+    "training": GENERATOR | {"generator", "whitebox"},
+    "evaluation": {"data"},
+    "report": {"evaluation", "whitebox", "data"},
+}
+EVERYTHING = set(MAY_IMPORT)
+MAY_IMPORT |= {"demo": EVERYTHING, "cli": EVERYTHING | {"demo"}, "__init__": EVERYTHING}
+LOWEST = {"_cache", "_version", "errors"}  # all that kernels and ops know of the rest
+
+
+def sources():
+    """Yield each file of the package with the part that it belongs to."""
+    for path in (ROOT / "wbdit").rglob("*.py"):
+        yield path.relative_to(ROOT / "wbdit").parts[0].removesuffix(".py"), path
+    for path in (ROOT / "kernels").glob("*.py"):
+        yield "kernels", path
+
+
+def imported(path: Path):
+    """Yield the parts that a file imports, wherever in it: lazily, or for types alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "wbdit" and rest:
+                yield rest[0]
+
+
+def edges():
+    known = set(MAY_IMPORT) | HELPERS
+    for part, path in sources():
+        for other in imported(path):
+            # a name of the package itself is what its __init__ gives
+            yield part, other if other in known else "__init__", path
+
+
+def test_imports_run_downwards():
+    wrong = []
+    for part, other, path in edges():
+        if part == other or part in HELPERS:
+            continue
+        allowed = MAY_IMPORT[part] | (LOWEST if part in ("kernels", "ops") else HELPERS)
+        if part in ("cli", "demo"):
+            allowed = allowed | {"__init__"}
+        if other not in allowed:
+            wrong.append(f"{path.relative_to(ROOT)} imports {other}")
+    assert not wrong, wrong
+
+
+def test_helpers_know_no_part():
+    assert not [(part, other) for part, other, _ in edges() if part in HELPERS and other not in HELPERS]
+
+
+def test_there_is_no_circle():
+    graph = {part: set() for part in MAY_IMPORT}
+    for part, other, _ in edges():
+        if part != other and part in graph and other in graph and other != "__init__":
+            graph[part].add(other)
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError where there is one
+
+
+def test_every_part_is_drawn():
+    """A new one takes its place here first."""
+    assert {part for part, _ in sources()} == set(MAY_IMPORT) | HELPERS
