@@ -56,7 +56,7 @@ bench-chart: $(VENV)/installed
 
 # every generator on the same cells, hours: make peers DATA="a.h5ad b.h5ad:cell_type,condition"; see bench/README.md
 peers: $(VENV)/installed-peers
-	$(BIN)/python -m bench.peers $(DATA) $(PEERS)
+	$(BIN)/python -m bench.quality.peers $(DATA) $(PEERS)
 
 wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel --outdir dist .

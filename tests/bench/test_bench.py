@@ -159,7 +159,7 @@ def test_the_floor_of_a_fold(flops):
 
 
 def test_every_variant_of_the_study_can_be_made():
-    study = importlib.import_module("bench.study")
+    study = importlib.import_module("bench.quality.study")
     denoisers = {"wbdit": WBDiT, "dit": DiT}
     for name, preset in study.VARIANTS.items():
         model = denoisers[preset.denoiser](input_size=130, label_sizes=[3], **preset.model)
@@ -167,7 +167,7 @@ def test_every_variant_of_the_study_can_be_made():
 
 
 def test_the_studys_table():
-    study = importlib.import_module("bench.study")
+    study = importlib.import_module("bench.quality.study")
     scores = {metric: [2.0, 1.0] for metric in study.SHOWN}
     result = {"data": "cells", "variant": "small", "seed": 0, "trained": {"steps": 7}, "seconds": {"fit": 3.2}}
     look = {"coding_rate_before": [30.0, 20.0], "coding_rate_after": [25.0, 15.0], "non_zero": [0.4, 0.25]}

@@ -12,16 +12,16 @@ from click.testing import CliRunner
 from helpers import make_cells
 
 import wbdit
-from bench import residual
-from bench.peers import runs
-from bench.peers.__main__ import PEERS, compare
-from bench.peers.baselines import IndependentGenes, PcaGaussian
-from bench.peers.cells import Choice, DataSet
-from bench.peers.diffusion import Diffusion
-from bench.peers.peer import joined
-from bench.peers.runs import Plan, Run
-from bench.peers.table import markdown
-from bench.peers.variational import _Vae
+from bench.quality import residual
+from bench.quality.peers import runs
+from bench.quality.peers.__main__ import PEERS, compare
+from bench.quality.peers.baselines import IndependentGenes, PcaGaussian
+from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.peers.diffusion import Diffusion
+from bench.quality.peers.peer import joined
+from bench.quality.peers.runs import Plan, Run
+from bench.quality.peers.table import markdown
+from bench.quality.peers.variational import _Vae
 from wbdit import DiT, InputError
 from wbdit.data.normalize import variable_genes
 from wbdit.evaluation.align import align

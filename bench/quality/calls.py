@@ -1,6 +1,6 @@
 """How many calls of the model cells need: one training, and every metric against sampler and number of calls.
 
-    python -m bench.calls DATA.h5ad --label cell_type [--sampler unipc ...] [--calls 5,8,10,15,20,50,100] [--draws 3]
+    python -m bench.quality.calls DATA.h5ad --label cell_type [--sampler unipc ...] [--calls 5,8,10,15] [--draws 3]
 
 Prints a Markdown table: the floor first, then a row for each sampler and number. Counts are drawn at random, so one
 draw of the cells says little of differences under 3 %: a row can be the mean over several.
@@ -11,8 +11,8 @@ from statistics import mean
 import click
 
 import wbdit
-from bench.peers.cells import Choice, DataSet
-from bench.study import SHOWN, scores
+from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.study import SHOWN, scores
 from wbdit import samplers
 from wbdit.evaluation.scores import format_value
 

@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from bench.peers.peer import LABEL, joined
+from bench.quality.peers.peer import LABEL, joined
 from wbdit.data.expression import check_cells, check_labels, find_expression, read_h5ad, split_cells
 from wbdit.data.normalize import variable_genes
 from wbdit.errors import InputError

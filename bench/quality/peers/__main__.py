@@ -1,6 +1,6 @@
 """Every generator in one table.
 
-    python -m bench.peers DATA.h5ad OTHER.h5ad:cell_type,condition --minutes 5 --out bench/out/peers
+    python -m bench.quality.peers DATA.h5ad OTHER.h5ad:cell_type,condition --minutes 5 --out bench/out/peers
 
 See bench/README.md.
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import click
 
-from bench.peers.baselines import IndependentGenes, PcaGaussian
-from bench.peers.cells import Choice, DataSet
-from bench.peers.diffusion import Diffusion
-from bench.peers.peer import Peer
-from bench.peers.runs import Plan, Result, Run
-from bench.peers.table import markdown
-from bench.peers.variational import Scvi
+from bench.quality.peers.baselines import IndependentGenes, PcaGaussian
+from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.peers.diffusion import Diffusion
+from bench.quality.peers.peer import Peer
+from bench.quality.peers.runs import Plan, Result, Run
+from bench.quality.peers.table import markdown
+from bench.quality.peers.variational import Scvi
 from bench.results import refuse
 from wbdit._io import write_atomically
 from wbdit.errors import InputError, need_extra

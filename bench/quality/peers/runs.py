@@ -15,8 +15,8 @@ import anndata as ad
 
 import wbdit
 from bench.machine import commit, machine
-from bench.peers.cells import Choice, DataSet
-from bench.peers.peer import Peer
+from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.peers.peer import Peer
 from wbdit._io import write_atomically, write_h5ad
 from wbdit.data.expression import read_h5ad
 from wbdit.evaluation.evaluate import evaluate

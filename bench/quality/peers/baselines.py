@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from bench.peers.peer import Fitted, Peer, cells_of, joined, rows_by_label
+from bench.quality.peers.peer import Fitted, Peer, cells_of, joined, rows_by_label
 from wbdit.data.expression import to_dense
 
 COMPONENTS = 50

@@ -1,6 +1,6 @@
 """What makes it learn: variants of a preset, each trained on the same cells and scored alike.
 
-    python -m bench.study DATA.h5ad --label cell_type --out DIR [--variant NAME ...] [--seeds 3]
+    python -m bench.quality.study DATA.h5ad --label cell_type --out DIR [--variant NAME ...] [--seeds 3]
 
 Each variant changes one thing of the preset ``small``. Results are kept as JSON in the folder, so that an interrupted
 study goes on; ``table.md`` there is written anew after each. The figures in ``docs/study.md`` come from it.
@@ -17,7 +17,7 @@ import click
 import torch
 
 import wbdit
-from bench.peers.cells import Choice, DataSet, Split
+from bench.quality.peers.cells import Choice, DataSet, Split
 from wbdit.evaluation.evaluate import evaluate
 from wbdit.evaluation.scores import Score, format_value
 from wbdit.training.config import PRESETS, Likelihood, Preset

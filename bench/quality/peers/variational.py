@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, rows_by_label, with_joined
+from bench.quality.peers.peer import LABEL, Fitted, Peer, cells_of, joined, rows_by_label, with_joined
 
 HELD_OUT = "elbo_validation"
 MODEL = {"gene_likelihood": "nb"}

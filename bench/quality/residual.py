@@ -1,6 +1,6 @@
 """What is left between synthetic and real cells: a picture of what ``make peers`` kept.
 
-    python -m bench.residual DATA.h5ad --seeds 3 --out docs/study/residual.svg
+    python -m bench.quality.residual DATA.h5ad --seeds 3 --out docs/study/residual.svg
 
 Label by label, how strong fold changes are, how many genes a cell detects and how far the label's cells spread; and how
 near cells lie to training cells. Held-out cells are the measure in all four, and training cells show what chance does.
@@ -19,9 +19,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.spatial import cKDTree
 
-from bench.peers.__main__ import PEERS
-from bench.peers.cells import Choice, DataSet
-from bench.peers.runs import Plan, Run
+from bench.quality.peers.__main__ import PEERS
+from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.peers.runs import Plan, Run
 from bench.results import refuse
 from wbdit._io import replacing
 from wbdit.data.expression import read_h5ad

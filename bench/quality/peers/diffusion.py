@@ -10,7 +10,7 @@ import anndata as ad
 import pandas as pd
 
 import wbdit
-from bench.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
+from bench.quality.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
 from wbdit.counts.denoiser import NOISE_AXES
 from wbdit.generator import COUNTS_CALLS, COUNTS_SAMPLER, COUNTS_SPACING
 from wbdit.training.calibration import CELLS, ROUNDS
@@ -23,7 +23,7 @@ class Diffusion(Peer):
     Parameters
     ----------
     name, title
-        As in :class:`bench.peers.peer.Peer`.
+        As in :class:`bench.quality.peers.peer.Peer`.
     preset
         One of :data:`wbdit.training.config.PRESETS`.
     """
