@@ -29,9 +29,13 @@ def _unwritten_memory_is_nan():
 
 @pytest.fixture
 def log(caplog):
-    """Return the lines that the package has logged so far."""
+    """Return the list that gets each line that the package logs."""
     caplog.set_level(logging.INFO, "wbdit")
-    return caplog.messages
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("wbdit").addHandler(handler)
+    yield lines
+    logging.getLogger("wbdit").removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -217,7 +217,7 @@ def test_a_cell_has_spreads_of_its_own(cells):
     with torch.no_grad():
         two.denoiser.final_layer.linear.weight.normal_(std=0.1)
     given = two.embed(y, log_library)
-    answer = two.denoiser(x, t, given[:, :16])
+    answer = two.denoiser(x, t, conditioning=given[:, :16])
     own_rates, own_shapes = two._answer(x, t, given)
     torch.testing.assert_close(own_rates, rates + answer[:, 0])
     torch.testing.assert_close(own_shapes, shapes + answer[:, 1])

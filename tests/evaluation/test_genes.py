@@ -100,10 +100,10 @@ def test_shuffled_genes_keep_their_own_values_and_lose_their_company(rng):
 def test_modules_are_the_programmes(rng):
     from sklearn.metrics import adjusted_rand_score
 
-    genes = np.repeat(np.arange(10), 6)
-    cells = rng.normal(size=(200, 10))[:, genes] + 0.3 * rng.normal(size=(200, 60))
+    programme = np.repeat(np.arange(10), 6)
+    cells = rng.normal(size=(200, 10))[:, programme] + 0.3 * rng.normal(size=(200, 60))
     modules = genes.co_expression_modules(genes.gene_correlations(cells))
-    assert adjusted_rand_score(genes, modules) == 1
+    assert adjusted_rand_score(programme, modules) == 1
     theirs = fcluster(linkage(np.corrcoef(cells.T), "ward"), 10, criterion="maxclust")
     assert adjusted_rand_score(theirs, modules) == 1
     assert genes.module_ari(cells[::2], cells[1::2]) == 1

@@ -167,7 +167,7 @@ def test_a_count_denoiser_is_replayed_at_its_depths(recorded, spacing):
     counts, y = np.random.default_rng(0).poisson(2.0, (40, 12)).astype(np.float32), np.arange(40)[:, None] % 3
     schedule = NoiseSchedule(kind="cosine")
     likelihood = CountLikelihood(12, len(CountBins.up_to(counts.max()).lowest), schedule.noise_steps)
-    denoiser = CountDenoiser(model(3), likelihood, schedule).eval()
+    denoiser = CountDenoiser(model((3,)), likelihood, schedule).eval()
     denoiser.init_from_data(counts, y, np.log1p(counts).mean(0), 0.5)
     x, log_library = torch.randn(5, 1, 12), torch.linspace(2, 4, 5)
     path = samplers.timesteps(schedule, 4, spacing, stop=500)

@@ -186,7 +186,7 @@ def test_the_callers_tensors_are_left_alone(kind, change):
 
 
 @BOTH
-@pytest.mark.parametrize("labels", [0, 3])
+@pytest.mark.parametrize("labels", [(), (3,)])
 @pytest.mark.parametrize("grad", [True, False])
 def test_an_empty_batch(kind, labels, grad):
     model = stirred(kind(**SMALL, label_sizes=labels))

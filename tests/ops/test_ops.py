@@ -244,7 +244,7 @@ def test_noise_is_standard_normal():
 
 # backends
 
-REGISTERED = """
+ONE_OF_OUR_OWN = """
 import torch
 from wbdit import ops, backend
 from wbdit.ops import reference
@@ -272,7 +272,7 @@ print(len(calls))
 def test_a_kernel_enters_by_the_door(variable, expected, monkeypatch):
     """In a process of its own, since a registered kernel stays."""
     monkeypatch.setenv("WBDIT_BACKEND", variable)
-    done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ONE_OF_OUR_OWN], capture_output=True, text=True, check=True)
     assert done.stdout.split() == expected.split()
 
 

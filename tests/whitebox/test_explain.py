@@ -38,7 +38,7 @@ def test_what_is_looked_at(readout, run):
     assert readout.n == 60
     assert readout.timesteps == tuple(noise_levels(run))
     assert readout.timesteps[0] == 999
-    assert readout.timesteps[-1] == run.stop == 500
+    assert readout.timesteps[-1] == run.model.stop == 500
     assert all(values.shape == (8, 3) for values in readout.means.values())
     assert all(np.isfinite(values).all() for values in readout.means.values())
     assert (readout.means["rate_before"] <= readout.largest_rate).all()

@@ -47,7 +47,7 @@ def by_hand(model, x, t, swapped_gates=False):
     def norm(x, shift, scale):
         return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
-    tokens = model.embed(x)
+    tokens = model.embed_cells(x)
     found = []
     for block, modulation in zip(model.blocks, model.modulations(t), strict=False):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
@@ -153,7 +153,7 @@ def test_every_kind_of_block_is_walked(option):
     assert all(torch.isfinite(value).all() for block in found for value in block.values())
     *_, last = iterate_blocks(model, x, t)
     modulations = model.modulations(t)
-    z = model.run_blocks(model.embed(x), modulations)
+    z = model.run_blocks(model.embed_cells(x), modulations)
     stream = _stream(model, x, t)
     again = wbdit.ops.adaln(stream + modulations[-2][5][:, None] * last.code, *modulations[-1][:2])
     torch.testing.assert_close(again, z, rtol=1e-4, atol=1e-5)
@@ -162,7 +162,7 @@ def test_every_kind_of_block_is_walked(option):
 def _stream(model, x, t):
     """The residual stream before the last shrinkage, by the blocks' own half-steps."""
     modulations = model.modulations(t)
-    stream = model.embed(x)
+    stream = model.embed_cells(x)
     z = wbdit.ops.adaln(stream, *modulations[0][:2])
     for block, modulation, following in zip(model.blocks, modulations, modulations[1:], strict=False):
         _, _, gate1, shift2, scale2, gate2 = modulation
@@ -195,7 +195,9 @@ def test_gene_embedding_is_what_a_gene_adds(options):
     torch.manual_seed(0)
     model = WBDiT(10, 4, hidden_size=8, num_heads=2, **options)  # the last patch is filled up
     x = torch.randn(1, 1, 10)
-    site = (lambda m, x: m.embed(x)[:, -1]) if "cell_token" in options else (lambda m, x: m.embed(x).mean(1))
+    site = (
+        (lambda m, x: m.embed_cells(x)[:, -1]) if "cell_token" in options else (lambda m, x: m.embed_cells(x).mean(1))
+    )
     with torch.no_grad():
         moved = torch.stack([site(model, x + F.one_hot(torch.tensor(g), 10))[0] - site(model, x)[0] for g in range(10)])
     torch.testing.assert_close(gene_embedding(model), moved, rtol=1e-4, atol=1e-5)
