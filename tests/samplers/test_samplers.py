@@ -1,5 +1,6 @@
 """The solvers for few steps against another library's and against exact distributions; spacings; where they end."""
 
+import inspect
 import math
 from functools import cache
 from itertools import pairwise
@@ -411,3 +412,13 @@ def test_uniform_timesteps_are_whole():
 def test_refused_grids(arguments, words):
     with pytest.raises(ValueError, match=words):
         samplers.timesteps(PUBLISHED, **arguments)
+
+
+def test_samplers_share_a_signature():
+    """Any takes another's place; those with fresh noise take its share, `eta`, besides."""
+
+    def parameters(sampler):
+        return [p for p in inspect.signature(sampler).parameters.values() if p.name != "eta"]
+
+    first, *others = SAMPLERS.values()
+    assert all(parameters(sampler) == parameters(first) for sampler in others)
