@@ -96,41 +96,39 @@ def count_nll(
 # on an engine: always in fp32
 
 
-def _inputs(*given: Tensor) -> dict[str, Tensor]:
-    """Return the inputs by name, (B, G) by rows and all else dense, in fp32 but for the number of levels, int32."""
+def _inputs(*given: Tensor) -> list[Tensor]:
+    """Return an op's inputs in their order: (B, G) by rows and all else dense, in fp32 but for n_levels, int32."""
     *floats, n_levels = given
-    rows = [dense_rows(t.float()) for t in floats[:3]]
-    tables = [t.float().contiguous() for t in floats[3:]]
-    return dict(zip(INPUTS, (*rows, *tables, n_levels.to(torch.int32).contiguous()), strict=True))
+    wide = [t if t.dtype == torch.float32 else t.float() for t in floats]
+    return [*map(dense_rows, wide[:3]), *(t.contiguous() for t in wide[3:]), n_levels.to(torch.int32).contiguous()]
 
 
 def _count_mean_on(engine: Any, *given: Tensor) -> Tensor:
     mean = torch.empty(given[1].shape, device=given[1].device)
-    engine.count_mean(**_inputs(*given), mean=mean)
+    engine.count_mean(*_inputs(*given), mean=mean)
     return mean
 
 
 def _count_nll_on(engine: Any, *given: Tensor) -> Tensor:
     *inputs, target = given
     nll = torch.empty(given[1].shape, device=given[1].device)
-    engine.count_nll(**_inputs(*inputs), target=target.contiguous(), nll=nll)
+    engine.count_nll(*_inputs(*inputs), target=target.contiguous(), nll=nll)
     return nll
 
 
 def _count_nll_backward_on(engine: Any, dnll: Tensor, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, target = given
     takers = _takers(*given)
-    dlog_odds, dmixture, dlog_base0, dlog_base1 = (torch.empty(t.shape, device=t.device) for t in takers)
+    dlog_odds, dmixture, dlog_base0, dlog_base1 = grads = [torch.empty(t.shape, device=t.device) for t in takers]
     engine.count_nll_backward(
         dense_rows(dnll.float()),
-        **_inputs(*inputs),
+        *_inputs(*inputs),
         target=target.contiguous(),
         dlog_odds=dlog_odds,
         dmixture=dmixture,
         dlog_base0=dlog_base0,
         dlog_base1=dlog_base1,
     )
-    grads = dlog_odds, dmixture, dlog_base0, dlog_base1
     first, second, third, fourth = (grad.to(t.dtype) for grad, t in zip(grads, takers, strict=True))
     return first, second, third, fourth
 
