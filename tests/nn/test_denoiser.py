@@ -1,5 +1,7 @@
 """The denoisers: sizes, padding, labels, types, compilation, and what they refuse."""
 
+import inspect
+
 import pytest
 import torch
 from helpers import SMALL, batch, relative_error, stirred
@@ -19,9 +21,47 @@ def test_published_defaults():
     assert (model(x, t) == 0).all()  # adaLN-Zero: a fresh model answers zero
 
 
-def test_published_positional_arguments():
-    model = WBDiT(40, 8, 1, 32, 2, 4, 4.0, 0.1)
-    assert model(*batch()).shape == (3, 1, 40)
+AUTHORS = {
+    **{"input_size": 2000, "patch_size": 10, "in_channels": 1, "hidden_size": 768, "depth": 1, "num_heads": 8},
+    **{"mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000, "learn_sigma": False},
+}
+
+
+@BOTH
+def test_the_authors_arguments_in_the_authors_order(kind):
+    first = list(inspect.signature(kind).parameters.values())[: len(AUTHORS)]
+    assert {p.name: p.default for p in first} == AUTHORS
+    assert {p.kind for p in first} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    model = kind(40, 8, 1, 32, 2, 4, 4.0, 0.1, 1000, True)
+    assert model(*batch()).shape == (3, 2, 40)
+
+
+@BOTH
+def test_the_number_of_classes_is_accepted_and_unused(kind):
+    plain = stirred(kind(**SMALL))
+    named = kind(**SMALL, num_classes=1000)
+    named.load_state_dict(plain.state_dict(), strict=True)
+    assert torch.equal(named.eval()(*batch()), plain(*batch()))
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{}, {"shared_patches": False, "cell_token": True, "label_sizes": [3]}], ids=str)
+def test_weights_are_drawn_anew(kind, options):
+    """As when the model was made: the same zeros, and the same deviations."""
+    made, anew = kind(**SMALL, **options), stirred(kind(**SMALL, **options))
+    anew.initialize_weights()
+    assert (anew(*batch()) == 0).all()
+    for (name, one), other in zip(made.named_parameters(), anew.parameters(), strict=True):
+        assert float(one.std()) == pytest.approx(float(other.std()), rel=0.35, abs=1e-8), name
+    assert torch.equal(made.pos_embed, anew.pos_embed)
+
+
+@BOTH
+def test_unpatchify_puts_values_where_their_genes_are(kind):
+    model = kind(7, 3, hidden_size=8, num_heads=2, learn_sigma=True)
+    patches = torch.arange(18).reshape(1, 3, 6)  # a patch holds its genes in turn, and for each the two channels
+    expected = torch.stack([torch.arange(0, 14, 2), torch.arange(1, 14, 2)])
+    assert torch.equal(model.unpatchify(patches)[0], expected)
 
 
 @BOTH

@@ -26,7 +26,7 @@ class AlignedCells(NamedTuple):
 
 @dataclass(frozen=True)
 class FigureData:
-    """What the report draws of one seed's cells; none of it goes into distances.json.
+    """What the report draws of one seed's cells; none of it goes into metrics.json.
 
     Attributes
     ----------
