@@ -46,13 +46,14 @@ def test_the_number_of_classes_is_accepted_and_unused(kind):
 
 @BOTH
 @pytest.mark.parametrize("options", [{}, {"shared_patches": False, "cell_token": True, "label_sizes": [3]}], ids=str)
+@torch.no_grad()
 def test_weights_are_drawn_anew(kind, options):
     """As when the model was made: the same zeros, and the same deviations."""
     made, anew = kind(**SMALL, **options), stirred(kind(**SMALL, **options))
     anew.initialize_weights()
     assert (anew(*batch()) == 0).all()
     for (name, one), other in zip(made.named_parameters(), anew.parameters(), strict=True):
-        assert float(one.std()) == pytest.approx(float(other.std()), rel=0.35, abs=1e-8), name
+        assert one.std().item() == pytest.approx(other.std().item(), rel=0.35, abs=1e-8), name
     assert torch.equal(made.pos_embed, anew.pos_embed)
 
 
