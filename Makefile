@@ -13,8 +13,9 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest
 
+# what takes minutes; SLOW="tests/kernels -k all" for a part of it
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SLOW)
 
 # The Triton kernels compiled for every architecture, under each Triton that a torch brings: minutes.
 TRITONS := 3.6.0 3.7.1
@@ -23,7 +24,7 @@ test-triton: $(VENV)/installed
 	for version in $(TRITONS); do \
 		$(PIP) install --no-deps --upgrade --target build/triton-$$version triton==$$version && \
 		PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest tests/kernels/test_triton.py -m "slow or not slow" \
-			-k "compile or candidate or products or registers or guards" || exit 1; \
+			-k "values or compile or candidate or products or registers or guards" || exit 1; \
 	done
 
 # The C++ kernels' tests with every read and write checked. Python itself is not built so, hence the preloading; it and

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from helpers import exit_code, make_cells
 
 from wbdit import ops
+from wbdit.evaluation import distances
+from wbdit.evaluation.figure_data import FigureData
 from wbdit.ops import triton as engine
 
 
@@ -90,7 +93,11 @@ def test_generate(folder, wbdit, tmp_path, how, n, labels):
     assert cells.uns["wbdit"]["model_hash"]
 
 
-def test_evaluate(folder, wbdit, tmp_path):
+def test_evaluate(folder, wbdit, tmp_path, monkeypatch):
+    """With small forests and no UMAP, which take half a minute; `make test-slow` runs the demo's."""
+    monkeypatch.setattr(distances, "forest_votes", partial(distances.forest_votes, n_trees=25))
+    layout = property(lambda data: np.random.default_rng(0).normal(size=(len(data.is_synthetic), 2)))
+    monkeypatch.setattr(FigureData, "layout", layout)
     assert wbdit("generate", folder / "run", "--n", 60, "--calls", 5, "--out", tmp_path / "cells.h5ad")[0] == 0
     code, out, _ = wbdit(
         *("evaluate", folder / "data.h5ad", tmp_path / "cells.h5ad", "--label", "type", "--out", tmp_path / "report"),

@@ -30,10 +30,15 @@ def run(*arguments, **environment):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
 
 
-def test_values():
+# the interpreter is slow: one of each kernel in `make test`, everything in `make test-triton`
+SOME = "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or draws_its_noise or its_parts"
+
+
+@pytest.mark.parametrize("chosen", [SOME, pytest.param("test", marks=pytest.mark.slow)], ids=["some", "all"])
+def test_values(chosen):
     """Forward and every gradient, fp32 and bf16, ragged shapes, memory filled with NaN."""
     done = run(
-        *("-m", "pytest", "-x", "-p", "no:cacheprovider", TESTS / "ops" / "test_kernels.py"),
+        *("-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", chosen, TESTS / "ops" / "test_kernels.py"),
         TRITON_INTERPRET="1",
         WBDIT_TEST_ENGINE="triton",
     )
@@ -41,6 +46,7 @@ def test_values():
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_values_can_be_wrong(tmp_path):
     """The test above fails where a kernel is wrong: it runs the kernels, and not the reference."""
     broken = tmp_path / "conftest_broken.py"
@@ -82,7 +88,9 @@ ROW_OPS = ("adaln", "adaln_backward", "gated_adaln", "gated_adaln_backward", "is
 
 
 @pytest.mark.parametrize("arch", SOME_SLOWLY)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=["bf16", "fp32"]
+)
 def test_every_op_compiles_and_keeps_to_its_registers(codegen, arch, dtype):
     from drylaunch import SHARED
 
@@ -97,7 +105,7 @@ def test_every_op_compiles_and_keeps_to_its_registers(codegen, arch, dtype):
                 assert kernel.wide_loads > 0, (op, kernel)
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("arch", SOME_SLOWLY)
 @pytest.mark.parametrize("op", MATRIX_OPS)
 def test_products_are_by_matrix_instructions(codegen, op, arch):
     *_, kernel = codegen.compile_op(op, arch, torch.bfloat16)
@@ -105,7 +113,7 @@ def test_products_are_by_matrix_instructions(codegen, op, arch):
     assert kernel.asynchronous > 0, kernel
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("arch", SOME_SLOWLY)
 def test_the_blocks_products_are_too(codegen, arch):
     kernels = {kernel.name: kernel for kernel in codegen.compile_op("run_blocks", arch, torch.bfloat16)}
     for name in ("block_project", "block_compress", "block_sparsify"):
@@ -113,6 +121,7 @@ def test_the_blocks_products_are_too(codegen, arch):
         assert kernels[name].asynchronous > 0, kernels[name]
 
 
+@pytest.mark.slow
 def test_sizes_of_one_compile(codegen):
     """Triton makes a constant of an argument that is 1; the interpreter does not, so it cannot see what that breaks."""
     dtype = torch.bfloat16
@@ -120,7 +129,8 @@ def test_sizes_of_one_compile(codegen):
         assert codegen.compile_op(op, 90, dtype, batch=1, tokens=1, d=d, heads=1, genes=1, levels=1), op
 
 
-@pytest.mark.parametrize("arch", [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 86, 100, 120))])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
 def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
     """Each block size that an architecture is offered compiles there, in its shared memory and without spills."""
     from drylaunch import dry
@@ -156,6 +166,7 @@ def test_the_guards_fire(codegen, monkeypatch):
         codegen.compile_op("mssa", 90, torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_amd_compiles(codegen):
     """For CDNA 3, where no tool here reads the registers off the binary."""
     from drylaunch import dry

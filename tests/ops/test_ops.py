@@ -269,7 +269,7 @@ print(len(calls))
     ("variable", "expected"),
     [("auto", "1 test True 1 reference 2"), ("reference", "0 reference True 0 reference 0")],
 )
-def test_a_kernel_enters_by_the_door(variable, expected, monkeypatch):
+def test_a_kernel_enters(variable, expected, monkeypatch):
     """In a process of its own, since a registered kernel stays."""
     monkeypatch.setenv("WBDIT_BACKEND", variable)
     done = subprocess.run([sys.executable, "-c", ONE_OF_OUR_OWN], capture_output=True, text=True, check=True)

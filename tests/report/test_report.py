@@ -254,6 +254,7 @@ def test_numbers_on_the_map_stay_apart():
     assert np.linalg.norm(centers[0] - centers[1]) > figures.NUMBER_SIZE / 2
 
 
+@pytest.mark.slow
 def test_the_map_is_the_same_twice_and_keeps_groups_together():
     rng = np.random.default_rng(0)
     groups = np.array(["a", "b"])[np.arange(40) % 2]
