@@ -211,7 +211,7 @@ class CellGenerator:
     @property
     def denoiser(self) -> Denoiser:
         """The network itself, without the likelihood that makes counts of its answers."""
-        return self.model.denoiser if isinstance(self.model, CountDenoiser) else self.model
+        return self.model.network
 
     def _resolve_sampler(
         self, sampler: samplers.Name | None, calls: int | None, spacing: samplers.Spacing | None

@@ -111,6 +111,11 @@ class CountDenoiser(nn.Module):
         if self.denoiser.has_cell_token:
             self.denoiser.cell_token.init_principal_components(torch.from_numpy((np.log1p(counts) - center) / scale))
 
+    @property
+    def network(self) -> Denoiser:
+        """The network itself, without the likelihood."""
+        return self.denoiser
+
     def start(self, noise: Tensor) -> Tensor:
         """Return what sampling starts from, given Gaussian noise ``(B, 1, G)``: wider along :attr:`noise_axes`."""
         with torch.autocast(noise.device.type, enabled=False):

@@ -30,11 +30,17 @@ class Denoises(Protocol):
         Number of labels of each column.
     stop
         Timestep at which sampling ends.
+    network
+        The network itself, without the likelihood that makes counts of its answers.
     """
 
     prediction: Prediction
     label_sizes: tuple[int, ...]
     stop: int
+
+    @property
+    def network(self) -> Denoiser:
+        """The network."""
 
     def embed(self, y: Tensor | None, log_library: Tensor | None) -> Tensor:
         """Return the conditioning of labels, one row per sample."""
@@ -215,6 +221,11 @@ class Denoiser(Conditioned, ABC):
             raise ValueError("there are no labels to embed")
         self._check_labels(y, len(y))
         return self.y_embedder(y, len(y))
+
+    @property
+    def network(self) -> Denoiser:
+        """The network itself: this."""
+        return self
 
     def start(self, noise: Tensor) -> Tensor:
         """Return what sampling starts from, given Gaussian noise ``(B, C, G)``: the noise."""

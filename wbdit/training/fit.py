@@ -253,8 +253,7 @@ class TrainingRun:
         else:
             loss_fn = SquaredError(self.model, self.schedule)
             batches = Batches.of_values(self.data, training.batch_size, device)
-        network = self.model.denoiser if isinstance(self.model, CountDenoiser) else self.model
-        diagnose = diagnostics if isinstance(network, WBDiT) else None
+        diagnose = diagnostics if isinstance(self.model.network, WBDiT) else None
         return Trainer(loss_fn, batches, training, Budget(**config.budget), config.seed, diagnose)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.normalize import log_library_sizes
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
@@ -252,7 +251,7 @@ def _log_values(generator: CellGenerator, adata: ad.AnnData) -> np.ndarray:
 def _untrained(generator: CellGenerator, x0: Tensor) -> WBDiT:
     """Return the network as it was before training, but initialized from these cells ``(n, 1, G)``."""
     model = make_model(generator.config)
-    denoiser = cast(WBDiT, model.denoiser if isinstance(model, CountDenoiser) else model)
+    denoiser = cast(WBDiT, model.network)
     if denoiser.has_cell_token:
         denoiser.cell_token.init_principal_components(x0[:, 0])
     return denoiser.to(x0.device).eval()
