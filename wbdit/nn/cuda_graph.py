@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from wbdit import ops
+from wbdit.nn.denoiser import Denoises
 from wbdit.schedule import Prediction
 
 WARM = 3  # calls before recording: compiling, choosing block sizes, libraries' own memory
@@ -51,7 +51,7 @@ class CUDAGraphModel:
         after moving it, make a new one of these.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Denoises) -> None:
         self.model = model
         self.prediction: Prediction = model.prediction
         self.label_sizes = model.label_sizes

@@ -30,6 +30,8 @@ class Denoises(Protocol):
         Number of labels of each column.
     stop
         Timestep at which sampling ends.
+    training
+        Whether it is in training mode, as modules know it.
     network
         The network itself, without the likelihood that makes counts of its answers.
     """
@@ -37,10 +39,14 @@ class Denoises(Protocol):
     prediction: Prediction
     label_sizes: tuple[int, ...]
     stop: int
+    training: bool
 
     @property
     def network(self) -> Denoiser:
         """The network."""
+
+    def __call__(self, x: Tensor, t: Tensor, **given: Any) -> Tensor:
+        """Answer for noised cells at timesteps, given labels or conditioning."""
 
     def embed(self, y: Tensor | None, log_library: Tensor | None) -> Tensor:
         """Return the conditioning of labels, one row per sample."""
