@@ -65,7 +65,7 @@ def costs(s: Shape, low: int = 2) -> dict[str, Cost]:
         "ista_backward": Cost(n * 3 * low),
         "mssa": Cost(n * 2 * low, 2 * scores),
         "mssa_backward": Cost(n * 4 * low, 5 * scores),
-        "block_begin": Cost(n * (wide + 2 * low)),
+        "block_init": Cost(n * (wide + 2 * low)),
         "block_project": Cost(n * 2 * low, product),
         "block_compress": Cost(n * 4 * low, product),
         "block_sparsify": Cost(n * 4 * low, product),
