@@ -31,6 +31,8 @@ def launches(
     device: torch.device | str = "cpu",
 ) -> dict[str, Callable[[], object]]:
     """Return each op with arguments of the model's types and of some shapes, ready to be launched."""
+    from wbdit.kernels import blocks as fused_blocks
+
     engine = Triton()
 
     def op(name: str, *args: object) -> Callable[[], object]:
@@ -42,34 +44,41 @@ def launches(
     def wide(*shape: int) -> Tensor:
         return torch.randn(shape, device=device)
 
+    is_low = dtype == torch.bfloat16
     x, z, lse = wide(batch, tokens, d), low(batch, tokens, d), wide(batch, heads, tokens)
+    other, result, dx = low(batch, tokens, d), low(batch, tokens, d), wide(batch, tokens, d)
     gate, shift, scale = (wide(batch, d) for _ in range(3))
     bias, cells = wide(d), wide(batch, 1, genes)
     samples, alpha = torch.zeros(batch, dtype=torch.int64, device=device), wide(batch).sigmoid()
     parts, matrices = [wide(batch, d) for _ in range(8)], [low(d, d)]
-    blocks = (x, parts, matrices, matrices, [bias], matrices, heads, 0.1, 0.1, 1e-6)
+    weights = matrices, matrices, [bias], matrices
     values, table = wide(batch, genes), wide(genes, levels)
     present = torch.full((genes,), min(10, levels), dtype=torch.int32, device=device)  # levels of a gene, on average
     tables = (alpha, alpha, table, table, table, wide(levels), present)
     target = torch.zeros(batch, genes, dtype=torch.uint8, device=device)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
     step = {"eta": 0.1, "lam": 0.1, "eps": 1e-6}
-    given, grads = {"out": z, "z": z, "gate": gate, "scale": scale, **step}, {"dshift": shift, "dscale": scale}
+
+    def run_blocks() -> object:
+        tiles, *_ = fused_blocks.candidates(x.device)
+        return fused_blocks.run_fused(x, parts, weights, heads, 0.1, 0.1, 1e-6, tiles)
+
+    given, grads = {"out": other, "z": z, "gate": gate, "scale": scale, **step}, {"dshift": shift, "dscale": scale}
     return {
         "adaln": op("adaln", x, shift, scale, 1e-6, dtype),
         "adaln_backward": op("adaln_backward", z, x, shift, scale, 1e-6),
         "gated_adaln": op("gated_adaln", x, z, bias, gate, shift, scale, 1e-6),
-        "gated_adaln_backward": op("gated_adaln_backward", x, z, x, z, bias, gate, shift, scale, 1e-6),
+        "gated_adaln_backward": op("gated_adaln_backward", dx, z, x, other, bias, gate, shift, scale, 1e-6),
         # the passes alone: products are PyTorch's
         "ista_adaln": lambda: engine.residual_adaln(x, **given, shift=shift, x_new=x, z_new=z),
         "ista_adaln_backward": lambda: engine.residual_adaln_backward(
-            z, x, dx_new=x, **given, dx=x, dout=z, dgate=gate, **grads
+            result, x, dx_new=dx, **given, dx=dx, dout=other, dgate=gate, **grads
         ),
-        "ista": lambda: engine.shrink(z, z, z, 0.1, 0.1),
-        "ista_backward": lambda: engine.shrink_backward(z, z, z),
+        "ista": lambda: engine.shrink(z, other, result, 0.1, 0.1),
+        "ista_backward": lambda: engine.shrink_backward(z, other, result),
         "mssa": op("mssa", z, heads),
-        "mssa_backward": op("mssa_backward", z, z, z, lse, heads),
-        **({"run_blocks": lambda: engine.run_blocks(*blocks)} if dtype == torch.bfloat16 and d % 16 == 0 else {}),
+        **({"mssa_backward": op("mssa_backward", other, z, result, lse, heads)} if is_low else {}),
+        **({"run_blocks": run_blocks} if is_low and d % 16 == 0 else {}),
         "noising": op("noising", cells, cells, alpha, alpha),
         "sampler_step": op("sampler_step", cells, cells, cells, None, None, samples, *scalars),
         "normal": op("normal", 7, samples, 3, genes),

@@ -126,24 +126,31 @@ def _adaln_backward(
     dgate = tl.zeros((WIDTH,), tl.float32)
     dbias = tl.zeros((WIDTH,), tl.float32)
     for token in range(first, tl.minimum(first + ROWS, tokens)):
+        # all loads before the first sum over the row, which every thread of the program waits for
         at = (sample * tokens + token) * d + column
-        normed, rstd = _normalize(_read(x_new_ptr, at, inside), inside, d, eps)
+        row = _read(x_new_ptr, at, inside)
         g = _read(dz_new_ptr, at, inside)
+        if dx_new_ptr is not None:
+            before = _read(dx_new_ptr, at, inside)
+        if out_ptr is not None:
+            step = _read(out_ptr, at, inside)
+        if z_ptr is not None:
+            z = _read(z_ptr, at, inside)
+        normed, rstd = _normalize(row, inside, d, eps)
         dshift += g
         dscale += g * normed
         slope = g * (1.0 + scale)
         dx = rstd * (slope - tl.sum(slope, 0) / d - normed * (tl.sum(slope * normed, 0) / d))
         if dx_new_ptr is not None:
-            dx += _read(dx_new_ptr, at, inside)
+            dx += before
         _write(dx_ptr, at, dx, inside)
         if out_ptr is not None:
-            step = _read(out_ptr, at, inside)
             through = gate * dx
             if bias_ptr is not None:
                 step += bias
                 dbias += through
             if z_ptr is not None:
-                step = _shrink(_read(z_ptr, at, inside), step, eta, threshold)
+                step = _shrink(z, step, eta, threshold)
                 through = tl.where(step > 0, through, 0.0)
             dgate += dx * step
             _write(dout_ptr, at, through, inside)

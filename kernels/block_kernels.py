@@ -43,10 +43,11 @@ def _tile_origin(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _samples(first, row, tokens):
-    """Return the sample of the first row, and how many samples further each row lies."""
+def _samples(first, row, count, tokens):
+    """Return the sample of the first row, and how many samples further each row lies, and the last of `count`."""
     sample = first // tokens
-    return sample, ((first - sample * tokens).to(tl.int32) + row) // tokens
+    offset = (first - sample * tokens).to(tl.int32)
+    return sample, (offset + row) // tokens, (offset + count - 1) // tokens
 
 
 @triton.jit
@@ -60,15 +61,38 @@ def _moments(center_ptr, sums_ptr, row, parts, width, eps, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _load_per_sample(ptr, sample, stride, column):
-    """Return a table's row for each token's sample, fp32."""
-    return tl.load(ptr + sample[:, None] * stride + column[None, :]).to(tl.float32)
+def _load_per_sample(ptr, further, last, stride, column, TWO: tl.constexpr):
+    """Return a table's row for each token's sample, fp32; with TWO, the rows of a tile lie in no more than two.
+
+    Two rows of numbers, broadcast, need no gather and no exchange between threads.
+    """
+    if TWO:
+        one = tl.load(ptr + column).to(tl.float32)
+        other = tl.load(ptr + last * stride + column).to(tl.float32)
+        return tl.where((further == 0)[:, None], one[None, :], other[None, :])
+    else:  # noqa: RET505  a branch the compiler takes or leaves
+        return tl.load(ptr + further[:, None] * stride + column[None, :]).to(tl.float32)
 
 
 @triton.jit
-def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return a tile's left and right half: an epilogue that takes one after the other keeps to its registers."""
-    return tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
+def _half(tile, RIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a tile's left or right half of columns."""
+    left, right = tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
+    if RIGHT:
+        return right
+    else:  # noqa: RET505
+        return left
+
+
+@triton.jit
+def _piece(tile, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
+    """Return columns from INDEX * PIECE on: an epilogue that takes pieces one after another keeps to its registers."""
+    if COLUMNS == PIECE:
+        return tile
+    else:  # noqa: RET505
+        COUNT: tl.constexpr = COLUMNS // PIECE // 2
+        half = _half(tile, INDEX >= COUNT, ROWS, COLUMNS)
+        return _piece(half, INDEX % COUNT, ROWS, COLUMNS // 2, PIECE)
 
 
 @triton.jit
@@ -85,16 +109,18 @@ def _columns(start, width, COUNT: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, HALF: tl.constexpr):
+def _store_state(
+    x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, parts, PIECE: tl.constexpr
+):
     """Write x, u = (x - c) (1 + s), and the sums of x - c and its square over these columns."""
-    column = start + tl.arange(0, HALF)
+    column = start + tl.arange(0, PIECE)
     keep = (row < count)[:, None] & (column < width)[None, :]
     at = row[:, None] * width + column[None, :]
     x = x.to(new_x_ptr.dtype.element_ty)
     tl.store(new_x_ptr + at, x, mask=keep)
     off = tl.where(keep, x.to(tl.float32) - center[:, None], 0.0)
     tl.store(new_u_ptr + at, (off * (1.0 + scale)).to(new_u_ptr.dtype.element_ty), mask=keep)
-    to = new_sums_ptr + (row * (2 * tl.cdiv(width, 2 * HALF)) + start // HALF) * 2
+    to = new_sums_ptr + (row * parts + start // PIECE) * 2
     tl.store(to, tl.sum(off, 1), mask=row < count)
     tl.store(to + 1, tl.sum(off * off, 1), mask=row < count)
 
@@ -121,22 +147,29 @@ def _block_project(
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
     PARTS: tl.constexpr,
+    PIECE: tl.constexpr,
     EVEN: tl.constexpr,
     WHOLE: tl.constexpr,
+    TWO: tl.constexpr,
 ):
     first, start = _tile_origin(width, ROWS, COLUMNS)
     row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
     there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
     product = _product(u_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
     _, mean, rstd = _moments(center_ptr + first, sums_ptr + first * parts * 2, there, parts, inner, eps, PARTS)
-    sample, further = _samples(first, there, tokens)
-    slope = _load_per_sample(slope_ptr + sample * stride, further, stride, within)
-    level = _load_per_sample(level_ptr + sample * stride, further, stride, within)
-    out = rstd[:, None] * (product - mean[:, None] * slope) + level
-    column = start + tl.arange(0, COLUMNS)
-    keep = (row < count)[:, None] & (column < width)[None, :]
-    to = out_ptr + first * width
-    tl.store(to + row[:, None] * width + column[None, :], out.to(out_ptr.dtype.element_ty), mask=keep)
+    sample, further, last = _samples(first, there, count, tokens)
+    slope_ptr += sample * stride
+    level_ptr += sample * stride
+    out_ptr += first * width
+    for index in tl.static_range(COLUMNS // PIECE):
+        within = _columns(start + index * PIECE, width, PIECE, WHOLE)
+        # one table gathered: such a load has the layout of the store, which the compiler then gives the others too
+        slope = _load_per_sample(slope_ptr, further, last, stride, within, False)
+        level = _load_per_sample(level_ptr, further, last, stride, within, TWO)
+        out = rstd[:, None] * (_piece(product, index, ROWS, COLUMNS, PIECE) - mean[:, None] * slope) + level
+        column = start + index * PIECE + tl.arange(0, PIECE)
+        keep = (row < count)[:, None] & (column < width)[None, :]
+        tl.store(out_ptr + row[:, None] * width + column[None, :], out.to(out_ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit
@@ -159,27 +192,30 @@ def _half_step_columns(
     start,
     count,
     further,
+    last,
     width,
+    parts,
     stride,
     eta,
-    HALF: tl.constexpr,
+    PIECE: tl.constexpr,
     WHOLE: tl.constexpr,
+    TWO: tl.constexpr,
     SPARSIFY: tl.constexpr,
 ):
-    """Take a half-step on one half of a tile's columns: its result, the gated sum, and the state for what follows."""
-    there, within = _clamp_index(row, count), _columns(start, width, HALF, WHOLE)
+    """Take a half-step on some of a tile's columns: its result, the gated sum, and the state for what follows."""
+    there, within = _clamp_index(row, count), _columns(start, width, PIECE, WHOLE)
     if SPARSIFY:
         # z + eta z F in one: u is z's part and u F, not rounded to bf16, the product's
         step = tl.load(a_ptr + there[:, None] * width + within[None, :]).to(tl.float32) + eta * product
-        step -= mean[:, None] * _load_per_sample(slope_ptr, further, stride, within)
-        step = rstd[:, None] * step + _load_per_sample(level_ptr, further, stride, within)
+        step -= mean[:, None] * _load_per_sample(slope_ptr, further, last, stride, within, TWO)
+        step = rstd[:, None] * step + _load_per_sample(level_ptr, further, last, stride, within, TWO)
         step = tl.where(step < 0, 0.0, step)  # a NaN stays one
     else:
         step = product + tl.load(bias_ptr + within).to(tl.float32)[None, :]
     x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
-    x += _load_per_sample(gate_ptr, further, stride, within) * step
-    scale = _load_per_sample(scale_ptr, further, stride, within)
-    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, HALF)
+    x += _load_per_sample(gate_ptr, further, last, stride, within, TWO) * step
+    scale = _load_per_sample(scale_ptr, further, last, stride, within, TWO)
+    _store_state(x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, parts, PIECE)
 
 
 def _half_step_name(specialization):
@@ -217,22 +253,22 @@ def _block_half_step(
     COLUMNS: tl.constexpr,
     INNER: tl.constexpr,
     PARTS: tl.constexpr,
+    PIECE: tl.constexpr,
     EVEN: tl.constexpr,
     WHOLE: tl.constexpr,
+    TWO: tl.constexpr,
     SPARSIFY: tl.constexpr,
 ):
     """Take a half-step: compress (attention's output map) or, with SPARSIFY, the thresholded step of ISTA."""
-    HALF: tl.constexpr = COLUMNS // 2
     first, start = _tile_origin(width, ROWS, COLUMNS)
     row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
     there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
     product = _product(a_ptr + first * inner, w_ptr, there, within, inner, w_inner, w_column, INNER, EVEN)
     center, mean, rstd = _moments(center_ptr + first, sums_ptr + first * parts * 2, there, parts, width, eps, PARTS)
-    sample, further = _samples(first, there, tokens)
-    left, right = _halves(product, ROWS, COLUMNS)
-    for half in tl.static_range(2):
+    sample, further, last = _samples(first, there, count, tokens)
+    for index in tl.static_range(COLUMNS // PIECE):
         _half_step_columns(
-            left if half == 0 else right,
+            _piece(product, index, ROWS, COLUMNS, PIECE),
             a_ptr + first * inner,
             bias_ptr,
             slope_ptr + sample * stride if SPARSIFY else None,
@@ -247,14 +283,17 @@ def _block_half_step(
             mean,
             rstd,
             row,
-            start + half * HALF,
+            start + index * PIECE,
             count,
             further,
+            last,
             width,
+            parts,
             stride,
             eta,
-            HALF,
+            PIECE,
             WHOLE,
+            TWO,
             SPARSIFY,
         )
     tl.store(new_center_ptr + first + row, center + mean, mask=(row < count) & (start == 0))

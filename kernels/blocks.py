@@ -1,4 +1,7 @@
-"""All blocks of a white-box denoiser without gradients: four launches a block, and no pass of its own for LayerNorm.
+"""All blocks of a white-box denoiser without gradients, op by op or in four launches each.
+
+Wide models run op by op (:class:`Unfused`). Narrow ones may take four launches a block, if a search finds them faster;
+these have no pass of their own for LayerNorm:
 
 The norm z = (x - mu) r (1 + s) + b of a row stands before each product z W. It need not be known before the product is
 formed: with u = (x - c) (1 + s) for any c near mu,
@@ -25,16 +28,22 @@ import triton
 from torch import Tensor
 from wbdit.kernels import adaln, block_kernels, card, mssa, tuning
 
+Weights = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # of each block
+
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows and columns of the sums that a program owns, numbers a step, its warps and the depth of its pipeline."""
+    """Rows and columns of the sums that a program owns, numbers a step, its warps and the depth of its pipeline.
+
+    The epilogue takes `piece` columns at a time.
+    """
 
     rows: int
     columns: int
     inner: int
     warps: int
     stages: int
+    piece: int = 64
 
     @property
     def shared(self) -> int:
@@ -42,14 +51,35 @@ class Tiles:
         return self.stages * (self.rows + self.columns) * self.inner * 2
 
 
-# The first reads the least out of L2. Two programs of the second share a multiprocessor: one multiplies while the other
-# is in its epilogue. The third fits every card, and makes enough programs of a small model.
-TILES = (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 8, 3), Tiles(64, 64, 64, 4, 3))
+# The first reads the least out of L2 and wants matrix units that read shared memory. The second fits the other large
+# cards. Two programs of the third share a multiprocessor. The last fits every card, and makes enough programs of a
+# small model.
+TILES = (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 4, 4), Tiles(64, 64, 64, 4, 3, 32))
 
 
 def candidates(device: torch.device) -> tuple[Tiles, ...]:
-    """Return the tiles whose programs fit into the shared memory of a device, the expected best first; maybe none."""
-    return tuple(tiles for tiles in TILES if tiles.shared <= card.card_of(device).shared)
+    """Return the tiles whose programs fit a device, the expected best first; maybe none."""
+    limits = card.card_of(device)
+    widest = 256 if limits.wide_products else 128
+    return tuple(tiles for tiles in TILES if tiles.shared <= limits.shared and tiles.columns <= widest)
+
+
+@dataclass(frozen=True)
+class Unfused:
+    """The blocks op by op: products by cuBLAS, and the passes of :mod:`wbdit.kernels.adaln` between them.
+
+    It moves 17 tensors of tokens a block, the fused launches 12; but cuBLAS multiplies at 690 TFLOP/s on an H200 where
+    a tile and its epilogue reach 280 to 460 (1,024 x 200 tokens of 768; see kernels/README.md).
+    """
+
+
+WIDE = 512  # width from which cuBLAS is not tried against: a search compiles for a quarter of a minute
+
+
+def ways(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tiles | Unfused, ...]:
+    """Return the ways to run blocks with such weights, the expected best first."""
+    ragged = any(size % 16 for weight in weights for size in weight.shape)  # tiles load without masks
+    return (Unfused(),) if ragged or x.shape[-1] >= WIDE else (*candidates(x.device), Unfused())
 
 
 class _State:
@@ -82,18 +112,56 @@ def run_blocks(
     """Return the modulated norm of the residual stream after all blocks ``(B, N, d)``, in the type of `folded`.
 
     Takes what :func:`wbdit.ops.reference.run_blocks` takes; d is a multiple of 16, and so is what the heads make
-    of it. The stream is kept in the products' type.
+    of it, or else :class:`Unfused` alone serves. The stream is kept in the products' type.
     """
     x = x.contiguous()
     modulations = [m if m.stride(-1) == 1 else m.contiguous() for m in modulations]
     weights = projections, outs, [bias.contiguous() for bias in biases], folded
+    given = x, modulations, weights, heads, eta, lam, eps
 
-    def run(tiles: Tiles) -> tuple[Tensor, list[Any]]:
-        launcher = _Launcher(x, modulations, heads, tiles, folded[0].dtype, eps)
-        return launcher.run(weights, eta, lam), launcher.kernels
+    def run(way: Tiles | Unfused) -> tuple[Tensor, list[Any]]:
+        return (run_unfused(*given), []) if isinstance(way, Unfused) else run_fused(*given, way)
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
-    return run(tuning.choose("run_blocks", shape, candidates(x.device), lambda tiles: run(tiles)[1], x.device))[0]
+    offered = ways(x, (*projections, *folded))
+    return run(tuning.choose("run_blocks", shape, offered, lambda way: run(way)[1], x.device))[0]
+
+
+def run_fused(
+    x: Tensor,
+    modulations: Sequence[Tensor],
+    weights: Weights,
+    heads: int,
+    eta: float,
+    lam: float,
+    eps: float,
+    tiles: Tiles,
+) -> tuple[Tensor, list[Any]]:
+    """Run the blocks by four launches each; return the compiled kernels too."""
+    launcher = _Launcher(x, modulations, heads, tiles, weights[-1][0].dtype, eps)
+    return launcher.run(weights, eta, lam), launcher.kernels
+
+
+def run_unfused(
+    x: Tensor, modulations: Sequence[Tensor], weights: Weights, heads: int, eta: float, lam: float, eps: float
+) -> Tensor:
+    """Run the blocks op by op, the stream in the products' type, and both it and its norm in place."""
+    stream = torch.empty_like(x, dtype=weights[-1][0].dtype)
+    z = torch.empty_like(stream)
+    adaln.residual_adaln(x, shift=modulations[0], scale=modulations[1], z_new=z, eps=eps)
+    for i, (projection, out, bias, folded) in enumerate(zip(*weights, strict=True)):
+        _, _, gate1, shift2, scale2, gate2, shift, scale = modulations[6 * i : 6 * i + 8]
+        w = z @ projection.mT
+        attended, sums = torch.empty_like(w), w.new_empty((len(x), heads, x.shape[1]), dtype=torch.float32)
+        mssa.mssa(w, attended, sums)
+        step = attended @ out.mT
+        compress = {"out": step, "bias": bias, "gate": gate1, "shift": shift2, "scale": scale2}
+        adaln.residual_adaln(x, **compress, x_new=stream, z_new=z, eps=eps)
+        x = stream
+        torch.matmul(z, folded, out=step)
+        sparsify = {"out": step, "z": z, "gate": gate2, "shift": shift, "scale": scale, "eta": eta, "lam": lam}
+        adaln.residual_adaln(x, **sparsify, x_new=x, z_new=z, eps=eps)
+    return z
 
 
 class _Launcher:
@@ -105,13 +173,13 @@ class _Launcher:
         self.x, self.heads, self.tiles, self.dtype, self.eps = x, heads, tiles, dtype, eps
         self.batch, self.tokens, self.d = x.shape
         self.count = self.batch * self.tokens
-        self.parts = 2 * triton.cdiv(self.d, tiles.columns)
+        self.parts = triton.cdiv(self.d, tiles.columns) * (tiles.columns // tiles.piece)
         self.state, self.spare = (_State(x, self.parts, dtype) for _ in range(2))
         self.modulations, self.rows = modulations, _shared_rows(modulations)
         self.shared = len(self.rows[0]) == 1
         self.kernels: list[Any] = []  # compiled, of the launches that depend on the tiles
 
-    def run(self, weights: tuple[Sequence[Tensor], ...], eta: float, lam: float) -> Tensor:
+    def run(self, weights: Weights, eta: float, lam: float) -> Tensor:
         table = torch.stack(self.rows).to(self.dtype)  # [6 blocks + 2, B or 1, d]
         self.init(table[1])
         for i, (projection, out, bias, folded) in enumerate(zip(*weights, strict=True)):
@@ -192,8 +260,10 @@ class _Launcher:
             "COLUMNS": t.columns,
             "INNER": t.inner,
             "PARTS": triton.next_power_of_2(self.parts),
+            "PIECE": t.piece,
             "EVEN": inner % t.inner == 0,
             "WHOLE": width % t.columns == 0,
+            "TWO": self.tokens >= t.rows,
             "num_warps": t.warps,
             "num_stages": t.stages,
         }

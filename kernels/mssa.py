@@ -194,12 +194,17 @@ def _mssa_backward(
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows that a program owns, rows it reads at a time, its warps and the depth of its pipeline."""
+    """Rows that a program owns, rows it reads at a time, its warps, the depth of its pipeline, how it multiplies.
+
+    `precision` is for fp32: "ieee" for plain multiply-adds, "tf32x3" for three products on the matrix units that
+    together keep fp32's digits but for the last (NVIDIA's alone).
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    precision: str = "ieee"
 
     def shared(self, width: int, operands: int, size: int) -> int:
         """Return the bytes of shared memory that a program takes: its own rows, what it reads, and the weights.
@@ -216,26 +221,26 @@ class Blocks:
         return (self.rows + self.stages * self.columns) * width * operands * size + self.rows * self.columns * size
 
 
-# What is tried, by whether products are fp32 (by plain multiply-adds, so small). Forward: a warp group multiplies 64
-# rows, two share what they read; few tokens waste less in narrow steps. Backward: five products of one tile, so less.
-FORWARD = {
-    False: (Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 3), Blocks(64, 32, 4, 3)),
-    True: (Blocks(32, 32, 8, 1),),
-}
-BACKWARD = {
-    False: (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2)),
-    True: (Blocks(16, 16, 8, 1),),
-}
-BACKWARD_NARROW = (Blocks(64, 16, 4, 2),)  # in place of the first two where operands take registers: they spill there
+# What is tried. Forward: a warp group multiplies 64 rows, two share what they read; few tokens waste less in narrow
+# steps. Backward: five products of one tile, so less.
+FORWARD = (Blocks(64, 32, 4, 3), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 3))
+BACKWARD = (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2))
+BACKWARD_NARROW = (Blocks(64, 16, 4, 2),)  # where operands take registers: the others spill there
+# In fp32 forward alone. On an H200 plain multiply-adds take 5.7 times as long as three products in TF32 do, and are no
+# more exact; backward they take 21 ms at 256 cells of the published size, longer than PyTorch's products.
+FORWARD_FP32 = {True: (Blocks(128, 32, 8, 1, "tf32x3"),), False: (Blocks(32, 32, 8, 1),)}  # on Hopper, elsewhere
 
 
 def candidates(backward: bool, dtype: torch.dtype, p: int, device: torch.device) -> tuple[Blocks, ...]:
     """Return the blocks whose programs fit a device, the expected best first; maybe none."""
-    limits, exact = card.card_of(device), dtype == torch.float32
-    table = (BACKWARD if backward else FORWARD)[exact]
-    if backward and not exact and not limits.wide_products:
-        table = BACKWARD_NARROW
-    width, operands = sum(split(p)), 2 if backward else 1
+    limits, width = card.card_of(device), sum(split(p))
+    if dtype == torch.float32:
+        table = FORWARD_FP32[limits.generation == 9]
+    elif backward:
+        table = BACKWARD if limits.wide_products else BACKWARD_NARROW
+    else:
+        table = FORWARD
+    operands = 2 if backward else 1
     return tuple(blocks for blocks in table if blocks.shared(width, operands, dtype.itemsize) <= limits.shared)
 
 
@@ -258,7 +263,7 @@ def mssa(w: Tensor, out: Tensor, lse: Tensor) -> None:
 
 
 def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, dw: Tensor) -> None:
-    """Write the gradient of :func:`mssa` to `dw`; all but `lse` dense ``(B, N, h * p)``."""
+    """Write the gradient of :func:`mssa` to `dw`, in bf16 alone; all but `lse` dense ``(B, N, h * p)``."""
     heads, tokens, p = lse.shape[1], w.shape[1], w.shape[2] // lse.shape[1]
     if w.numel() == 0:
         return
@@ -298,15 +303,15 @@ def _choose(op: str, backward: bool, w: Tensor, lse: Tensor, launch: tuning.Laun
 
 def _options(blocks: Blocks, w: Tensor, p: int) -> dict[str, object]:
     head, tail = split(p)
-    # PyTorch's own switch: fp32 products are exact unless the user allows TF32. `allow_tf32` follows it where that is
-    # what the user sets, and raises where it is not.
-    precision = "tf32" if w.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    # PyTorch's own switch: fp32 products keep fp32's digits unless the user allows TF32. `allow_tf32` follows it where
+    # that is what the user sets, and raises where it is not.
+    lowered = w.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "HEAD": head,
         "TAIL": tail,
         "ROWS": blocks.rows,
         "COLUMNS": blocks.columns,
-        "PRECISION": precision,
+        "PRECISION": "tf32" if lowered else blocks.precision,
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
     }

@@ -7,6 +7,7 @@ in the folder of the CPU kernels (``WBDIT_CACHE``, else ``~/.cache/wbdit``); del
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -25,7 +26,8 @@ from wbdit._version import __version__
 Candidate = TypeVar("Candidate")
 Launch = Callable[[Candidate], Iterable[Any]]
 SECONDS = 5.0  # of timing, per op and class of shapes; compiling is not counted
-LAUNCHES = 20  # per round: one launch alone would time Python
+ROUND = 5e-3  # seconds per round, or LAUNCHES: one short launch alone would time Python
+LAUNCHES = 20
 ROUNDS = 3
 
 _chosen: dict[Hashable, Any] = {}
@@ -92,27 +94,33 @@ def _seconds(launch: Callable[[], Any]) -> float:
 
     The GPU waits while the launches are queued, so that it never waits for Python in between.
     """
-    queued = time.perf_counter()
-    for _ in range(LAUNCHES):
-        launch()
-    queued = time.perf_counter() - queued
     torch.cuda.synchronize()
+    start = time.perf_counter()
+    launch()
+    queued = time.perf_counter() - start
+    torch.cuda.synchronize()
+    launches = max(1, min(LAUNCHES, int(ROUND / max(time.perf_counter() - start, 1e-9))))
     rounds = []
     for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int(min(2 * queued, 0.1) * 2e9))  # cycles, of which a GPU has at most 2e9 per second
-        start.record()
-        for _ in range(LAUNCHES):
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # cycles, of which a GPU has at most 2e9 per second
+        torch.cuda._sleep(int(min(2 * launches * queued, 0.1) * 2e9))
+        begun.record()
+        for _ in range(launches):
             launch()
-        end.record()
-        end.synchronize()
-        rounds.append(start.elapsed_time(end) / LAUNCHES / 1e3)
+        ended.record()
+        ended.synchronize()
+        rounds.append(begun.elapsed_time(ended) / launches / 1e3)
     return min(rounds)
 
 
+@functools.cache
+def _name(device: torch.device) -> str:
+    return re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
+
+
 def _file(device: torch.device) -> Path:
-    name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
-    return cache_folders()[0] / f"tuning-{name}-triton-{triton.__version__}-wbdit-{__version__}.json"
+    return cache_folders()[0] / f"tuning-{_name(device)}-triton-{triton.__version__}-wbdit-{__version__}.json"
 
 
 def _kept(file: Path, key: str, candidates: Sequence[Candidate]) -> Candidate | None:

@@ -23,7 +23,7 @@ STAGES = {
     "card": Plan(("ceilings", "card"), 15, 12),
     "compile": Plan(("precompile", "compile_all"), 35, 30),
     "ceilings": Plan(("ceilings", "ceilings"), 20, 10),
-    "checks": Plan(("checks", "checks"), 55, 15),
+    "checks": Plan(("checks", "checks"), 55, 25),
     "launches": Plan(("launches", "launches"), 45, 10),
     "headline": Plan(("denoisers_gpu", "headline"), 60, 40),
     "blocks": Plan(("denoisers_gpu", "blocks"), 15, 8),
@@ -33,8 +33,8 @@ STAGES = {
     # B: after what A taught
     "counters": Plan(("tools", "counters"), 55, 30),
     "again": Plan(("denoisers_gpu", "again"), 25, 20),
-    "batches": Plan(("denoisers_gpu", "batches"), 45, 15),
-    "base": Plan(("denoisers_gpu", "base"), 40, 15),
+    "batches": Plan(("denoisers_gpu", "batches"), 45, 25),
+    "base": Plan(("denoisers_gpu", "base"), 40, 25),
     "peers": Plan(("denoisers_gpu", "peers"), 40, 15),
 }
 PARTS = {
@@ -50,6 +50,6 @@ PARTS = {
         "end to end",
         "sanitizer",
     ),
-    "B": ("card", "ceilings", "again", "counters", "batches", "base", "peers"),
+    "B": ("card", "ceilings", "again", "batches", "base", "peers", "counters"),
 }
 SECONDS = {"A": 330, "B": 240}

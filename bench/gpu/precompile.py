@@ -39,8 +39,8 @@ def _jobs() -> list[Job]:
     from wbdit.kernels import mssa
 
     counts = {
-        "mssa": len(mssa.FORWARD[False]),
-        "mssa_backward": len(mssa.BACKWARD[False]),
+        "mssa": len(mssa.FORWARD),
+        "mssa_backward": len(mssa.BACKWARD),
         "run_blocks": len(fused_blocks.TILES),
     }
     # the slowest to compile first

@@ -13,7 +13,7 @@ from rows import AbsentError, Line
 from setting import Setting
 
 HERE = Path(__file__).resolve().parent
-KERNELS = ("block_project", "mssa_forward", "block_compress", "block_sparsify")
+KERNELS = {"mssa_forward": "forward", "adaln_forward": "forward", "mssa_backward": "train", "adaln_backward": "train"}
 METRICS = {
     "gpu__time_duration.sum": "nanoseconds",
     "dram__bytes.sum": "bytes",
@@ -34,7 +34,7 @@ def sanitizer(s: Setting) -> None:
 
 
 def counters(s: Setting) -> None:
-    """Read the hardware's counters for one launch of each of the blocks' kernels."""
+    """Read the hardware's counters for one launch of each kernel that takes most of the time."""
     for kernel in KERNELS:
         s.rows.attempt(f"ncu {kernel}", lambda kernel=kernel: _count(s, kernel))
 
@@ -54,8 +54,9 @@ def _count(s: Setting, kernel: str) -> Line:
     s.need_gpu()
     ncu = [_find("ncu"), "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
     ncu += ["--kernel-name", f"regex:{kernel}", "--launch-count", "1"]
-    phase = [sys.executable, HERE.parent / "nsight.py", "forward", "--batch", "1024", "--steps", "1"]
-    ranges = ["--nvtx", "--nvtx-include", "forward/", "--nvtx-include", "wbdit@forward/"]
+    name = KERNELS[kernel]
+    phase = [sys.executable, HERE.parent / "nsight.py", name, "--batch", "1024", "--steps", "1"]
+    ranges = ["--nvtx", "--nvtx-include", f"{name}/", "--nvtx-include", f"wbdit@{name}/"]
     for where in (ranges, ["--launch-skip", "2"]):
         done = _run([*ncu, *where, *phase])
         lines = [line for line in done.stdout.splitlines() if line.startswith('"')]

@@ -237,7 +237,7 @@ def test_products_follow_the_users_precision(switch):
     """Both of PyTorch's switches, the one named fp32_precision and the older allow_tf32."""
     code = (
         "import torch\nfrom wbdit.kernels import mssa\n"
-        "w, blocks = torch.empty(1, 2, 96), mssa.FORWARD[True][0]\n"
+        "w, (blocks,) = torch.empty(1, 2, 96), mssa.FORWARD_FP32[False]\n"
         "precision = lambda: mssa._options(blocks, w, 96)['PRECISION']\n"
         "assert precision() == 'ieee'\n"
         f"{switch}.fp32_precision = 'tf32'\n"
@@ -260,7 +260,7 @@ def made_up_card(monkeypatch, capability, shared):
     for cached in (engine._is_served, engine._attends):
         cached.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(card, "card_of", lambda device: card.Card(shared, capability[0] in (9, 10)))
+    monkeypatch.setattr(card, "card_of", lambda device: card.Card(shared, capability[0]))
 
 
 @pytest.fixture
@@ -279,36 +279,35 @@ def fits(monkeypatch):
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_attention_fits_what_the_card_has(fits, dtype):
-    assert fits((9, 0), 232448, dtype) == (True, True)
-    assert fits((8, 6), 101376, dtype) == (True, True)
-    assert fits((7, 5), 65536, dtype) == (False, False)  # an architecture that Triton does not serve
-    assert fits((8, 6), 16384, dtype) == (False, False)
-    if dtype == torch.bfloat16:
-        assert fits((8, 6), 36000, dtype) == (True, False)  # the backward reads twice as much
+def test_attention_fits_what_the_card_has(fits):
+    bf16, fp32 = torch.bfloat16, torch.float32
+    assert fits((9, 0), 232448, bf16) == fits((8, 6), 101376, bf16) == (True, True)
+    assert fits((9, 0), 232448, fp32) == fits((8, 6), 101376, fp32) == (True, False)  # PyTorch's products are faster
+    for dtype in (bf16, fp32):
+        assert fits((7, 5), 65536, dtype) == (False, False)  # an architecture that Triton does not serve
+        assert fits((8, 6), 16384, dtype) == (False, False)
+    assert fits((8, 6), 36000, bf16) == (True, False)  # the backward reads twice as much
 
 
 def test_tiles_never_exceed_the_card(monkeypatch):
     """144 KB are no first choice on a card of 99; where no tile fits, the blocks go op by op."""
     from wbdit.kernels import blocks as fused_blocks
 
-    from wbdit.ops import triton as engine
-
-    wide = fused_blocks.Tiles(128, 256, 64, 8, 3)
-    monkeypatch.setattr(fused_blocks, "TILES", (wide, *fused_blocks.TILES))
     bf16 = torch.bfloat16
     with FakeTensorMode():
-        x, weight = torch.empty(2, 200, 768, device="cuda"), [torch.empty(768, 768, dtype=bf16, device="cuda")]
-    blocks = x, [], weight, weight, [], weight, 8, 0.1, 0.1, 1e-6
+        x, weights = torch.empty(2, 200, 256, device="cuda"), [torch.empty(256, 256, dtype=bf16, device="cuda")]
+        ragged = [torch.empty(250, 256, dtype=bf16, device="cuda")]
     for capability, shared, first in (
-        ((9, 0), 232448, wide),
+        ((9, 0), 232448, fused_blocks.TILES[0]),
+        ((8, 0), 166912, fused_blocks.TILES[1]),
         ((8, 6), 101376, fused_blocks.TILES[1]),
-        ((8, 6), 8192, None),
+        ((8, 6), 8192, fused_blocks.Unfused()),
     ):
         made_up_card(monkeypatch, capability, shared)
-        assert fused_blocks.candidates(x.device)[:1] == ((first,) if first else ())
-        assert engine._is_one(*blocks) == (first is not None)
+        offered = fused_blocks.ways(x, weights)
+        assert offered[0] == first
+        assert offered[-1] == fused_blocks.Unfused()
+        assert fused_blocks.ways(x, ragged) == (fused_blocks.Unfused(),)
 
 
 def test_a_gpu_is_asked_for_nothing_here():

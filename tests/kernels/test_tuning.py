@@ -131,7 +131,7 @@ def test_where_nothing_compiles_the_first_says_why(timed):
 
 def test_a_round_is_many_launches_behind_a_busy_gpu(monkeypatch):
     """The GPU sleeps while a round is queued, so that its clock is not Python's."""
-    order = []
+    order, clock = [], iter(())
 
     class Event:
         def __init__(self, **_):
@@ -149,6 +149,11 @@ def test_a_round_is_many_launches_behind_a_busy_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep") if cycles > 0 else None)
-    assert tuning._seconds(lambda: order.append("launch")) == pytest.approx(40e-3 / tuning.LAUNCHES)
-    launches = ["launch"] * tuning.LAUNCHES
-    assert order == [*launches, "wait", *(["sleep", "event", *launches, "event"] * tuning.ROUNDS)]
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: next(clock))
+    # first one launch, which says how many make a round: not more than are needed, nor than time Python
+    for seconds, count in ((1e-9, tuning.LAUNCHES), (tuning.ROUND / 4, 4), (1.0, 1)):
+        order.clear()
+        clock = iter([0.0, 1e-6, seconds])
+        assert tuning._seconds(lambda: order.append("launch")) == pytest.approx(40e-3 / count)
+        launches = ["launch"] * count
+        assert order == ["wait", "launch", "wait", *(["sleep", "event", *launches, "event"] * tuning.ROUNDS)]

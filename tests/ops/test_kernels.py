@@ -243,6 +243,19 @@ def test_run_blocks(tokens, d, heads, rows, dtype):
     assert relative_error(out, blocks_in(inputs, torch.float64)) < TOLERANCE[dtype]
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="a CPU has one way")
+@pytest.mark.parametrize("way", range(5))
+def test_every_way_of_the_blocks(way, monkeypatch):
+    """Each block size, and op by op; a tile's rows lie in two samples, or in more."""
+    from wbdit.kernels import blocks as fused_blocks
+
+    every = fused_blocks.ways
+    monkeypatch.setattr(fused_blocks, "ways", lambda *given: every(*given)[way : way + 1])
+    x, parts, *weights, heads = blocks_inputs(130, 48, 3)
+    inputs = (x, parts, *([t.bfloat16().float() for t in ts] for ts in weights), heads)
+    assert relative_error(blocks_in(inputs, torch.bfloat16), blocks_in(inputs, torch.float64)) < 2e-2
+
+
 def test_the_blocks_inputs_may_have_gaps():
     """Rows, channels and biases that are not neighbors in memory are read for what they are."""
     x, parts, *weights, heads = blocks_inputs(9, 48, 3)

@@ -60,8 +60,8 @@ class Conditioned(RemembersWeights):
 
     def _condition(self, t: Tensor, y: Tensor | None, conditioning: Tensor | None = None) -> list[Tensor]:
         """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
-        # few rows and many weights: casting these to a lower type would take longer than the products
-        with torch.autocast(t.device.type, enabled=False):
+        # on a CPU casting the weights to a lower type would take longer than the products of a few rows with them
+        with torch.autocast(t.device.type, enabled=t.is_cuda and torch.is_autocast_enabled("cuda")):
             c = self.t_embedder(t)
             if conditioning is not None:
                 c = c + conditioning

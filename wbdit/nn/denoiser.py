@@ -282,9 +282,12 @@ class Denoiser(Conditioned, ABC):
         tokens = self.x_embedder(x)
         if self.has_cell_token:
             tokens = torch.cat([tokens, self.cell_token.embed(x).to(tokens.dtype)], dim=1)
-        # the residual stream is summed in fp32, whatever the products' type
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        return tokens.to(wide, memory_format=torch.contiguous_format).contiguous() + self.pos_embed
+        dtype = self.stream_dtype(tokens)
+        return tokens.to(dtype, memory_format=torch.contiguous_format).contiguous() + self.pos_embed.to(dtype)
+
+    def stream_dtype(self, tokens: Tensor) -> torch.dtype:
+        """Return the type that the residual stream is summed in: fp32 at least, whatever the products' type."""
+        return torch.promote_types(tokens.dtype, torch.float32)
 
     @property
     def has_cell_token(self) -> bool:

@@ -113,6 +113,10 @@ class WBDiT(Denoiser):
         """Return a white-box block."""
         return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
 
+    def stream_dtype(self, tokens: Tensor) -> torch.dtype:
+        """Return the type of the residual stream: the products' where :func:`wbdit.ops.run_blocks` keeps it in that."""
+        return product_dtype(self.pos_embed) if self._is_one_op(tokens) else super().stream_dtype(tokens)
+
     def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
         """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
         if not self._is_one_op(x):

@@ -110,14 +110,13 @@ def _attends(width: int, dtype: torch.dtype, device: torch.device, backward: boo
     """Whether attention with so many numbers per head fits a device."""
     from wbdit.kernels import mssa
 
+    if backward and dtype == torch.float32:
+        return False  # of multiply-adds alone it takes longer than PyTorch's products
     return width <= mssa.WIDEST and (device.type != "cuda" or bool(mssa.candidates(backward, dtype, width, device)))
 
 
 def _is_one(x: Tensor, *others: Any) -> bool:
-    """Whether :mod:`wbdit.kernels.blocks` takes these blocks: bf16 products, and widths that load without masks."""
-    from wbdit.kernels import blocks as fused_blocks
-
+    """Whether :mod:`wbdit.kernels.blocks` takes these blocks: those whose products are in bf16."""
     _, projections, _, _, folded, *_ = others
-    weights = (*projections, *folded)
-    even = all(t.dtype == torch.bfloat16 and t.shape[0] % 16 == t.shape[1] % 16 == 0 for t in weights)
-    return even and x.dtype in TYPES and x.numel() > 0 and bool(fused_blocks.candidates(x.device))
+    low = all(t.dtype == torch.bfloat16 for t in (*projections, *folded))
+    return low and x.dtype in TYPES and x.numel() > 0
