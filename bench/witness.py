@@ -139,7 +139,11 @@ def published(tree: Path) -> Iterator[tuple[str, np.ndarray]]:
 def trained(steps: int) -> Iterator[tuple[str, np.ndarray]]:
     """Give losses, weights, cells and metrics of short runs on the demo's cells."""
     import wbdit
-    from wbdit.demo import blood_cells
+
+    try:
+        from wbdit.datasets import blood_cells
+    except ImportError:  # a tree older than that module
+        from wbdit.demo import blood_cells
 
     cells = blood_cells()
     for seed in SEEDS:

@@ -18,6 +18,7 @@ from wbdit.ops import backend
 from wbdit.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
+    from wbdit import datasets
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.generator import CellGenerator, load
     from wbdit.training.fit import fit
@@ -31,6 +32,7 @@ __all__ = [
     "WBDiT",
     "__version__",
     "backend",
+    "datasets",
     "evaluate",
     "explain",
     "fit",
@@ -49,6 +51,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     # anndata takes a second to import, which someone who wants the denoiser alone should not wait for
+    if name == "datasets":
+        return import_module("wbdit.datasets")
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'wbdit' has no attribute {name!r}")

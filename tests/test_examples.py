@@ -1,0 +1,63 @@
+"""The examples in the docstrings run, and every public name has one."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+
+import wbdit
+
+PUBLIC = ("wbdit", "wbdit.ops", "wbdit.samplers", "wbdit.compat")
+METHODS_OF = (wbdit.CellGenerator, wbdit.NoiseSchedule)
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(wbdit.__path__, "wbdit.")
+    if not module.name.startswith(("wbdit.csrc", "wbdit.kernels"))
+]
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    """A generator trained for a few steps: enough for an example, no good for anything else."""
+    cells = wbdit.datasets.blood_cells()
+    cells = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])].copy()
+    out = tmp_path_factory.mktemp("examples") / "run"
+    return wbdit.fit(cells, label="bulk_labels", steps=3, out=out, progress=False)
+
+
+@pytest.mark.parametrize("name", ["wbdit", *MODULES])
+def test_examples_run(name, generator, tmp_path, monkeypatch):
+    """Examples find `np`, `torch`, `wbdit`, the `cells` of the demo and a `generator` that was trained on some."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"np": np, "torch": torch, "wbdit": wbdit, "generator": generator}
+    module = importlib.import_module(name)
+    if any(">>>" in (part.docstring or "") for part in doctest.DocTestFinder().find(module)):
+        names["cells"] = wbdit.datasets.blood_cells()
+    report = doctest.testmod(
+        module, extraglobs=names, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
+    )
+    assert report.failed == 0
+
+
+def described():
+    """Yield the public functions and classes, and the public methods of some, by name."""
+    for module in PUBLIC:
+        here = importlib.import_module(module)
+        for name in here.__all__:
+            value = getattr(here, name)
+            if inspect.isroutine(value) or inspect.isclass(value):
+                yield f"{module}.{name}", value
+    for owner in METHODS_OF:
+        for name, value in vars(owner).items():
+            if inspect.isfunction(value) and not name.startswith("_"):
+                yield f"{owner.__name__}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*pair, id=pair[0]) for pair in described()])
+def test_public_names_have_an_example(name, value):
+    assert ">>>" in (inspect.getdoc(value) or ""), f"{name} needs an example in its docstring"
