@@ -1,4 +1,4 @@
-"""Who may import whom: downwards only, and `evaluation` knows cells alone (docs/architecture.md draws it)."""
+"""Import rules: parts import only lower parts, and `evaluation` imports only `data` (see docs/architecture.md)."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from helpers import ROOT
 
-HELPERS = {"_io", "_cache", "_version", "errors", "profiling"}  # at the bottom; they know one another
+HELPERS = {"_io", "_cache", "_version", "errors", "profiling"}  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "checkpoint", "data", "run_config"}
 MAY_IMPORT = {
     "kernels": set(),
@@ -15,6 +15,9 @@ MAY_IMPORT = {
     "nn": {"schedule", "ops"},
     "samplers": {"schedule", "ops"},
     "data": set(),
+    "datasets": set(),
+    "compat": {"samplers", "schedule"},
+    "crate": {"nn", "ops"},
     "run_config": set(),
     "checkpoint": {"data", "run_config"},
     "counts": {"nn", "schedule", "ops", "data"},
@@ -27,11 +30,11 @@ MAY_IMPORT = {
 }
 EVERYTHING = set(MAY_IMPORT)
 MAY_IMPORT |= {"demo": EVERYTHING, "cli": EVERYTHING | {"demo"}, "__init__": EVERYTHING}
-LOWEST = {"_cache", "_version", "errors"}  # all that kernels and ops know of the rest
+LOWEST = {"_cache", "_version", "errors"}  # the only helpers that kernels and ops import
 
 
 def sources():
-    """Yield each file of the package with the part that it belongs to."""
+    """Yield the part and the path of each file of the package."""
     for path in (ROOT / "wbdit").rglob("*.py"):
         yield path.relative_to(ROOT / "wbdit").parts[0].removesuffix(".py"), path
     for path in (ROOT / "kernels").glob("*.py"):
@@ -39,7 +42,7 @@ def sources():
 
 
 def imported(path: Path):
-    """Yield the parts that a file imports, wherever in it: lazily, or for types alone."""
+    """Yield the parts that a file imports anywhere, including lazily or only for types."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -56,7 +59,7 @@ def edges():
     known = set(MAY_IMPORT) | HELPERS
     for part, path in sources():
         for other in imported(path):
-            # a name of the package itself is what its __init__ gives
+            # other names of the package come from its __init__
             yield part, other if other in known else "__init__", path
 
 
@@ -82,9 +85,9 @@ def test_there_is_no_circle():
     for part, other, _ in edges():
         if part != other and part in graph and other in graph and other != "__init__":
             graph[part].add(other)
-    assert list(TopologicalSorter(graph).static_order())  # raises CycleError where there is one
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError if there is a cycle
 
 
 def test_every_part_is_drawn():
-    """A new one takes its place here first."""
+    """Every part is listed in `MAY_IMPORT`."""
     assert {part for part, _ in sources()} == set(MAY_IMPORT) | HELPERS

@@ -11,7 +11,7 @@ import torch
 
 import wbdit
 
-PUBLIC = ("wbdit", "wbdit.ops", "wbdit.samplers", "wbdit.compat")
+PUBLIC = ("wbdit", "wbdit.ops", "wbdit.samplers", "wbdit.compat", "wbdit.crate")
 METHODS_OF = (wbdit.CellGenerator, wbdit.NoiseSchedule)
 MODULES = [
     module.name
@@ -22,7 +22,7 @@ MODULES = [
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
-    """A generator trained for a few steps: enough for an example, no good for anything else."""
+    """Return a generator trained for 3 steps, which is enough for examples but not for good cells."""
     cells = wbdit.datasets.blood_cells()
     cells = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])].copy()
     out = tmp_path_factory.mktemp("examples") / "run"
@@ -31,7 +31,7 @@ def generator(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["wbdit", *MODULES])
 def test_examples_run(name, generator, tmp_path, monkeypatch):
-    """Examples find `np`, `torch`, `wbdit`, the `cells` of the demo and a `generator` that was trained on some."""
+    """Run the examples with `np`, `torch`, `wbdit`, the demo's `cells` and a trained `generator` predefined."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = {"np": np, "torch": torch, "wbdit": wbdit, "generator": generator}
@@ -45,7 +45,7 @@ def test_examples_run(name, generator, tmp_path, monkeypatch):
 
 
 def described():
-    """Yield the public functions and classes, and the public methods of some, by name."""
+    """Yield name and value of each public function and class, and of the public methods of some classes."""
     for module in PUBLIC:
         here = importlib.import_module(module)
         for name in here.__all__:

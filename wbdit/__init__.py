@@ -1,7 +1,8 @@
 """A fast White-Box Diffusion Transformer: real single cells in, synthetic single cells out.
 
-For engineers: :class:`WBDiT` and :class:`DiT`, :mod:`wbdit.samplers`, :mod:`wbdit.schedule`, :mod:`wbdit.ops`.
-For people with cells: :func:`fit`, :func:`load` and :class:`CellGenerator`.
+For people with cells: :func:`fit`, :func:`load`, :class:`CellGenerator`, :func:`evaluate`, :func:`explain`.
+For engineers: :class:`WBDiT` and :class:`DiT`, :mod:`wbdit.samplers`, :class:`NoiseSchedule`, :mod:`wbdit.ops`.
+For people with the authors' scripts: :mod:`wbdit.compat`; with a CRATE network: :func:`accelerate`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from wbdit.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from wbdit import datasets
+    from wbdit.crate import accelerate
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.generator import CellGenerator, load
     from wbdit.training.fit import fit
@@ -31,6 +33,7 @@ __all__ = [
     "NoiseSchedule",
     "WBDiT",
     "__version__",
+    "accelerate",
     "backend",
     "datasets",
     "evaluate",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "accelerate": "wbdit.crate",
     "CellGenerator": "wbdit.generator",
     "evaluate": "wbdit.evaluation.evaluate",
     "explain": "wbdit.whitebox.explain",
