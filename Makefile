@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized lint bench bench-gate bench-chart peers wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized lint docs bench bench-gate bench-chart peers wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -43,6 +43,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the pages of docs/ and the API reference, in build/site; a warning is an error
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # some 15 minutes, on a machine that does nothing else; see bench/README.md
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -c bench/pytest.ini bench
@@ -73,6 +77,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-peers: $(VENV)/installed
 	$(PIP) install -c constraints.txt -e ".[peers]"
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install -c constraints.txt -e ".[docs]"
 	@touch $@
 
 clean:

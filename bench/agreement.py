@@ -1,4 +1,4 @@
-"""No row without its check: how far a result may be from the same formula in fp64."""
+"""Correctness check of every row: errors relative to the same formula in fp64, and their tolerances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-# of the relative error, by what is compared; a path is many calls one after another
+# largest allowed relative error, by precision and by what is compared; a path is a sequence of many calls
 TOLERANCE = {
     "fp32": {"forward": 1e-5, "gradient": 1e-4, "path": 1e-4},
     "bf16": {"forward": 2e-2, "gradient": 5e-2, "path": 5e-2},
@@ -15,7 +15,7 @@ TOLERANCE = {
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the norm of the difference over the norm of what is expected, all tensors together."""
+    """Return the norm of the difference over the norm of the expected values, all tensors together."""
     pairs = [(v.detach().double(), e.detach().double()) for v, e in zip(values, expected, strict=True)]
     if any(v.shape != e.shape for v, e in pairs):
         return math.inf
@@ -24,9 +24,10 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 
 def gradient_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the relative error of all gradients together, or a tenth of the worst one's if that is more.
+    """Return the relative error of all gradients together, or a tenth of the largest single one if that is more.
 
-    So none can hide; but a token at the threshold's kink, where the last bit decides, may move a small one.
+    The second term detects a single wrong gradient. It is divided by ten because a token at the threshold, where the
+    last bit decides, may change a small gradient.
     """
     worst = [relative_error([v], [e]) for v, e in zip(values, expected, strict=True)]
     errors = [relative_error(values, expected), *(error / 10 for error in worst)]

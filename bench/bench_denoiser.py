@@ -1,4 +1,4 @@
-"""The denoisers end to end: one call without gradients, and one step of training."""
+"""Benchmarks of whole denoisers: one call without gradients, and one training step."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def bench_train(row, config, quick, timed):
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("what", ["forward", "train"])
 def bench_floor(what, precision, config, record):
-    """The white box's arithmetic; a black box's is in its own fraction alone."""
+    """Add the floor of the white-box model; DiT rows use their own only in their fraction of the floor."""
     record.add_floor(subject_of(ROWS[EAGER], config, what, 0.0, getattr(flops, what)), precision)
 
 
 def baseline_step(row, config, what):
-    """Return one step of the baseline, to be taken before each round of another row; None for the baseline itself."""
+    """Return one step of the baseline, which runs before each round of another row; None for the baseline itself."""
     if row.name == EAGER:
         return None
     inputs, model = make_inputs(config), make_model(ROWS[EAGER].kind, config)
@@ -80,7 +80,7 @@ def subject_of(row, config, what, tolerance, count):
 
 
 def at_new_timesteps(call, inputs):
-    """Return a call at timesteps never seen before, so that nothing remembered from another call is of use."""
+    """Return a step that calls the model at new timesteps each time, so that caches of earlier calls do not help."""
     numbers = itertools.count(1)
 
     def step():
@@ -91,11 +91,11 @@ def at_new_timesteps(call, inputs):
 
 def skip_if_slow(row, quick):
     if quick and row.compiled:
-        pytest.skip("a quick run does not wait for torch.compile")
+        pytest.skip("a quick run skips torch.compile")
 
 
 def compile_or_skip(row, step):
-    """Compile a row that is compiled, before anything is checked; without a C++ compiler there is none."""
+    """Compile a row that uses torch.compile before its check; skip it if that fails, as without a C++ compiler."""
     if not row.compiled:
         return
     torch._dynamo.reset()

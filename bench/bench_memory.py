@@ -1,4 +1,4 @@
-"""Peak memory of a call and of a train step, each in a fresh process."""
+"""Benchmarks of peak memory: a call and a train step, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("what", ["forward", "train"])
 def bench_memory(what, name, config, quick, record):
     if quick and (config.name, what, name) != ("published", "forward", EAGER):
-        pytest.skip("a quick run starts one process")
-    # what is not right is not measured: the check is the timed row's, earlier in this run
+        pytest.skip("a quick run starts only one process")
+    # the timed row's check, earlier in this run, applies here too
     if f"{config.name} / {what} / {name}" in record.red:
         pytest.fail(f"{config.name} / {what} / {name}: its check is red; not measured", pytrace=False)
     command = [sys.executable, HERE / "memory.py", config.name, name, what, *(["--quick"] if quick else [])]

@@ -1,4 +1,4 @@
-"""Each operation, forward and backward: the kernel beside the reference."""
+"""Benchmarks of each operation, forward and backward: kernel against reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling: our default path of DDIM calls against the authors' hundred."""
+"""Benchmarks of sampling: our 15 DDIM calls against the authors' 100."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import wbdit
 from wbdit import samplers
 
 THEIR_CALLS, OUR_CALLS = 100, 15
-TIMED_CALLS = 5  # of the authors' hundred, which are all alike
+TIMED_CALLS = 5  # of the authors' 100, which all take the same time
 FEW = 4  # cells whose whole path is compared with fp64
 SAMPLED = ("published, eager fp32", "ours, fp32", "ours, bf16")
 
@@ -30,7 +30,7 @@ def bench_sampling(name, config, timed):
         expected = sample_cells(config, row, Expected(row, config).call, FEW, dtype=torch.float64)
     with torch.no_grad(), row.backend():
         error = relative_error([sample_cells(config, row, row.call(model), FEW)], [expected])
-        # a copy has computed nothing yet: what ours remembers from call to call is paid for in each path
+        # a copy has empty caches, so that each path includes the cost of filling them
         timed(
             subject_of(row, config),
             error,
@@ -41,7 +41,7 @@ def bench_sampling(name, config, timed):
 
 
 def baseline_walk(config):
-    """Return a part of the authors' path, to be taken before each round of another row."""
+    """Return a part of the authors' path as a step, which runs before each round of another row."""
     row = ROWS[EAGER]
     call = row.call(make_model(row.kind, config).eval())
     return lambda: sample_cells(config, row, call, config.cells, fresh=True)
@@ -53,7 +53,7 @@ def bench_floor(precision, config, record):
 
 
 def sample_cells(config, row, call, cells, *, dtype=torch.float32, fresh=False):
-    """Sample by the row's path, as the generator does; `fresh` noise is torch's own, as in the authors' code."""
+    """Sample with the row's timesteps, as the generator does; with `fresh`, use torch's noise like the authors."""
     schedule, y = make_schedule(config), make_inputs(config, config.cells).y
     denoiser = AtLabels(call, None if y is None else y[:cells], config.model["prediction"])
     shape = (1, config.model["input_size"])
@@ -81,7 +81,7 @@ def subject_of(row, config):
     if row.ours:
         facts |= {"ratio_of_sampler": THEIR_CALLS / OUR_CALLS}
     else:
-        facts |= {"note": f"{TIMED_CALLS} whole calls timed, times {THEIR_CALLS / TIMED_CALLS:g}"}
+        facts |= {"note": f"time of {TIMED_CALLS} whole calls, multiplied by {THEIR_CALLS / TIMED_CALLS:g}"}
     return Subject(
         config.name,
         "sampling",

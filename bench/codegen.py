@@ -1,8 +1,8 @@
-"""What every Triton kernel takes on a GPU: registers, shared memory, matrix instructions. Needs no GPU.
+"""Resources of every Triton kernel: registers, shared memory, matrix instructions. Needs no GPU.
 
     python bench/codegen.py [--arch 80 --arch 90 --arch 100]
 
-prints a Markdown table of the launches of one block of the published model, forward and backward.
+This prints a Markdown table of the launches of one block of the published model, forward and backward.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def launches(
     levels: int = 27,
     device: torch.device | str = "cpu",
 ) -> dict[str, Callable[[], object]]:
-    """Return each op with arguments of the model's types and of some shapes, ready to be launched."""
+    """Return a function per op that launches it with arguments of the model's dtypes and the given sizes."""
     from wbdit.kernels import blocks as fused_blocks
 
     engine = Triton()
@@ -53,7 +53,7 @@ def launches(
     parts, matrices = [wide(batch, d) for _ in range(8)], [low(d, d)]
     weights = matrices, matrices, [bias], matrices
     values, table = wide(batch, genes), wide(genes, levels)
-    present = torch.full((genes,), min(10, levels), dtype=torch.int32, device=device)  # levels of a gene, on average
+    present = torch.full((genes,), min(10, levels), dtype=torch.int32, device=device)  # average levels per gene
     tables = (alpha, alpha, table, table, table, wide(levels), present)
     target = torch.zeros(batch, genes, dtype=torch.uint8, device=device)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
@@ -69,7 +69,7 @@ def launches(
         "adaln_backward": op("adaln_backward", z, x, shift, scale, 1e-6),
         "gated_adaln": op("gated_adaln", x, z, bias, gate, shift, scale, 1e-6),
         "gated_adaln_backward": op("gated_adaln_backward", dx, z, x, other, bias, gate, shift, scale, 1e-6),
-        # the passes alone: products are PyTorch's
+        # only the kernels: PyTorch computes the products
         "ista_adaln": lambda: engine.residual_adaln(x, **given, shift=shift, x_new=x, z_new=z),
         "ista_adaln_backward": lambda: engine.residual_adaln_backward(
             result, x, dx_new=dx, **given, dx=dx, dout=other, dgate=gate, **grads
@@ -89,7 +89,7 @@ def launches(
 
 
 def compile_op(name: str, arch: int, dtype: torch.dtype, **sizes: int) -> list[Resources]:
-    """Compile an op's kernels, of the published model's sizes unless told, and read them."""
+    """Compile an op's kernels, by default for the published model's sizes, and return their resources."""
     with dry(arch) as compiled:
         launches(dtype, **sizes)[name]()
     return [resources(kernel, arch) for kernel in compiled]
@@ -110,7 +110,7 @@ def table(architectures: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -
 @click.command()
 @click.option("--arch", "architectures", type=int, multiple=True, default=ARCHITECTURES, show_default=True)
 def main(architectures: tuple[int, ...]) -> None:
-    """Print the table."""
+    """Print the registers, shared memory and matrix instructions of every kernel as a Markdown table."""
     print(table(architectures))
 
 

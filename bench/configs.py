@@ -1,4 +1,4 @@
-"""What is measured: two models with seeded weights, and their inputs."""
+"""Configurations that are measured: models with seeded weights, and their inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GENES = 2000
 
 @dataclass(frozen=True)
 class Config:
-    """A model and how much it is given: cells a batch, and cells to sample."""
+    """A model, its batch size, and the number of cells to sample."""
 
     name: str
     model: dict[str, Any]
@@ -36,7 +36,7 @@ class Config:
         return sum(self.model["label_sizes"])
 
     def sizes(self, kind: str = "white", batch: int | None = None, conditions: int | None = None) -> flops.Sizes:
-        """Return what the count of arithmetic depends on; every sample has conditions of its own unless told."""
+        """Return the sizes that determine the FLOP count; by default every sample has its own condition."""
         batch, model = batch or self.batch, self.model
         shape = batch, self.tokens, model["hidden_size"], model["depth"], model["patch_size"]
         return flops.Sizes(*shape, conditions or batch, kind)
@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
 
 
 def configs(quick: bool) -> dict[str, Config]:
-    """Return the configurations by name; `quick` keeps their kinds and makes them tiny, to try the machinery."""
+    """Return the configurations by name; `quick` makes them tiny, to test the benchmark code."""
     both = [
         _config("published", "paper", 0, 0.0, 16),
         _config("small", "small", 8, None, 64),
@@ -62,15 +62,15 @@ def configs(quick: bool) -> dict[str, Config]:
 
 
 def gpu_configs(quick: bool) -> dict[str, Config]:
-    """Return the configurations that fill a GPU, by name."""
+    """Return the configurations for a GPU, by name."""
     both = [_config("published", "paper", 0, 0.0, 16), _config("base", "base", 8, None, 16)]
     return {c.name: _tiny(c) if quick else c for c in both}
 
 
 def make_model(kind: type, config: Config) -> torch.nn.Module:
-    """Make a model whose every path carries signal: what starts at zero (adaLN-Zero) is stirred."""
+    """Return a model in which every path carries signal: zero-initialized parameters (adaLN-Zero) are drawn."""
     torch.manual_seed(0)
-    model = kind(**config.model, class_dropout_prob=0.0)  # no label is dropped, so that a train step can be checked
+    model = kind(**config.model, class_dropout_prob=0.0)  # no dropped labels, so that a train step can be checked
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad and not p.any():
@@ -79,7 +79,7 @@ def make_model(kind: type, config: Config) -> torch.nn.Module:
 
 
 def make_inputs(config: Config, batch: int | None = None) -> Inputs:
-    """Draw inputs, the same at every call."""
+    """Return random inputs, the same at every call."""
     generator = torch.Generator().manual_seed(1)
     shape = (batch or config.batch, 1, config.model["input_size"])
     x, target = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
@@ -92,7 +92,7 @@ def make_schedule(config: Config) -> NoiseSchedule:
     return NoiseSchedule(kind=config.schedule)
 
 
-APART = ("cell_token", "class_dropout_prob")  # the published formula has no such token; dropped labels are not timed
+APART = ("cell_token", "class_dropout_prob")  # the published formula has no cell token; labels are never dropped here
 
 
 def _config(name: str, preset: str, classes: int, clamp_min: float | None, batch: int) -> Config:

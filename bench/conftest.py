@@ -1,4 +1,4 @@
-"""What every benchmark uses: the options, the gate before each timing, and the report at the end."""
+"""Shared parts of all benchmarks: options, the check before each timing, and the report at the end."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ RECORD = pytest.StashKey[Record]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("wbdit")
-    group.addoption("--quick", action="store_true", help="Tiny sizes and five rounds: tries the machinery, no result.")
-    group.addoption("--out", type=Path, default=Path(__file__).parent / "out", help="Folder that gets bench.json.")
+    group.addoption("--quick", action="store_true", help="Tiny sizes and five rounds: tests the code, no result.")
+    group.addoption("--out", type=Path, default=Path(__file__).parent / "out", help="Folder for bench.json.")
 
 
 def pytest_configure(config):
@@ -40,16 +40,16 @@ def record(request):
 
 @pytest.fixture
 def timed(benchmark, record):
-    """Return the one way to time a row: only after its check, and not at all if that is red.
+    """Return a function that times a row if its check passes, and fails if not.
 
-    Before each round of a denoiser its baseline takes a step, and the product that sets its floor: their times give
-    the row's ratios. `fresh` makes what a step is taken on, untimed.
+    Before each round of a denoiser's row, its baseline and the product that sets its floor run once; the ratios use
+    their times. `fresh` creates the argument of a step and is not timed.
     """
 
     def timed(subject, error, step, fresh=None, baseline=None):
-        if not error <= subject.tolerance:  # written so that NaN is red
+        if not error <= subject.tolerance:  # in this form NaN fails
             record.red.add(subject.id)
-            message = f"{subject.id}: off by {error:.1e} from fp64, {subject.tolerance:.0e} allowed"
+            message = f"{subject.id}: error {error:.1e} against fp64, {subject.tolerance:.0e} allowed"
             pytest.fail(f"{message}; not timed", pytrace=False)
         baselines, products = [], []
 
@@ -60,7 +60,7 @@ def timed(benchmark, record):
             return (() if fresh is None else (fresh(),)), {}
 
         rounds, iterations = (record.settings.fewest, 1) if fresh else record.settings.plan(step)
-        if subject.what.startswith("op "):  # too short to be timed one call at a time
+        if subject.what.startswith("op "):  # too short to time single calls
             benchmark.pedantic(step, rounds=rounds, iterations=iterations, warmup_rounds=1)
         else:
             iterations, multiply = 1, record.product_step(*subject.product, subject.precision)

@@ -1,4 +1,4 @@
-"""The denoisers that are compared, each as one row: whose formula, compiled or not, in which precision."""
+"""The denoisers that are compared, one row each: formula, compiled or eager, precision."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
     ours: bool = False
 
     def call(self, model: nn.Module) -> Forward:
-        """Return the row's denoiser on a model's weights, as a function of (x, t, y)."""
+        """Return the row's denoiser with a model's weights, as a function of (x, t, y)."""
         forward = functools.partial(self.forward, model)
         forward = torch.compile(forward, dynamic=False) if self.compiled else forward
         if self.precision == "fp32":
@@ -48,11 +48,11 @@ class Row:
 
     @property
     def blocks(self) -> str:
-        """Return the kind of its blocks, as flops.py counts them."""
+        """Return the kind of the model's blocks, as flops.py names it."""
         return "white" if self.kind is wbdit.WBDiT else "black"
 
     def backend(self) -> AbstractContextManager[None]:
-        """Give ours the kernels and the others plain PyTorch, whatever the environment says."""
+        """Return a context with kernels for ours and plain PyTorch for others, regardless of the environment."""
         return wbdit.backend("auto" if self.ours else "reference")
 
 
@@ -70,7 +70,7 @@ ROWS = {
 }
 
 
-# on a GPU bf16 is what everybody computes in
+# bf16 is the usual precision on a GPU
 GPU_ROWS = {
     row.name: row
     for row in (
@@ -85,7 +85,7 @@ GPU_ROWS = {
 
 
 def train_step(call: Forward, parameters: list[Tensor], inputs: Inputs) -> Callable[[], None]:
-    """Return one step of training: forward, loss, backward, update."""
+    """Return a training step: forward, loss, backward, update."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step() -> None:
@@ -97,7 +97,7 @@ def train_step(call: Forward, parameters: list[Tensor], inputs: Inputs) -> Calla
 
 
 def gradients_of(call: Forward, inputs: Inputs) -> None:
-    """Leave the loss's gradients on the parameters."""
+    """Compute the loss's gradients into the parameters' ``grad``."""
     out = call(inputs.x, inputs.t, inputs.y)
     mse_loss(out.to(inputs.target.dtype), inputs.target).backward()
 
@@ -107,7 +107,7 @@ def trained(model: nn.Module) -> list[Tensor]:
 
 
 class AtLabels:
-    """A row's denoiser at fixed labels, as the samplers take it."""
+    """A row's denoiser at fixed labels, with the interface that samplers expect."""
 
     def __init__(self, call: Forward, y: Tensor | None, prediction: Prediction) -> None:
         self.call = call
@@ -119,7 +119,7 @@ class AtLabels:
 
 
 def sample(call: Forward, config: Config, inputs: Inputs, calls: int) -> Tensor:
-    """Sample as many cells as there are inputs by so many calls of DDIM, the noise drawn by its address."""
+    """Sample one cell per input with the given number of DDIM calls and counter-based noise."""
     schedule, cells, device = make_schedule(config), len(inputs.x), inputs.x.device
     noise = samplers.PhiloxNoise(0, torch.arange(cells, device=device), (1, config.model["input_size"]))
     denoiser = AtLabels(call, inputs.y, config.model["prediction"])
@@ -128,7 +128,7 @@ def sample(call: Forward, config: Config, inputs: Inputs, calls: int) -> Tensor:
 
 
 class Expected:
-    """The same model in fp64: the published formula, or a DiT itself."""
+    """The same model in fp64: the published formula, or the DiT itself."""
 
     def __init__(self, row: Row, config: Config, device: torch.device | str = "cpu") -> None:
         self.model = make_model(row.kind, config).double().to(device)

@@ -1,7 +1,7 @@
-"""Compile the kernels for GPUs that are not here: the project's own launches, on CPU tensors, with nothing launched.
+"""Compile the kernels for any GPU without having it: the project's own launches on CPU tensors, without running them.
 
-Triton asks its driver for the target and hands it the binary. A driver that claims to be a given GPU and loads nothing
-makes every launch a compilation, by the very arguments, options and specializations that a user's launch has.
+Triton asks its driver for the target and gives it the binary. With a driver that reports a chosen GPU and loads
+nothing, every launch only compiles, with the same arguments, options and specializations as a real launch.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-# shared memory that one program may take, in bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA)
+# shared memory available to one program, in bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA)
 SHARED = {75: 65536, 80: 166912, 86: 101376, 90: 232448, 100: 232448, 120: 101376, "gfx942": 65536}
 _serial = itertools.count()
 
 
 class DryDriver(DriverBase):
-    """A driver of one GPU of an architecture, an int for NVIDIA's compute capability and a name for AMD's."""
+    """Driver of one GPU of an architecture: an int for NVIDIA's compute capability, a name for AMD."""
 
     def __init__(self, arch: int | str) -> None:
         backend, warp = ("cuda", 32) if isinstance(arch, int) else ("hip", 64)
         self.target = GPUTarget(backend, arch, warp)
-        self.device = (arch, next(_serial))  # never seen before, so that nothing counts as compiled
+        self.device = (arch, next(_serial))  # a new key each time, so that nothing counts as already compiled
         properties = {
             "max_shared_mem": SHARED[arch],
             "multiprocessor_count": 132,
@@ -52,23 +52,23 @@ class DryDriver(DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
-        """Say yes: Triton would otherwise look for a GPU."""
+        """Return True, since Triton would otherwise look for a GPU."""
         return True
 
     def map_python_to_cpp_type(self, ty: str) -> str:
-        """Return a type's name; the launcher that would need it is not built."""
+        """Return the type unchanged; the launcher that would need it is not built."""
         return ty
 
     def get_current_target(self) -> GPUTarget:
-        """Return what to compile for."""
+        """Return the target to compile for."""
         return self.target
 
     def get_active_torch_device(self) -> torch.device:
-        """Return where the tensors are."""
+        """Return the device of the tensors."""
         return torch.device("cpu")
 
     def get_benchmarker(self) -> Any:
-        """Return a benchmark under which every configuration is as fast as another."""
+        """Return a benchmark function that reports the same time for every configuration."""
         return lambda launch, quantiles=None, **options: (launch(), [1.0] * len(quantiles or (1,)))[1]
 
     def get_current_device(self) -> Any:
@@ -76,20 +76,20 @@ class DryDriver(DriverBase):
         return self.device
 
     def set_current_device(self, device: Any) -> None:
-        """Do nothing: there is one."""
+        """Do nothing: there is only one device."""
 
     def get_current_stream(self, device: Any) -> int:
         """Return the default stream."""
         return 0
 
     def assemble_tensormap_to_arg(self, info: Any, args: Any) -> Any:
-        """Return the arguments as they are."""
+        """Return the arguments unchanged."""
         return args
 
 
 @contextmanager
 def dry(arch: int | str) -> Iterator[list[Any]]:
-    """Compile every launch inside a ``with`` block for `arch`, and list the compiled kernels."""
+    """Compile every launch inside a ``with`` block for `arch`; yield the list of compiled kernels."""
     compiled: list[Any] = []
     driver = DryDriver(arch)
 
@@ -107,7 +107,7 @@ def dry(arch: int | str) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes, and how many instructions of some kinds it has."""
+    """Resources of a compiled kernel, and counts of some kinds of instructions."""
 
     name: str
     warps: int
@@ -120,17 +120,17 @@ class Resources:
 
     @property
     def registers_of_a_program(self) -> int:
-        """Registers of all threads of a program; a multiprocessor has 65,536."""
+        """Registers per program, over all its threads; a multiprocessor has 65,536."""
         return self.registers * self.warps * 32
 
 
-# the matrix and copy instructions that an architecture should be using, as its disassembly names them
+# names of the matrix and copy instructions expected in each architecture's disassembly
 MATRIX = {75: r"HMMA", 80: r"HMMA", 86: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA", 120: r"HMMA"}
 ASYNCHRONOUS = r"LDGSTS|UTMALDG"
 
 
 def resources(kernel: Any, arch: int) -> Resources:
-    """Read a compiled kernel with the tools that come with triton: NVIDIA's only."""
+    """Return the resources of a compiled kernel, read with the NVIDIA tools that triton includes."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

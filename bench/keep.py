@@ -1,4 +1,4 @@
-"""Make the file that is kept in bench/results: ratios and fractions, no times, no machine's name.
+"""Write the file that is kept in bench/results: ratios and fractions, without times and the machine's name.
 
 python bench/keep.py bench/out/bench.json bench/results/NAME.json
 """
@@ -22,7 +22,7 @@ OF_A_ROW = (
 
 
 def kept(result):
-    """Return what of a result does not name the machine; what its processor can do stays, as ratios depend on it."""
+    """Return a result without times and the machine's name; processor features stay, since ratios depend on them."""
     machine = result["machine"]
     return {
         "format": result["format"],
@@ -44,7 +44,7 @@ def rounded(value):
 def main(source, target):
     result = read(source)
     if result["quick"]:
-        refuse(f"{source}: a quick run tries the machinery, its figures are not kept")
+        refuse(f"{source}: numbers of a quick run mean nothing; give the result of a full run")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(json.dumps(kept(result), indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""What a result depends on besides the code: processor, threads, versions, commit."""
+"""The environment of a result: processor, threads, versions, commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def machine() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if flag in present],
-        "kernels": cpu.cpu_level(),  # "none" where they could not be built, and ours is plain PyTorch
+        "kernels": cpu.cpu_level(),  # "none" if they could not be built; ours is then plain PyTorch
     }
 
 
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit, with a plus where the tree differs from it; "unknown" outside a repository."""
+    """Return the commit, with a plus if the tree differs from it; "unknown" outside a repository."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

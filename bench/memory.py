@@ -1,9 +1,9 @@
-"""Peak memory of one row, in MiB above the starting point: bench_memory.py runs it in a fresh process for each.
+"""Peak memory of one row, in MiB above the starting point; bench_memory.py runs it in a fresh process per row.
 
     python bench/memory.py CONFIG ROW forward|train [--quick]
 
-The starting point is the model with its inputs, after a tiny model has gone the same way, so that libraries and kernels
-are loaded. The optimizer's two moments count as part of a train step, for every row alike.
+The starting point is the memory with the model and its inputs, after a tiny model has run the same step to load
+libraries and kernels. A train step includes the optimizer's two moments, for every row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from denoisers import ROWS, train_step, trained
 def peak() -> float:
     """Return the largest resident size so far, in MiB."""
     try:
-        # not ru_maxrss, which Linux starts at the size of the process that started this one
+        # not ru_maxrss: on Linux it starts at the size of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
     except OSError:

@@ -1,10 +1,10 @@
-"""One phase of the model, warmed up, for Nsight: a forward, a train step, or sampling.
+"""Run one phase of the model, after a warm-up, under Nsight: a forward, a train step, or sampling.
 
     nsys profile -t cuda,nvtx -c cudaProfilerApi -o train python bench/nsight.py train
     ncu --nvtx --nvtx-include "run_blocks/" -c 12 python bench/nsight.py forward
 
-What lies between is in docs/profiling.md. It runs from an unpacked tree, with torch, triton and numpy alone. Without a
-GPU it times the phase.
+docs/profiling.md explains the recorded ranges. The script runs from an unpacked tree and needs only torch, triton and
+numpy. Without a GPU it times the phase.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-import uninstalled  # noqa: F401  first: it says where the project lies
+import uninstalled  # noqa: F401  first: it sets the import paths
 from configs import Config, gpu_configs, make_inputs, make_model
 from denoisers import ROWS, sample, train_step, trained
 
 from wbdit.profiling import nvtx, span
 
-WARM = 3  # compiling and choosing block sizes stay out of the picture
+WARM = 3  # steps before recording, so that compilation and autotuning are not recorded
 
 
 def phases(config: Config, batch: int, device: torch.device, calls: int) -> dict[str, Callable[[], object]]:
-    """Return a step of each phase, on the configuration's own sizes and types."""
+    """Return a factory of each phase's step, for the configuration's sizes."""
     row = ROWS["ours, bf16"]
     inputs = make_inputs(config, batch).to(device)
 
@@ -55,20 +55,18 @@ def positive(text: str) -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Run a phase of the model between the start and the stop of a profiler."
-    )
+    parser = argparse.ArgumentParser(description="Run a phase of the model between the profiler's start and stop.")
     parser.add_argument("phase", choices=["forward", "train", "sampling"])
     parser.add_argument("--model", choices=["published", "base"], default="published")
-    parser.add_argument("--batch", type=positive, default=256, help="cells")
-    parser.add_argument("--steps", type=positive, default=3, help="of the phase, recorded")
-    parser.add_argument("--calls", type=positive, default=15, help="of the model, in sampling")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the script")
+    parser.add_argument("--batch", type=positive, default=256, help="cells per batch")
+    parser.add_argument("--steps", type=positive, default=3, help="recorded steps of the phase")
+    parser.add_argument("--calls", type=positive, default=15, help="calls of the model per sampling path")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Warm up, then run the phase between the start and the stop of a profiler."""
+    """Warm up, then run the phase between the profiler's start and stop."""
     given = parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = phases(gpu_configs(given.quick)[given.model], given.batch, device, given.calls)[given.phase]()
@@ -85,9 +83,9 @@ def main() -> None:
         if gpu:
             torch.cuda.synchronize()
     milliseconds = (time.perf_counter() - start) / given.steps * 1e3
-    print(f"{given.phase}, {given.model}, {given.batch} cells on {device.type}: {milliseconds:.2f} ms a step")
+    print(f"{given.phase}, {given.model}, {given.batch} cells on {device.type}: {milliseconds:.2f} ms per step")
     if nvtx is None:
-        print('the ranges are PyTorch\'s own, in no domain: ncu --nvtx-include "run_blocks/", not "wbdit@run_blocks/"')
+        print('the NVTX ranges have no domain: use ncu --nvtx-include "run_blocks/", not "wbdit@run_blocks/"')
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of operations: what each is given, how it is called, and what it costs."""
+"""The table of operations: inputs, call, and FLOP count of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Values = dict[str, Tensor]
 
 
 class Draw:
-    """Seeded tensors of the sizes that a configuration has, in fp64."""
+    """Seeded random tensors in fp64, with the sizes of a configuration."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -32,7 +32,7 @@ class Draw:
         return self.normal(self.config.batch, self.config.tokens, self.d)
 
     def rows(self, *names: str) -> Values:
-        """Shifts, scales and gates: one row a sample."""
+        """Return shifts, scales and gates: one row per sample."""
         return {name: 0.5 * self.normal(self.config.batch, self.d) for name in names}
 
     def cells(self, *names: str) -> Values:
@@ -42,7 +42,7 @@ class Draw:
         return self.normal(self.d, self.d) / self.d**0.5
 
     def counts(self) -> Values:
-        """Two to 27 levels a gene, some ten on average, and cells noised from levels that they may be of."""
+        """Return inputs of the count ops: 2 to 27 levels per gene, about 10 on average, and noised cells."""
         cells, genes, levels = self.config.batch, self.config.model["input_size"], 27
         drawn = {
             name: torch.rand(shape, generator=self.generator, dtype=torch.float64)
@@ -73,7 +73,7 @@ class Draw:
         }
 
     def sparse_coding(self) -> Values:
-        """Tokens that stay clear of the threshold: at it, the last bit decides between two gradients."""
+        """Return tokens whose step is not close to the threshold, where the last bit decides between two gradients."""
         folded = ops.fold(self.dictionary())
         before = self.tokens()
         before += 1e-3 * before.sign()
@@ -83,14 +83,14 @@ class Draw:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of wbdit.ops: how its inputs are drawn, how it is called, what its products count."""
+    """An operation of wbdit.ops: its inputs, its call, and the FLOPs of its products."""
 
     name: str
     make: Callable[[Draw], Values]
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     precisions: tuple[str, ...] = ("fp32", "bf16")
     gradient: bool = True
-    fixed: tuple[str, ...] = ()  # inputs that take no gradient
+    fixed: tuple[str, ...] = ()  # inputs without a gradient
     count: Callable[[flops.Sizes], int] | None = None
     gradient_count: Callable[[flops.Sizes], int] | None = None
 
@@ -99,9 +99,9 @@ class Operation:
         return out if isinstance(out, tuple) else (out,)
 
     def differentiate(self, values: Values) -> tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor, ...]]]:
-        """Return the outputs, and a step that computes the gradients of all floating inputs from the kept forward.
+        """Return the outputs, and a step that computes gradients from the retained graph.
 
-        Inputs that are `fixed` have none.
+        The gradients are those of all floating-point inputs that are not `fixed`.
         """
         leaves = {
             k: v.clone().requires_grad_() if v.is_floating_point() and k not in self.fixed else v
@@ -115,7 +115,7 @@ class Operation:
 
 
 def cast(values: Values, precision: str) -> Values:
-    """Round fp64 tensors to what an operation is given: in bf16 all are, but for the residual stream `x`, in fp32."""
+    """Cast fp64 tensors to a precision; with bf16, the residual stream `x` is fp32 and all others are bf16."""
     low = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     types = {name: torch.float32 if name == "x" and precision == "bf16" else low for name in values}
     return {name: v.to(types[name]) if v.is_floating_point() else v for name, v in values.items()}
@@ -126,12 +126,12 @@ def mssa(w: Tensor, heads: Tensor) -> Tensor:
 
 
 def sampler_step(x: Tensor, out: Tensor, noise: Tensor) -> Tensor:
-    """A step of ancestral DDIM."""
+    """Return one step of ancestral DDIM."""
     return ops.sampler_step(x, out, noise=noise, a=1.01, b=-0.1, e=0.2)
 
 
 def drawing_step(x: Tensor, out: Tensor, samples: Tensor) -> Tensor:
-    """The same step, its noise drawn on the way."""
+    """Return the same step with noise that the op draws itself."""
     return ops.sampler_step(x, out, a=1.01, b=-0.1, e=0.2, samples=samples, seed=7, step=1)
 
 
@@ -165,7 +165,7 @@ OPERATIONS = _by_name(
         ),
         Operation(
             "mssa",
-            # at half the size no token attends to itself alone
+            # scaled by 0.5, so that no token attends to itself alone
             lambda n: {"w": 0.5 * n.tokens(), "heads": torch.tensor(n.config.model["num_heads"])},
             mssa,
             count=flops.mssa,
@@ -185,7 +185,7 @@ OPERATIONS = _by_name(
             count=ista_flops,
             gradient_count=twice(ista_flops),
         ),
-        # the rest is fp32 wherever it is used: weights before they are rounded, cells, and random numbers
+        # the rest is always fp32: weights before rounding, cells, and random numbers
         Operation(
             "fold",
             lambda n: {"dictionary": n.dictionary()},

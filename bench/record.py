@@ -1,4 +1,4 @@
-"""What a run found: rows, memory, and what is absent; from times to ratios."""
+"""The results of a run: rows, memory, absent rows, and ratios computed from times."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import wbdit
 
 @dataclass(frozen=True)
 class Subject:
-    """One row before it is timed: what it is, what it is compared with, and what it is held to.
+    """One row before timing: its names, its baseline, and its tolerance.
 
-    `scale` turns the time of a step into the row's, where a step is part of it, and `baseline_scale` the baseline's.
-    `flops` is the row's arithmetic; its floor is the time that products of the shape `product` = (rows, d) need for as
-    much.
+    `scale` converts the time of a step into the row's time if the step is only a part of it; `baseline_scale` does so
+    for the baseline. `flops` is the row's FLOP count. Its floor is the time that matrix products of shape `product` =
+    (rows, d) need for as many FLOPs.
     """
 
     config: str
@@ -46,7 +46,7 @@ class Subject:
 
 
 class Record:
-    """Everything one run measured."""
+    """All measurements of one run."""
 
     def __init__(self, quick: bool, settings: Settings) -> None:
         self.quick = quick
@@ -54,7 +54,7 @@ class Record:
         self.rows: dict[str, dict[str, Any]] = {}
         self.memory: list[dict[str, Any]] = []
         self.absent: list[dict[str, Any]] = []
-        self.red: set[str] = set()  # the ids of rows whose check failed
+        self.red: set[str] = set()  # ids of rows whose check failed
         self.products: dict[tuple[int, int, str], list[float]] = {}
         self._steps: dict[tuple[int, int, str], Callable[[], object]] = {}
 
@@ -67,7 +67,7 @@ class Record:
         baselines: list[float] | None = None,
         products: list[float] | None = None,
     ) -> None:
-        """Add a row; what was timed before each of its rounds gives its ratios, round by round."""
+        """Add a row; its ratios use the baseline and product times measured before each of its rounds."""
         row = {
             "id": subject.id,
             "config": subject.config,
@@ -93,7 +93,7 @@ class Record:
         self.rows[subject.id] = row
 
     def add_floor(self, subject: Subject, precision: str) -> None:
-        """Add the arithmetic floor of a row as a row of its own."""
+        """Add the arithmetic floor of a row as a separate row."""
         name = f"arithmetic floor, {precision}"
         identity = f"{subject.config} / {subject.what} / {name}"
         self.rows[identity] = {
@@ -147,7 +147,7 @@ class Record:
         return self._steps[key]
 
     def product_seconds(self, rows: int, d: int, precision: str) -> list[float]:
-        """Time one product of (rows, d) by (d, d), once a run."""
+        """Return the seconds of one product of (rows, d) by (d, d), measured once per run."""
         key = (rows, d, precision)
         if key not in self.products:
             step = self.product_step(*key)
@@ -169,5 +169,5 @@ class Record:
 
 
 def _paired(before: list[float] | None, times: list[float], scale: float = 1.0) -> float | None:
-    """Return the median ratio of what was timed before each round to the round: both saw the same machine."""
+    """Return the median ratio of the time before each round to the round's own; both had the same machine load."""
     return float(np.median(np.divide(before, times))) * scale if before else None

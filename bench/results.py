@@ -1,4 +1,4 @@
-"""Read a result, whole (bench.json) or kept (ratios alone)."""
+"""Read a result: complete (bench.json) or reduced to ratios (bench/results)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 def read(path: str) -> dict[str, Any]:
-    """Return a result; leave with one line and exit status 2 if the file is none."""
+    """Return a result; if the file is not one, exit with a one-line message and status 2."""
     try:
         result = json.loads(Path(path).read_text())
         known = result["format"] == FORMAT
@@ -20,13 +20,13 @@ def read(path: str) -> dict[str, Any]:
     except OSError as error:
         refuse(f"{path}: {error.strerror}")
     except (ValueError, KeyError, TypeError):
-        refuse(f"{path}: not a result of make bench")
+        refuse(f"{path}: not a result file of make bench")
     if not known:
-        refuse(f"{path}: format {result['format']}, this code reads {FORMAT}")
+        refuse(f"{path}: has format {result['format']}, but this code reads format {FORMAT}")
     return result
 
 
 def refuse(why: str) -> NoReturn:
-    """Say why on stderr and leave with exit status 2."""
+    """Print the reason to stderr and exit with status 2."""
     print(why, file=sys.stderr)
     raise SystemExit(2)

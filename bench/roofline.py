@@ -1,10 +1,10 @@
-"""What each GPU launch cannot be faster than: its bytes over the card's copy speed, or its FLOPs over its products'.
+"""Roofline of each GPU launch: its bytes over the copy speed or its FLOPs over the product speed, whichever is longer.
 
     python bench/roofline.py                                # predicted for an H100: 3.0 TB/s, 800 TFLOP/s
-    python bench/roofline.py bench/out/gpu-A.jsonl          # beside what a run of bench/gpu.sh A measured
+    python bench/roofline.py bench/out/gpu-A.jsonl          # with the times that a run of bench/gpu.sh A measured
 
-Bytes are those that must move once: operands read, results written; what stays in the L2 cache counts nothing. FLOPs
-are those of matrix products. With a file, the ceilings are that run's own.
+Each operand counts as read once and each result as written once; data that stays in the L2 cache is not counted. FLOPs
+are those of matrix products. With a file, the ceilings are those of that run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parent / "gpu"))
 
 H100 = (3.0e12, 800e12)  # bytes and bf16 FLOPs per second
 FP32 = 4
-LEVELS = 10  # of a gene's counts, on average
+LEVELS = 10  # count levels per gene, on average
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,28 @@ class Shape:
 
     @property
     def values(self) -> int:
-        """Numbers in one tensor of tokens."""
+        """Number of values in one token tensor."""
         return self.batch * self.tokens * self.d
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a launch moves and multiplies."""
+    """Bytes that a launch moves and FLOPs of its products."""
 
     bytes: float
     flops: float = 0.0
 
     def seconds(self, bytes_per_second: float, flops_per_second: float) -> float:
-        """Return the time that the slower of the two takes."""
+        """Return the time of the slower of the two."""
         return max(self.bytes / bytes_per_second, self.flops / flops_per_second)
 
 
 def costs(s: Shape, low: int = 2) -> dict[str, Cost]:
-    """Return the cost of every launch that `bench/gpu.sh` times, by name; `low` is the bytes of a product's number."""
+    """Return the cost of every launch that `bench/gpu.sh` times, by name; `low` is the bytes per product operand."""
     n, wide = s.values, FP32
     cells = s.batch * s.genes
     product = 2 * n * s.d
-    scores = 2 * n * s.tokens  # of one product of tokens with tokens, all heads together
+    scores = 2 * n * s.tokens  # FLOPs of one product of tokens with tokens, all heads together
     return {
         "adaln": Cost(n * (wide + low)),
         "adaln_backward": Cost(n * (low + 2 * wide)),
@@ -79,13 +79,13 @@ def costs(s: Shape, low: int = 2) -> dict[str, Cost]:
 
 
 def predicted(name: str, s: Shape, ceilings: tuple[float, float] = H100) -> float | None:
-    """Return a launch's roofline in seconds; a row's name begins with its launch's."""
+    """Return a launch's roofline in seconds; a row's name begins with its launch's name."""
     cost = costs(s).get(name.split()[0])
     return None if cost is None else cost.seconds(*ceilings)
 
 
 def main(arguments: list[str]) -> int:
-    """Print predicted time beside measured."""
+    """Print predicted times, and measured times if a file is given."""
     from rows import read
 
     published = Shape(1024, 200, 768, 8, 2000)
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         return 0
     path = Path(arguments[0])
     if not path.is_file():
-        print(f"no file {path}: bench/gpu.sh A writes it", file=sys.stderr)
+        print(f"no file {path}: run bench/gpu.sh A to write one", file=sys.stderr)
         return 2
     print("| launch | roofline, us | measured, us | share |\n|---|---|---|---|")
     for line in read(path):

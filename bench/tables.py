@@ -1,4 +1,4 @@
-"""A run's result as Markdown."""
+"""Markdown tables of a run's result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Result = dict[str, Any]
 
 
 def markdown(result: Result) -> str:
-    """Return the tables of rows and memory, and a line for each row that is absent."""
+    """Return the tables of rows and memory, and one line per absent row."""
     parts = [_head(result)]
     denoisers, operations = (
         [row for row in result["rows"] if row["what"].startswith("op ") == is_op] for is_op in (False, True)
@@ -36,7 +36,7 @@ def _head(result: Result) -> str:
     )
     lines = [
         "",
-        f"## {'Machinery tried, no result' if result['quick'] else 'Benchmark'}, commit {result['commit']}",
+        f"## {'Quick test run, no result' if result['quick'] else 'Benchmark'}, commit {result['commit']}",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {' '.join(machine['flags'])}",
         f"Kernels: {machine['kernels']}",
@@ -47,7 +47,7 @@ def _head(result: Result) -> str:
 
 
 def _denoisers(rows: list[Result]) -> str:
-    head = ("row", "p50", "p20 to p80", "times eager", "of its floor", "off fp64")
+    head = ("row", "p50", "p20 to p80", "times eager", "of its floor", "fp64 error")
     notes = [f"{row['name']}: {note}" for row in rows if (note := _note(row))]
     return "\n\n".join([_table(head, map(_denoiser, rows)), *notes])
 
@@ -66,12 +66,12 @@ def _denoiser(row: Result) -> tuple[str, ...]:
 
 def _note(row: Result) -> str:
     if row.get("ratio_of_kernels"):
-        parts = f"{row['ratio_of_sampler']:.2f} by fewer calls x {row['ratio_of_kernels']:.2f} by a faster call"
+        parts = f"{row['ratio_of_sampler']:.2f} from fewer calls x {row['ratio_of_kernels']:.2f} from a faster call"
         return f"{row['ratio_to_eager']:.2f} times = {parts}"
     return row.get("note", "")
 
 
-_OP_HEAD = ("operation", "shape of", "reference", "kernel", "times reference", "of its floor", "off fp64")
+_OP_HEAD = ("operation", "shape of", "reference", "kernel", "times reference", "of its floor", "fp64 error")
 _MEMORY_HEAD = ("row", "shape of", "what", "MiB", "of eager")
 
 

@@ -1,4 +1,4 @@
-"""How a row is timed: warm up, choose how many calls make a round, take at least five rounds."""
+"""Timing of a row: warm up, choose the number of calls per round, run at least five rounds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PRODUCTS = 10  # in one step that times them
+PRODUCTS = 10  # products per timed step
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Seconds that a round and a row should take, and how many rounds there may be."""
+    """Target seconds per round and per row, and the range of the number of rounds."""
 
     round_seconds: float = 0.05
     row_seconds: float = 3.0
@@ -23,7 +23,7 @@ class Settings:
     most: int = 25
 
     def plan(self, step: Callable[[], object]) -> tuple[int, int]:
-        """Warm up and return (rounds, iterations a round)."""
+        """Warm up and return (rounds, iterations per round)."""
         step()
         start = time.perf_counter()
         step()
@@ -37,7 +37,7 @@ QUICK = Settings(round_seconds=0.0, row_seconds=0.0)
 
 
 def quantiles(seconds: list[float], scale: float = 1.0) -> dict[str, float]:
-    """Return the 20th, 50th and 80th percentile of the rounds."""
+    """Return the 20th, 50th and 80th percentiles of the rounds."""
     return {f"p{q}": float(np.percentile(seconds, q)) * scale for q in (20, 50, 80)}
 
 
@@ -49,7 +49,7 @@ def clock(step: Callable[[], object]) -> float:
 
 
 def product(rows: int, d: int, precision: str) -> Callable[[], object]:
-    """Return the product that the models are made of, (rows, d) by (d, d), by torch.mm, as often as takes a while."""
+    """Return a step of `PRODUCTS` calls of torch.mm on (rows, d) by (d, d), the models' main product."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, d, generator=generator).to(dtype) for n in (rows, d))

@@ -1,7 +1,7 @@
-"""Use wbdit where it lies, installed or not: scripts for a machine with a GPU import this first.
+"""Use wbdit from the source tree, installed or not; scripts for a machine with a GPU import this first.
 
-Installed, `kernels/` and `csrc/` are `wbdit.kernels` and `wbdit.csrc`. In an unpacked tree the package's search path is
-given the folder that holds them.
+In an installation, `kernels/` and `csrc/` are `wbdit.kernels` and `wbdit.csrc`. In an unpacked tree, this module adds
+the folder that holds them to the package's search path.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests")]  # the baseline is the tests'
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests")]  # tests/ has the baseline
 
 import wbdit
 

@@ -1,11 +1,11 @@
-"""Has any figure changed? Two trees make the same things, one after the other with one thread, and all is compared.
+"""Check whether any number has changed: two trees compute the same records with one thread, and all are compared.
 
     python -m bench.witness BASE [--steps 50] [--bounds 0]
 
-BASE is a commit, held against the working tree. Recorded are the published outputs, gradients and sampling paths; the
-loss of each training step in fp32 and the trained weights, for two seeds on the demo's cells; counts and labels of the
-cells that they generate; the metrics of one evaluation. The exit status is 1 where anything differs by more than
---bounds, relative to the largest value. Some six minutes.
+BASE is a commit, compared with the working tree. The records are the published outputs, gradients and sampling paths;
+the loss of each fp32 training step and the trained weights, for two seeds on the demo's cells; counts and labels of the
+generated cells; and the metrics of one evaluation. The exit status is 1 if any record differs by more than --bounds,
+relative to the largest value. A run takes about six minutes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Record = dict[str, np.ndarray]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", help="a commit, or a folder with another tree")
+    parser.add_argument("base", help="a commit, or the folder of another tree")
     parser.add_argument("--steps", type=int, default=50, help="training steps")
-    parser.add_argument("--bounds", type=float, default=0.0, help="largest relative difference that is let pass")
+    parser.add_argument("--bounds", type=float, default=0.0, help="largest allowed relative difference")
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)  # in the tree's own process
     options = parser.parse_args()
     if options.record:
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def recorded(tree: Path, steps: int) -> Record:
-    """Return what a tree makes, from a process of its own."""
+    """Return the records of a tree, computed in a separate process."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "record.npz"
@@ -66,7 +66,7 @@ def recorded(tree: Path, steps: int) -> Record:
 
 
 def report(base: Record, head: Record, bounds: float) -> int:
-    """Print what differs; return the exit status."""
+    """Print the records that differ; return the exit status."""
     failures = 0
     for name in sorted(base.keys() | head.keys()):
         difference = compare(base.get(name), head.get(name))
@@ -78,7 +78,7 @@ def report(base: Record, head: Record, bounds: float) -> int:
 
 
 def compare(base: np.ndarray | None, head: np.ndarray | None) -> float:
-    """Return the largest difference relative to the largest value; infinite where two things are not alike."""
+    """Return the largest difference relative to the largest value; infinite if shape or type differ."""
     if base is None or head is None or base.shape != head.shape or base.dtype != head.dtype:
         return np.inf
     if np.array_equal(base, head):
@@ -94,27 +94,27 @@ def compare(base: np.ndarray | None, head: np.ndarray | None) -> float:
 
 
 def record(tree: Path, steps: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Give what a tree makes, by name."""
+    """Yield the records of a tree, by name."""
     use(tree)
     yield from published(tree)
     yield from trained(steps)
 
 
 def use(tree: Path) -> None:
-    """Take the package from the tree, wherever else it is installed."""
+    """Import the package from the tree, even if it is also installed elsewhere."""
     sys.path.insert(0, str(tree))
     import wbdit
 
     if Path(wbdit.__file__).resolve().parent.parent != tree.resolve():
-        raise SystemExit(f"wbdit came from {wbdit.__file__}, not from {tree}")
-    wbdit.__path__.append(str(tree))  # kernels/ and csrc/ lie beside it
+        raise SystemExit(f"wbdit was imported from {wbdit.__file__}, not from {tree}")
+    wbdit.__path__.append(str(tree))  # the tree has kernels/ and csrc/ beside the package
     import torch
 
     torch.set_num_threads(1)
 
 
 def published(tree: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Give outputs, gradients and sampling paths at the recorded inputs."""
+    """Yield outputs, gradients and sampling paths at the recorded inputs."""
     import torch
     from safetensors import safe_open
 
@@ -137,7 +137,7 @@ def published(tree: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def trained(steps: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Give losses, weights, cells and metrics of short runs on the demo's cells."""
+    """Yield losses, weights, cells and metrics of short runs on the demo's cells."""
     import wbdit
 
     try:
@@ -151,7 +151,7 @@ def trained(steps: int) -> Iterator[tuple[str, np.ndarray]]:
         with every_step_logged():
             generator = wbdit.fit(train, label=LABEL, steps=steps, seed=seed, precision="fp32", progress=False)
         yield f"fit/{seed}/loss", np.array([line["loss"] for line in generator.history])
-        # whatever the tensors are called
+        # sorted digests do not depend on the tensors' names
         digests = sorted(hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in generator.model.state_dict().values())
         yield f"fit/{seed}/weights", np.array(digests)
         synthetic = generator.generate(like=test, seed=seed)
@@ -164,7 +164,7 @@ def trained(steps: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def halves(cells: Any, seed: int) -> tuple[Any, Any]:
-    """Split cells in two at random, each label for itself."""
+    """Split cells into two random halves, stratified by label."""
     rng = np.random.default_rng(seed)
     first = np.zeros(cells.n_obs, bool)
     for rows in cells.obs.groupby(LABEL, observed=True).indices.values():
@@ -173,7 +173,7 @@ def halves(cells: Any, seed: int) -> tuple[Any, Any]:
 
 
 class every_step_logged:
-    """Let the training log hold every step, wherever the module with the interval lies."""
+    """Context in which training logs every step; finds the module that defines the interval."""
 
     def __enter__(self) -> None:
         import wbdit
@@ -192,7 +192,7 @@ def evaluation(real: Any, synthetic: Any, train: Any) -> Any:
 
     try:
         evaluate = wbdit.evaluate
-    except AttributeError:  # before it stood in the package itself
+    except AttributeError:  # a tree older than wbdit.evaluate
         from wbdit.evaluation import evaluate
     return evaluate(real, synthetic, train=train, label=LABEL, bootstrap=50)
 

@@ -1,13 +1,13 @@
 // adaln, gated_adaln and ista_adaln: x' = x + gate * out (+ threshold), z' = LN(x') * (1 + scale) + shift.
 //
-// Bytes a value, fp32 x and bf16 products: forward reads x, out (and z) and writes x', z': 12 (14); one pass where eager
-// PyTorch takes eight. The row (d floats) stays in L1 between its sweeps.
+// Bytes per value, with fp32 x and bf16 products: forward reads x and out (and z) and writes x' and z', 12 (14) bytes.
+// It is one pass over memory; eager PyTorch takes eight. A row (d floats) stays in L1 between its sweeps.
 
 #include "common.h"
 
 namespace wbdit {
 
-// What stands before the normalization: nothing (no out), gate * (out + bias), or, with z and no bias,
+// The update before the normalization: none (without out), gate * (out + bias), or, with z and without bias,
 // gate * relu(z + eta * out - eta * lam).
 struct Forward {
   Rows x, out, bias, z, gate, shift, scale, x_new, z_new;
@@ -29,16 +29,27 @@ struct Backward {
 namespace wbdit {
 namespace {
 
-constexpr int sum_rows = 4;  // gradients of shift, scale, gate and bias
-constexpr int64_t rows_a_task = 64;  // a sum's order is a function of the shape alone, whatever the threads
+constexpr int sum_rows = 4;          // gradients of shift, scale, gate and bias
+constexpr int64_t rows_a_task = 64;  // fixed, so that the order of summation does not depend on the number of threads
 
 void residual_adaln(Tensor x, MaybeTensor out, MaybeTensor bias, MaybeTensor z, MaybeTensor gate, Tensor shift,
                     Tensor scale, MaybeTensor x_new, Tensor z_new, double eta, double lam, double eps) {
   const int64_t batch = x.size(0), tokens = x.size(1), d = x.size(2);
-  const Forward f{rows(x),     rows(out),   rows(bias),  rows(z),     rows(gate),
-                  rows(shift), rows(scale), rows(x_new), rows(z_new), tokens,
-                  d,           static_cast<float>(eta), static_cast<float>(lam), static_cast<float>(eps)};
-  for (const Rows& t : {f.out, f.z}) STD_TORCH_CHECK(!t || t.low == f.z_new.low, "wbdit: out, z and z' differ in type");
+  const Forward f{rows(x),
+                  rows(out),
+                  rows(bias),
+                  rows(z),
+                  rows(gate),
+                  rows(shift),
+                  rows(scale),
+                  rows(x_new),
+                  rows(z_new),
+                  tokens,
+                  d,
+                  static_cast<float>(eta),
+                  static_cast<float>(lam),
+                  static_cast<float>(eps)};
+  for (const Rows& t : {f.out, f.z}) STD_TORCH_CHECK(!t || t.low == f.z_new.low, "wbdit: out, z, z_new differ in type");
   const int64_t parts = (tokens + rows_a_task - 1) / rows_a_task;
   const int64_t grain = std::max<int64_t>(1, 32768 / (d * std::min(tokens, rows_a_task) + 1));
   torch::stable::parallel_for(0, batch * parts, grain, [&](int64_t first, int64_t last) {
@@ -53,7 +64,7 @@ void residual_adaln(Tensor x, MaybeTensor out, MaybeTensor bias, MaybeTensor z, 
   });
 }
 
-// Sum the tasks' parts of sample b, in their order, and write them in the type of the gradient.
+// Add up the tasks' partial sums of sample b, in order, and write the result in the type of the gradient.
 void gather(const float* sums, int64_t parts, int64_t d, const Rows& to, int64_t b) {
   for (int64_t i = 0; i < d; ++i) {
     float sum = 0;
@@ -67,14 +78,26 @@ void gather(const float* sums, int64_t parts, int64_t d, const Rows& to, int64_t
 
 void residual_adaln_backward(Tensor dz_new, Tensor x_new, MaybeTensor dx_new, MaybeTensor out, MaybeTensor bias,
                              MaybeTensor z, MaybeTensor gate, Tensor scale, Tensor dx, MaybeTensor dout,
-                             MaybeTensor dgate, Tensor dshift, Tensor dscale, MaybeTensor dbias, double eta,
-                             double lam, double eps) {
+                             MaybeTensor dgate, Tensor dshift, Tensor dscale, MaybeTensor dbias, double eta, double lam,
+                             double eps) {
   const int64_t batch = x_new.size(0), tokens = x_new.size(1), d = x_new.size(2);
-  const Backward f{rows(dz_new), rows(dx_new), rows(x_new), rows(out), rows(bias), rows(z), rows(gate), rows(scale),
-                   rows(dx), rows(dout), tokens, d, static_cast<float>(eta), static_cast<float>(lam),
+  const Backward f{rows(dz_new),
+                   rows(dx_new),
+                   rows(x_new),
+                   rows(out),
+                   rows(bias),
+                   rows(z),
+                   rows(gate),
+                   rows(scale),
+                   rows(dx),
+                   rows(dout),
+                   tokens,
+                   d,
+                   static_cast<float>(eta),
+                   static_cast<float>(lam),
                    static_cast<float>(eps)};
   for (const Rows& t : {f.out, f.z, f.dout})
-    STD_TORCH_CHECK(!t || t.low == f.dz_new.low, "wbdit: dz', out, z and dout differ in type");
+    STD_TORCH_CHECK(!t || t.low == f.dz_new.low, "wbdit: dz_new, out, z, dout differ in type");
   const int64_t parts = (tokens + rows_a_task - 1) / rows_a_task;
   const int64_t grain = std::max<int64_t>(1, 16384 / (d * std::min(tokens, rows_a_task) + 1));
   std::vector<float> sums(batch * parts * sum_rows * d);

@@ -10,7 +10,7 @@ static inline Moments moments(const float* row, int64_t d, float eps) {
   Sum first, second;
   sweep(d, [&](int64_t i, int u, auto lane) INLINE { first.add(u, at<decltype(lane)>(row + i)); });
   const float mean = first.total() / d;
-  // a second sweep over a row in L1 costs little and does not cancel
+  // a second sweep over a row in L1 is cheap and avoids the cancellation of E[x^2] - E[x]^2
   sweep(d, [&](int64_t i, int u, auto lane) INLINE {
     const auto off = at<decltype(lane)>(row + i) - mean;
     second.add(u, off * off);
@@ -18,7 +18,7 @@ static inline Moments moments(const float* row, int64_t d, float eps) {
   return {mean, 1.f / std::sqrt(second.total() / d + eps)};
 }
 
-// Rows [begin, end) of sample b; Y is the products' type. scratch: 6 rows.
+// Forward for tokens [begin, end) of sample b; Y is the type of the matrix products. `scratch` has 6 rows.
 template <class Y>
 static void forward(const Forward& f, int64_t b, int64_t begin, int64_t end, Scratch& scratch) {
   const int64_t d = f.d;
@@ -51,7 +51,7 @@ static void forward(const Forward& f, int64_t b, int64_t begin, int64_t end, Scr
   }
 }
 
-// dLN: rows x' and dz' give dx; the modulation's gradients are added up, the normalized row goes to `normed`.
+// Backward of LayerNorm and modulation for one row: writes dx and the normalized row, adds to dshift and dscale.
 template <class Y>
 static inline void backward_norm(const float* x_new, const Y* dz, const float* dx_new, const float* scale,
                                  float* normed, float* dx, float* dshift, float* dscale, int64_t d, float eps) {
@@ -76,8 +76,8 @@ static inline void backward_norm(const float* x_new, const Y* dz, const float* d
   });
 }
 
-// Rows [begin, end) of sample b; sums the gradients of shift, scale and gate, and of the bias if there is one, into
-// `sums` (4 rows). scratch: 7 rows.
+// Backward for tokens [begin, end) of sample b. `sums` (4 rows) accumulates the gradients of shift, scale, gate and
+// bias. `scratch` has 7 rows.
 template <class Y>
 static void backward(const Backward& f, int64_t b, int64_t begin, int64_t end, Scratch& scratch, Scratch& sums) {
   const int64_t d = f.d;

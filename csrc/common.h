@@ -1,4 +1,4 @@
-// What every op needs: PyTorch's stable ABI, bf16, views of tensors as rows, and the processor's level.
+// Shared by all ops: PyTorch's stable ABI, bf16, views of tensors as rows, scratch memory and the processor level.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,7 +15,7 @@
 #include <optional>
 #include <vector>
 
-// The body of a sweep is called in several places, and must be no call: its sums live in registers.
+// Forces inlining of a sweep's body at each of its call sites, so that its sums stay in registers.
 #define INLINE __attribute__((always_inline))
 
 namespace wbdit {
@@ -46,7 +46,7 @@ inline bf16 from_float<bf16>(float v) {
   return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded)};
 }
 
-// A tensor seen as a matrix of fp32 or bf16: its last dimension is dense, all others are one, evenly spaced.
+// A view of a tensor as a matrix of fp32 or bf16: the last dimension is contiguous, all others are merged into rows.
 struct Rows {
   void* data = nullptr;
   int64_t stride = 0;
@@ -56,21 +56,21 @@ struct Rows {
   void* operator[](int64_t row) const { return static_cast<char*>(data) + row * stride * (low ? 2 : 4); }
 };
 
-// The Python side hands over contiguous tensors, and (B, d) views with rows any distance apart.
+// The Python side passes contiguous tensors, or (B, d) views with any row stride.
 static inline Rows rows(const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "wbdit: fp32 or bf16 expected");
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "wbdit: tensors must be fp32 or bf16");
   return {t.mutable_data_ptr(), t.dim() == 2 ? t.stride(0) : t.size(-1), type == ScalarType::BFloat16};
 }
 
 static inline Rows rows(const MaybeTensor& t) { return t ? rows(*t) : Rows{}; }
 
-// The first cache line that begins in some memory; it needs 16 floats to spare.
+// The first cache line boundary in `memory`, which must have 16 floats to spare.
 static inline float* aligned(std::vector<float>& memory) {
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
 }
 
-// Rows of fp32 for one thread's own use, each on a cache line of its own and off the others' cache sets.
+// fp32 rows for one thread. Rows start on cache lines, and the padding keeps them in different cache sets.
 class Scratch {
  public:
   Scratch(int64_t count, int64_t d) : stride_((d + 15) / 16 * 16 + 16), memory_(count * stride_ + 16) {}
@@ -81,7 +81,7 @@ class Scratch {
   std::vector<float> memory_;
 };
 
-// Call run(row, scratch of three rows) for every row of d numbers.
+// Call run(row, scratch) for every row of d numbers, in parallel; `scratch` has three rows.
 template <class Run>
 static void each_row(int64_t count, int64_t d, Run&& run) {
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, 16384 / (d + 1)), [&](int64_t first, int64_t last) {
@@ -90,10 +90,10 @@ static void each_row(int64_t count, int64_t d, Run&& run) {
   });
 }
 
-// Instruction sets that kernels are compiled for, lowest first.
+// Instruction sets with a compiled kernel, lowest first.
 enum class Level { baseline, avx2, avx512, avx512_bf16, amx };
 
-// The highest level this processor has, or the one that WBDIT_CPU names if that is lower (cpu_level.cpp).
+// The highest level that this processor supports, or the level named by WBDIT_CPU if that is lower (cpu_level.cpp).
 Level cpu_level();
 
 }  // namespace wbdit

@@ -1,27 +1,28 @@
-// count_mean, count_nll and its gradient: counts of a few levels a gene, given the gene's own noised value.
+// count_mean, count_nll and its gradient: counts at a few levels per gene, given the noised value of the same gene.
 //
-// logit_l = (1 - w) b0_l + w b1_l + log_odds c_l - ((x - alpha v_l) / sigma)^2 / 2, of which a softmax is taken: some 25
-// operations a cell, gene and level, and 12 bytes read a cell and gene; eager PyTorch writes each of them out by level.
+// A softmax over the levels of logit_l = (1 - w) b0_l + w b1_l + log_odds c_l - ((x - alpha v_l) / sigma)^2 / 2. It
+// takes some 25 operations per cell, gene and level, and reads 12 bytes per cell and gene. Eager PyTorch writes every
+// intermediate result to memory for each level.
 
 #include "common.h"
 
 namespace wbdit {
 
 struct Counts {
-  Rows x, log_odds, mixture, dnll;  // (B, G)
-  const float *alpha, *sigma;  // (B,)
+  Rows x, log_odds, mixture, dnll;              // (B, G)
+  const float *alpha, *sigma;                   // (B,)
   const float *log_base0, *log_base1, *values;  // (G, L)
-  const float* counts;  // (L,)
-  const int32_t* n_levels;  // (G,)
-  const uint8_t* target;  // (B, G)
-  Rows out, dmixture;  // (B, G): the mean, the likelihood or the gradient of log_odds, and that of the mixture
+  const float* counts;                          // (L,)
+  const int32_t* n_levels;                      // (G,)
+  const uint8_t* target;                        // (B, G)
+  Rows out, dmixture;              // (B, G): the mean, the NLL or the gradient of log_odds; the gradient of the mixture
   float *dlog_base0, *dlog_base1;  // (G, L)
   int64_t cells, genes, levels;
 };
 
-constexpr int64_t strip = 64;  // cells at a time: what is kept of them stays in L1
-constexpr int64_t widest = 16;  // floats a vector
-constexpr int buffers = 10;  // rows of scratch
+constexpr int64_t strip = 64;   // cells at a time: their scratch rows stay in L1
+constexpr int64_t widest = 16;  // most floats per vector
+constexpr int buffers = 10;     // rows of scratch
 
 }  // namespace wbdit
 
@@ -33,13 +34,13 @@ namespace {
 
 template <class T>
 const T* dense(const Tensor& t, ScalarType type, int64_t numel) {
-  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == numel, "wbdit: the tables of counts differ in shape or type");
+  STD_TORCH_CHECK(t.scalar_type() == type && t.numel() == numel, "wbdit: a table of counts has the wrong size or type");
   return static_cast<const T*>(t.const_data_ptr());
 }
 
 Rows cells_of(const Tensor& t, int64_t cells, int64_t genes) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == cells && t.size(1) == genes && t.scalar_type() == ScalarType::Float,
-                  "wbdit: x, log_odds and mixture must be fp32 of one shape");
+                  "wbdit: x, log_odds, mixture and dnll must be fp32 of one shape");
   return rows(t);
 }
 
@@ -61,7 +62,7 @@ Counts given(const Tensor& x, const Tensor& log_odds, const Tensor& mixture, con
   return c;
 }
 
-// Call run(first gene, scratch) for every `widest` genes: a gene's sums over cells are one task's, in one order.
+// Call run(first gene, scratch) for every block of `widest` genes. One task sums a gene over cells, in a fixed order.
 template <class Run>
 void each_block(const Counts& c, Run&& run) {
   const int64_t blocks = (c.genes + widest - 1) / widest;

@@ -1,8 +1,8 @@
-// The softmax over a gene's levels, vectors across cells. Included once for each instruction set.
+// The softmax over a gene's levels, vectorized across cells. Included once for each instruction set.
 
 #include "simd.h"
 
-constexpr int vectors_per_step = 2;  // vectors of cells taken through the levels together
+constexpr int vectors_per_step = 2;  // vectors of cells per step of the loop over levels
 constexpr int64_t unit = vectors_per_step * VL;
 constexpr float log2e = 1.44269504088896341f;
 
@@ -13,7 +13,7 @@ static inline V load_some(const float* from, int64_t n) {
   return load(some);
 }
 
-// Target levels as whole numbers, in the bits of floats so that they can be turned over.
+// Target levels as integers, stored in the bits of floats so that they can be transposed.
 static inline V load_some(const uint8_t* from, int64_t n) {
   uint8_t some[VL] = {};
   std::copy_n(from, std::min<int64_t>(n, VL), some);
@@ -23,19 +23,18 @@ static inline V load_some(const uint8_t* from, int64_t n) {
   return std::bit_cast<V>(__builtin_convertvector(b, I));
 }
 
-// A strip of cells by up to VL genes. What is (cells, genes) in memory is turned over here: row i of `strip` numbers
-// has gene i's cells side by side, zeros after the last.
+// A strip of cells by up to VL genes. Scratch memory holds it transposed: row i, `strip` numbers long, has the cells of
+// gene i side by side, and zeros after the last cell.
 struct Strip {
   int64_t cell, cells, gene, genes;
   int64_t whole() const { return (cells + unit - 1) / unit * unit; }
 
-  // `row(cell)` is where a cell's genes begin
+  // `row(cell)` points to the first gene of a cell
   template <class Row>
   void read(Row&& row, float* to) const {
     for (int64_t first = 0; first < whole(); first += VL) {
       V tile[VL];
-      for (int i = 0; i < VL; ++i)
-        tile[i] = first + i < cells ? load_some(row(cell + first + i) + gene, genes) : V{};
+      for (int i = 0; i < VL; ++i) tile[i] = first + i < cells ? load_some(row(cell + first + i) + gene, genes) : V{};
       transpose(tile);
       for (int i = 0; i < VL; ++i) store(to + i * strip + first, tile[i]);
     }
@@ -61,7 +60,7 @@ struct Strip {
   }
 };
 
-// One gene's tables, and its cells in rows.
+// One gene's tables, and its rows of cells.
 struct Gene {
   const float *base, *values, *counts, *slope;
   const float *x, *log_odds, *mixture, *alpha, *inverse;
@@ -69,12 +68,12 @@ struct Gene {
   float nan_guard;  // 0, or NaN where a table has one
 };
 
-// `vectors_per_step` vectors of a gene's cells, and what is found out about them.
+// `vectors_per_step` vectors of cells of one gene, with the maximum and the sum of their softmax.
 struct Cells {
   V x[vectors_per_step], log_odds[vectors_per_step], mixture[vectors_per_step];
   V top[vectors_per_step], sum[vectors_per_step];
 
-  // Write the logits to `logits` (size, unit) and their largest to `top`; call also(level, j, logit) on each.
+  // Write the logits to `logits` (size, unit) and their maximum to `top`; call also(level, j, logit) for each logit.
   template <class Also>
   inline INLINE void weigh(const Gene& g, int64_t cell, float* logits, Also&& also) {
     V alpha[vectors_per_step], inverse[vectors_per_step];
@@ -96,13 +95,13 @@ struct Cells {
       }
   }
 
-  // Turn the logits into exponentials and add them up; call also(level, j, exponential) on each.
+  // Replace the logits by exponentials and sum these; call also(level, j, exponential) for each of them.
   template <class Also>
   inline INLINE void exponentiate(const Gene& g, float* logits, Also&& also) {
     for (int j = 0; j < vectors_per_step; ++j) sum[j] = V{};
     for (int64_t l = 0; l < g.size; ++l)
       for (int j = 0; j < vectors_per_step; ++j) {
-        // a floor far below the last bit: what is multiplied further must not become denormal, which takes 100 cycles
+        // a floor far below rounding error: products with denormal numbers take 100 cycles
         const V e = exp2(max((load(logits + l * unit + j * VL) - top[j]) * log2e, set1(-80.f)));
         store(logits + l * unit + j * VL, e);
         sum[j] += e;
@@ -110,7 +109,7 @@ struct Cells {
       }
   }
 
-  // 0, or NaN where an input is none of a finite number: the comparisons in max and exp2 would hide it.
+  // 0, or NaN if an input is not finite: the comparisons in max and exp2 would hide a NaN.
   V nan_guard(const Gene& g, int j) const { return 0 * (x[j] + log_odds[j] + mixture[j]) + g.nan_guard; }
 };
 
@@ -118,8 +117,8 @@ static inline I is(const float* targets, int64_t l) {
   return std::bit_cast<I>(load(targets)) == static_cast<int32_t>(l);
 }
 
-// Call run(gene, strip, its row there) for each gene of a block, strip by strip, and after(strip) at a strip's end.
-// Scratch rows 0 to 4 are x, log_odds, mixture, dnll and target turned over, 8 and 9 are free.
+// Call run(gene, strip, row of the gene in it) for each gene of a block, strip by strip, and after(strip) at the end of
+// each strip. Scratch rows 0 to 4 hold x, log_odds, mixture, dnll and target, transposed; 8 and 9 are free.
 template <class Run, class After>
 static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, Run&& run, After&& after) {
   float *x = scratch.row(0), *log_odds = scratch.row(1), *mixture = scratch.row(2), *dnll = scratch.row(3),
@@ -134,7 +133,7 @@ static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, R
       if (c.target) s.read([&](int64_t row) { return c.target + row * c.genes; }, target);
       for (int64_t i = 0; i < s.whole(); ++i) {
         alpha[i] = i < s.cells ? c.alpha[cell + i] : 0;
-        inverse[i] = i < s.cells ? 0.70710678118654752f / c.sigma[cell + i] : 0;  // the half under the square
+        inverse[i] = i < s.cells ? 0.70710678118654752f / c.sigma[cell + i] : 0;  // sqrt(1/2) / sigma
       }
       for (int64_t i = 0; i < s.genes; ++i) {
         const int64_t at = (first + i) * c.levels, size = std::min<int64_t>(c.n_levels[first + i], c.levels);
@@ -154,7 +153,7 @@ static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, R
 }
 
 static void count_mean(const Counts& c, int64_t block, Scratch& scratch) {
-  float *logits = scratch.row(8), *out = scratch.row(0);  // what is written takes the place of what has been read
+  float *logits = scratch.row(8), *out = scratch.row(0);  // the output overwrites x, which has been read
   each_gene(
       c, block, scratch,
       [&](const Gene& g, const Strip& s, int64_t i) {

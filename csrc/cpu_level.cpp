@@ -1,4 +1,4 @@
-// Which instruction sets this processor has, found out once.
+// Detection of the processor's instruction sets, once per process.
 
 #include "common.h"
 
@@ -17,7 +17,7 @@ namespace {
 constexpr std::string_view names[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__) && defined(__linux__)
-// AMX tiles are a state that the kernel hands out on request (Linux, Documentation/arch/x86/xstate.rst).
+// A process must ask Linux for permission to use AMX tiles (Linux, Documentation/arch/x86/xstate.rst).
 bool request_tiles() {
   constexpr long request_permission = 0x1023, tile_data = 18;
   unsigned a, b, c, d;
@@ -60,9 +60,7 @@ Level cpu_level() {
   return level;
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
-  m.def("cpu_level() -> int");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) { m.def("cpu_level() -> int"); }
 
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CompositeExplicitAutograd, m) { m.impl("cpu_level", TORCH_BOX(&level)); }
 

@@ -1,5 +1,5 @@
-// Compile the file KERNEL once for each instruction set, in a namespace of its own, with VL floats to a vector.
-// KERNEL and what it includes per target have no include guard; ON_LEVEL calls the best copy this processor can run.
+// Compiles the file KERNEL once for each instruction set, each time in a separate namespace with vectors of VL floats.
+// KERNEL and the headers that it includes must have no include guard. ON_LEVEL calls the best copy for this processor.
 
 #if defined(__clang__)
 #define BEGIN_TARGET(t) _Pragma(STRINGIFY_(clang attribute push(__attribute__((target(t))), apply_to = function)))
@@ -33,10 +33,10 @@ namespace wbdit::baseline {
 #undef VL
 
 #if defined(__x86_64__)
-#define ON_LEVEL(...)                                                   \
+#define ON_LEVEL(...)                                               \
   (wbdit::cpu_level() >= wbdit::Level::avx512 ? avx512::__VA_ARGS__ \
    : wbdit::cpu_level() >= wbdit::Level::avx2 ? avx2::__VA_ARGS__   \
-                                                    : baseline::__VA_ARGS__)
+                                              : baseline::__VA_ARGS__)
 #else
 #define ON_LEVEL(...) baseline::__VA_ARGS__
 #endif

@@ -1,4 +1,4 @@
-// ista's epilogue, relu(z + eta * product - eta * lam), where it stands alone; inside a block it is part of ista_adaln.
+// The epilogue of ista, relu(z + eta * product - eta * lam), on its own; blocks use ista_adaln, which includes it.
 
 #include "common.h"
 
@@ -14,17 +14,15 @@ void shrink(Tensor z, Tensor product, Tensor out, double eta, double lam) {
   const int64_t d = z.size(-1);
   const Rows a = rows(z), b = rows(product), to = rows(out);
   const float step = static_cast<float>(eta), bias = static_cast<float>(eta * lam);
-  each_row(row_count(z), d, [&](int64_t row, Scratch& scratch) {
-    ON_LEVEL(shrink(a, b, to, row, d, step, bias, scratch));
-  });
+  each_row(row_count(z), d,
+           [&](int64_t row, Scratch& scratch) { ON_LEVEL(shrink(a, b, to, row, d, step, bias, scratch)); });
 }
 
 void shrink_backward(Tensor dout, Tensor out, Tensor dz) {
   const int64_t d = out.size(-1);
   const Rows g = rows(dout), o = rows(out), to = rows(dz);
-  each_row(row_count(out), d, [&](int64_t row, Scratch& scratch) {
-    ON_LEVEL(shrink_backward(g, o, to, row, d, scratch));
-  });
+  each_row(row_count(out), d,
+           [&](int64_t row, Scratch& scratch) { ON_LEVEL(shrink_backward(g, o, to, row, d, scratch)); });
 }
 
 }  // namespace

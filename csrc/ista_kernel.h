@@ -1,4 +1,4 @@
-// The threshold of ista, and its gradient's mask. Included once for each instruction set.
+// The threshold of ista, and the mask of its gradient. Included once for each instruction set.
 
 #include "sweep.h"
 
@@ -13,7 +13,8 @@ static void shrink(const Rows& z, const Rows& product, const Rows& out, int64_t 
   store_row(out, row, to, d);
 }
 
-static void shrink_backward(const Rows& dout, const Rows& out, const Rows& dz, int64_t row, int64_t d, Scratch& scratch) {
+static void shrink_backward(const Rows& dout, const Rows& out, const Rows& dz, int64_t row, int64_t d,
+                            Scratch& scratch) {
   const float *g = read(dout, row, scratch.row(0), d), *o = read(out, row, scratch.row(1), d);
   float* to = writable(dz, row, scratch.row(2));
   sweep(d, [&](int64_t i, int, auto lane) INLINE {

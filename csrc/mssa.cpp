@@ -1,8 +1,8 @@
-// mssa: softmax(w w^T / sqrt(p)) w for every head, straight from the layout (B, N, h * p) to the same.
+// mssa: softmax(w w^T / sqrt(p)) w for every head; w and the result have the layout (B, N, h * p).
 //
-// FLOPs a head: 4 N^2 p forward, 10 N^2 p backward. A head's operand (N p numbers) is packed once and stays in L2, a
-// block of its scores in L1; scores never reach memory. fp32 products on any processor; bf16 ones by AVX512-BF16 or AMX
-// where there is one, else through fp32.
+// FLOPs per head: 4 N^2 p forward, 10 N^2 p backward. The operand of a head (N p numbers) is packed once and stays in
+// L2, and a block of its scores stays in L1. Scores are never written to main memory. bf16 products use AMX or
+// AVX512-BF16 if the processor has it, else they are computed in fp32.
 
 #include "common.h"
 
@@ -16,7 +16,7 @@
 namespace wbdit {
 
 struct Head {
-  int64_t tokens, p, stride;  // stride: from token to token, h * p
+  int64_t tokens, p, stride;  // stride between tokens: h * p
 };
 
 }  // namespace wbdit
@@ -31,14 +31,14 @@ namespace wbdit::avx512_bf16 {
 #include "sweep.h"
 #include "mssa_tile_bf16.h"
 #include "mssa_kernel.h"
-}
+}  // namespace wbdit::avx512_bf16
 END_TARGET
 BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,avx2,fma,prefer-vector-width=512")
 namespace wbdit::amx {
 #include "sweep.h"
 #include "mssa_tile_amx.h"
 #include "mssa_kernel.h"
-}
+}  // namespace wbdit::amx
 END_TARGET
 #undef VL
 #endif
@@ -46,30 +46,30 @@ END_TARGET
 namespace wbdit {
 namespace {
 
-// The copy of a kernel that serves type T on this processor.
+// The best copy of a kernel for type T on this processor.
 #if defined(__x86_64__)
-#define KERNEL_FOR(T, name)                                                \
-  [] {                                                                     \
-    const Level level = cpu_level();                                 \
-    if constexpr (std::is_same_v<T, bf16>) {                               \
-      if (level >= Level::amx) return &amx::name<T>;                       \
-      if (level >= Level::avx512_bf16) return &avx512_bf16::name<T>;       \
-    }                                                                      \
-    if (level >= Level::avx512) return &avx512::name<T>;                   \
-    return level >= Level::avx2 ? &avx2::name<T> : &baseline::name<T>;     \
+#define KERNEL_FOR(T, name)                                            \
+  [] {                                                                 \
+    const Level level = cpu_level();                                   \
+    if constexpr (std::is_same_v<T, bf16>) {                           \
+      if (level >= Level::amx) return &amx::name<T>;                   \
+      if (level >= Level::avx512_bf16) return &avx512_bf16::name<T>;   \
+    }                                                                  \
+    if (level >= Level::avx512) return &avx512::name<T>;               \
+    return level >= Level::avx2 ? &avx2::name<T> : &baseline::name<T>; \
   }()
 #else
 #define KERNEL_FOR(T, name) &baseline::name<T>
 #endif
 
-// Aligned memory of this thread's own.
+// Aligned, thread-local memory.
 float* scratch(int64_t floats) {
   thread_local std::vector<float> memory;
   if (static_cast<int64_t>(memory.size()) < floats + 16) memory.resize(floats + 16);
   return aligned(memory);
 }
 
-// Call run(offset of the head's first number, number of the head) for every head of every sample.
+// Call run(offset of the head's first number, index of the head) for every head of every sample.
 template <class Run>
 void each_head(const Tensor& w, const Tensor& lse, Run&& run) {
   const int64_t heads = lse.size(1), tokens = w.size(1), width = w.size(2), p = width / heads;
@@ -87,9 +87,8 @@ void forward(const Tensor& w, const Tensor& out, const Tensor& lse) {
   const T* from = static_cast<const T*>(w.const_data_ptr());
   T* to = static_cast<T*>(out.mutable_data_ptr());
   float* sums = static_cast<float*>(lse.mutable_data_ptr());
-  each_head(w, lse, [&](int64_t at, int64_t i) {
-    kernel(from + at, to + at, sums + i * head.tokens, head, scratch(floats));
-  });
+  each_head(w, lse,
+            [&](int64_t at, int64_t i) { kernel(from + at, to + at, sums + i * head.tokens, head, scratch(floats)); });
 }
 
 template <class T>

@@ -1,31 +1,32 @@
 // Attention of one head of one sample. Included once for each instruction set and each MicroKernel.
 //
-// Every product is rows times columns through MicroKernel::tile. `Packed` holds an operand (tokens, p) in the three layouts
-// that takes: its rows; its transpose, tokens side by side; and, where an element is a pair, its pairs of rows.
+// MicroKernel::tile computes every matrix product. It needs an operand (tokens, p) in three layouts, which `Packed`
+// holds: by rows (left operand), transposed (right operand over p), and, if an element is a pair, by pairs of rows
+// (right operand over tokens).
 
 using Element = MicroKernel::Element;
 
 constexpr int64_t tile_width = MicroKernel::tile_vectors * VL;
-constexpr int64_t block_rows = 32;    // rows of scores at a time: together with one panel they stay in L1
+constexpr int64_t block_rows = 32;  // rows of scores at a time: they stay in L1 together with one panel
 constexpr int64_t block_columns = 256;
-constexpr int64_t whole_rows = 320;   // heads of no more tokens keep all scores, a symmetric matrix, in L2
+constexpr int64_t whole_rows = 320;  // up to this many tokens, the whole symmetric matrix of scores is kept in L2
 constexpr int64_t widest = std::max(block_columns, whole_rows);
 
 static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 struct Shape {
-  int64_t tokens, p;        // numbers
-  int64_t rows;             // tokens, filled up to whole tiles and vectors
-  int64_t inner;            // elements along p
-  int64_t row_stride;       // elements; the odd vector keeps rows off one another's cache sets
+  int64_t tokens, p;   // in numbers
+  int64_t rows;        // tokens, padded to full tiles and vectors
+  int64_t inner;       // p, in elements
+  int64_t row_stride;  // in elements; the extra vector puts rows in different cache sets
   int64_t column_stride;
   int64_t value_stride;
 
   Shape(int64_t tokens, int64_t p)
       : tokens(tokens),
         p(p),
-        rows(round_up(tokens, std::max({VL, MicroKernel::tile_rows,
-                                        MicroKernel::per_element * MicroKernel::inner_multiple}))),
+        rows(round_up(tokens,
+                      std::max({VL, MicroKernel::tile_rows, MicroKernel::per_element * MicroKernel::inner_multiple}))),
         inner(round_up((p + MicroKernel::per_element - 1) / MicroKernel::per_element, MicroKernel::inner_multiple)),
         row_stride(round_up(inner, VL) + VL),
         column_stride(rows + VL),
@@ -40,7 +41,7 @@ struct Packed {
   Element *rows, *columns, *values;
 };
 
-// Memory that one thread hands out piece by piece.
+// A bump allocator over one thread's memory.
 struct Arena {
   float* next;
 
@@ -58,7 +59,7 @@ static inline void copy_row(const bf16* from, float* to, int64_t p) {
   sweep(p, [&](int64_t i, int, auto lane) INLINE { put(to + i, at<decltype(lane)>(from + i)); });
 }
 
-// to (columns, rows) = from (rows, columns) transposed, both multiples of VL; any 32 bits.
+// to (columns, rows) = from (rows, columns) transposed; both are multiples of VL, elements are any 32 bits.
 static void mirror(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
                    int64_t columns) {
   for (int64_t i = 0; i < rows; i += VL)
@@ -70,7 +71,7 @@ static void mirror(const float* from, int64_t from_stride, float* to, int64_t to
     }
 }
 
-// Lay out an operand whose rows lie `stride` apart.
+// Pack an operand with the given row stride into its three layouts.
 template <class T>
 static Packed pack(const T* from, int64_t stride, const Shape& s, Arena& arena) {
   Packed packed{arena.elements(s.rows * s.row_stride), arena.elements(round_up(s.inner, VL) * s.column_stride),
@@ -99,7 +100,7 @@ static int64_t stride_of_values(const Shape& s) {
   return MicroKernel::per_element == 1 ? s.row_stride : s.value_stride;
 }
 
-// c (rows, width) = or += a (rows, inner) b (inner, width), `width` a multiple of VL, `rows` of the tile's.
+// c (rows, width) = or += a (rows, inner) b (inner, width); `width` is a multiple of VL, `rows` of tile_rows.
 template <bool add>
 static void multiply(const Element* a, int64_t lda, const Element* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
                      int64_t width, int64_t inner) {
@@ -118,15 +119,17 @@ static void multiply(const Element* a, int64_t lda, const Element* b, int64_t ld
     }
 }
 
-// Write VL weights at column j of a row that will be a left operand.
+// Write VL weights at column j of a row of a left operand.
 static inline void store_weights(float* row, int64_t j, V v) { store(row + j, v); }
 static inline void store_weights(uint32_t* row, int64_t j, V v) { store(reinterpret_cast<bf16*>(row) + j, v); }
 
-// Zero weights for the columns [from, to) that fill up the tile.
+// Set the weights of the padding columns [from, to) to zero.
 static inline void clear_weights(float* row, int64_t from, int64_t to) { std::fill(row + from, row + to, 0.f); }
-static inline void clear_weights(uint32_t* row, int64_t from, int64_t to) { std::fill(row + from / 2, row + to / 2, 0u); }
+static inline void clear_weights(uint32_t* row, int64_t from, int64_t to) {
+  std::fill(row + from / 2, row + to / 2, 0u);
+}
 
-// 1 for the columns that are tokens, 0 for those that fill up the last vector.
+// 1 for columns that are tokens, 0 for the padding of the last vector.
 static V is_token(int64_t column, int64_t tokens) {
   V v;
   for (int i = 0; i < VL; ++i) v[i] = column + i < tokens ? 1.f : 0.f;
@@ -144,10 +147,11 @@ static void multiply(bool add, const Element* a, int64_t lda, const Element* b, 
       : multiply<false>(a, lda, b, ldb, c, ldc, rows, width, inner);
 }
 
-// One row of a block of scores: weights 2^(c s - top), and the running top and sum (Milakov and Gimelshein 2018).
-// `last` is 1 for the tokens of the last vector and 0 for what fills it up. Returns what the sums so far are scaled by.
+// Online softmax for one row of a block of scores: weights 2^(c s - top), with running maximum `top` and sum `total`
+// (Milakov and Gimelshein 2018). `last` is 1 for the tokens of the last vector and 0 for its padding. Returns the
+// factor that rescales the sums so far.
 static float soften(const float* scores, Element* weights, int64_t width, V last, float c, float& top, float& total) {
-  // what fills up scores 0, and every token's score with itself is at least that
+  // padding scores are 0; they cannot exceed the maximum, since a token's score with itself is never negative
   V most = load(scores);
   for (int64_t j = VL; j < width; j += VL) most = max(most, load(scores + j));
   const float higher = std::max(top, c * largest(most));
@@ -165,8 +169,8 @@ static float soften(const float* scores, Element* weights, int64_t width, V last
   return kept;
 }
 
-// Blocks of scores, `rows` tokens by `width`, one after the other or, where all of a head's fit, in one square: then a
-// row of blocks needs to be computed from its diagonal on only, and leaves the others their part.
+// Blocks of scores, `rows` by `width` tokens. Small heads keep all scores in one square matrix: each row of blocks is
+// then computed from its diagonal on only, and its transpose fills the columns below the diagonal.
 struct Scores {
   const Shape& s;
   const Packed& u;
@@ -184,11 +188,9 @@ struct Scores {
 
   static bool fits(const Shape& s) { return MicroKernel::mirrors && s.rows <= whole_rows; }
 
-  static int64_t floats(const Shape& s) {
-    return fits(s) ? s.rows * (s.rows + VL) : block_rows * (block_columns + VL);
-  }
+  static int64_t floats(const Shape& s) { return fits(s) ? s.rows * (s.rows + VL) : block_rows * (block_columns + VL); }
 
-  // The scores of the tokens from i0 on with those from j0 on, `tiled` rows by `columns`, `stride` apart.
+  // Scores of the tokens from i0 on with those from j0 on: `tiled` rows by `columns`, with row stride `stride`.
   float* block(int64_t i0, int64_t j0, int64_t tiled, int64_t columns) const {
     const Element* rows = u.rows + i0 * s.row_stride;
     if (!whole) {
@@ -233,7 +235,7 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
       float* block = scores.block(i0, j0, tiled, width);
       Element* weights;
       if constexpr (MicroKernel::per_element == 1)
-        weights = block;  // in place: less of L1
+        weights = block;  // in place, to use less of L1
       else
         weights = low;
       for (int64_t i = 0; i < rows; ++i) {
@@ -253,7 +255,7 @@ static void forward(const T* w, T* out, float* lse, const Head& head, float* mem
   MicroKernel::end();
 }
 
-// g u^T and u g^T, one the transpose of the other: in one square where all of a head's scores are, else block by block.
+// g u^T and its transpose u g^T: in one square matrix for small heads, as in Scores, else block by block.
 struct Slopes {
   const Shape& s;
   const Packed &u, &g;
@@ -261,17 +263,19 @@ struct Slopes {
   float *square, *turned;
 
   Slopes(const Shape& s, const Packed& u, const Packed& g, const Scores& scores, Arena& arena)
-      : s(s), u(u), g(g), scores(scores), square(arena.floats(Scores::floats(s))),
+      : s(s),
+        u(u),
+        g(g),
+        scores(scores),
+        square(arena.floats(Scores::floats(s))),
         turned(arena.floats(block_rows * scores.stride)) {
     if (scores.whole)
       multiply<false>(g.rows, s.row_stride, u.columns, s.column_stride, square, scores.stride, s.rows, s.rows, s.inner);
   }
 
-  static int64_t floats(const Shape& s) {
-    return Scores::floats(s) + block_rows * (widest + VL);
-  }
+  static int64_t floats(const Shape& s) { return Scores::floats(s) + block_rows * (widest + VL); }
 
-  // Rows from i0 on, columns from j0 on, of g u^T; those of u g^T are in `turned`.
+  // The block of g u^T with rows from i0 on and columns from j0 on; the same block of u g^T goes to `turned`.
   const float* block(int64_t i0, int64_t j0, int64_t tiled, int64_t columns) const {
     const int64_t stride = scores.stride;
     if (scores.whole) {
@@ -286,9 +290,10 @@ struct Slopes {
   }
 };
 
-// lse in base 2, and each token's sum of dout * out.
+// Per token: lse in base 2 (`log_sum`), and the sum of dout * out (`delta`).
 template <class T>
-static void row_constants(const T* dout, const T* out, const float* lse, const Head& head, float* log_sum, float* delta) {
+static void row_constants(const T* dout, const T* out, const float* lse, const Head& head, float* log_sum,
+                          float* delta) {
   for (int64_t n = 0; n < head.tokens; ++n) {
     log_sum[n] = lse[n] * 1.4426950408889634f;
     const T *a = dout + n * head.stride, *b = out + n * head.stride;
@@ -306,8 +311,8 @@ static int64_t backward_floats(const Head& head) {
          block_rows * (2 * (widest + VL) + s.value_stride) + 256;
 }
 
-// The scores are symmetric, so row i of the transposed weights, exp(s_ij - lse_j), needs nothing but row i of the
-// scores: all of dw_i is the work of row i, and no sum crosses from one row to another.
+// The scores are symmetric, so row i of the transposed weights, exp(s_ij - lse_j), depends only on row i of the scores
+// (and on lse). Row i alone thus gives dw_i, and no sums across rows are needed.
 template <class T>
 static void backward(const T* dout, const T* w, const T* out, const float* lse, T* dw, const Head& head,
                      float* memory) {
@@ -316,7 +321,7 @@ static void backward(const T* dout, const T* w, const T* out, const float* lse, 
   MicroKernel::begin();
   const Packed u = pack(w, head.stride, s, arena), g = pack(dout, head.stride, s, arena);
   float *log_sum = arena.floats(s.rows), *delta = arena.floats(s.rows);
-  std::fill_n(log_sum, s.rows, std::numeric_limits<float>::infinity());  // weights of no token are 0
+  std::fill_n(log_sum, s.rows, std::numeric_limits<float>::infinity());  // gives padding columns a weight of 0
   std::fill_n(delta, s.rows, 0.f);
   row_constants(dout, out, lse, head, log_sum, delta);
   const Scores scores(s, u, arena);

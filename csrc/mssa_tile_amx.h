@@ -1,19 +1,19 @@
-// The product of the AMX kernel: tiles of 16 rows by 16 pairs of bf16 (Intel, Architecture Instruction Set Extensions).
+// Micro-kernel for AMX: tiles of 16 rows by 16 pairs of bf16 (Intel, Architecture Instruction Set Extensions).
 
 struct MicroKernel {
   using Element = uint32_t;
   static constexpr int per_element = 2;
-  static constexpr int tile_rows = 32;    // two by two tiles of sums, two of each operand: all eight
+  static constexpr int tile_rows = 32;  // 2 x 2 tiles of sums and two tiles per operand: all eight registers
   static constexpr int tile_vectors = 2;
   static constexpr bool mirrors = false;  // a product is cheaper than a transpose
   static constexpr int inner_multiple = 16;
 
-  // 64 bytes: palette 1, then from byte 16 the bytes a row and from byte 48 the rows of each of the eight tiles. Static,
-  // since GCC takes the instruction to read eight of them only and would drop the writes to a local one.
+  // 64 bytes: palette 1, then the bytes per row (from byte 16) and the rows (from byte 48) of each of the eight tiles.
+  // Static, because GCC assumes that the instruction reads only eight bytes and drops the writes to a local array.
   static void begin() {
-    alignas(64) static const uint8_t config[64] = {1,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0,  0,  0,  64, 0,  64, 0,  64, 0,
-                                                   64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 0,  0, 0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
-                                                   0,  0, 0,  0, 16, 16, 16, 16, 16, 16, 16, 16};
+    alignas(64) static const uint8_t config[64] = {1, 0,  0, 0,  0, 0,  0, 0,  0, 0,  0,  0,  0,  0,  0,  0,  64, 0, 64,
+                                                   0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,  64, 0,  0,  0,  0,  0,  0, 0,
+                                                   0, 0,  0, 0,  0, 0,  0, 0,  0, 0,  16, 16, 16, 16, 16, 16, 16, 16};
     _tile_loadconfig(config);
   }
   static void end() { _tile_release(); }

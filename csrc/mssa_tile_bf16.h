@@ -1,11 +1,11 @@
-// The product of the AVX512-BF16 kernel: an element is a pair of bf16, neighbors along the inner dimension.
+// Micro-kernel for AVX512-BF16: an element is a pair of bf16, adjacent along the inner dimension.
 
 struct MicroKernel {
   using Element = uint32_t;
   static constexpr int per_element = 2;
   static constexpr int tile_rows = 8;
   static constexpr int tile_vectors = 3;
-  static constexpr bool mirrors = true;  // a product of the symmetric scores costs more than a transpose
+  static constexpr bool mirrors = true;  // computing symmetric scores costs more than transposing them
   static constexpr int inner_multiple = 1;
 
   static void begin() {}

@@ -1,11 +1,11 @@
-// The product of the fp32 kernel: an element is one number. Included once for each instruction set.
+// Micro-kernel for fp32: an element is one number. Included once for each instruction set.
 
 struct MicroKernel {
   using Element = float;
-  static constexpr int per_element = 1;                      // numbers of the inner dimension in one element
-  static constexpr int tile_rows = VL == 16 ? 8 : 4;         // with tile_vectors, as many sums as the registers hold
+  static constexpr int per_element = 1;               // numbers of the inner dimension in one element
+  static constexpr int tile_rows = VL == 16 ? 8 : 4;  // with tile_vectors, as many sums as fit the registers
   static constexpr int tile_vectors = VL == 4 ? 2 : 3;
-  static constexpr bool mirrors = true;  // a product of the symmetric scores costs more than a transpose
+  static constexpr bool mirrors = true;  // computing symmetric scores costs more than transposing them
   static constexpr int inner_multiple = 1;
 
   static void begin() {}

@@ -1,12 +1,12 @@
-// normal, noising and sampler_step: the noise schedule's updates, with noise that depends on its address alone.
+// normal, noising and sampler_step: counter-based noise, the forward process and the samplers' update.
 //
-// A sampler's step reads x and the model's output and writes x': 12 bytes a value in fp32, with no noise in memory.
+// A sampler step reads x and the model's output and writes x': 12 bytes per value in fp32. Noise is never stored.
 
 #include "common.h"
 
 namespace wbdit {
 
-// Where a draw stands in the stream: the key is the seed, the counter (position / 4, sample, step).
+// Philox's arguments for one draw: the key is the seed, the counter is (position / 4, sample, step).
 struct Address {
   uint32_t key_low, key_high, step;
 
@@ -32,7 +32,7 @@ struct Step {
 namespace wbdit {
 namespace {
 
-// A tensor (B, ...) as B rows, one a sample.
+// A tensor (B, ...) as B rows, one per sample.
 Rows samples_of(const Tensor& t) {
   Rows r = rows(t);
   r.stride = t.size(0) ? t.numel() / t.size(0) : 0;
@@ -46,19 +46,30 @@ void normal(Tensor samples, Tensor out, int64_t seed, int64_t step) {
   const Address at(seed, step);
   const int64_t* sample = static_cast<const int64_t*>(samples.const_data_ptr());
   float* to = static_cast<float*>(out.mutable_data_ptr());
-  each_row(out.size(0), length, [&](int64_t row, Scratch&) {
-    ON_LEVEL(normal_row(at, sample[row], to + row * length, length));
-  });
+  each_row(out.size(0), length,
+           [&](int64_t row, Scratch&) { ON_LEVEL(normal_row(at, sample[row], to + row * length, length)); });
 }
 
 void sampler_step(Tensor x, Tensor out, MaybeTensor previous, MaybeTensor earlier, MaybeTensor noise,
-                  MaybeTensor samples, Tensor new_x, double a, double b, double c, double d, double e,
-                  double clamp_min, int64_t seed, int64_t step) {
+                  MaybeTensor samples, Tensor new_x, double a, double b, double c, double d, double e, double clamp_min,
+                  int64_t seed, int64_t step) {
   const int64_t batch = x.size(0), length = batch ? x.numel() / batch : 0;
   const auto f = [](double v) { return static_cast<float>(v); };
-  const Step s{samples_of(x), samples_of(out), samples_of(previous), samples_of(earlier), samples_of(noise),
-               samples_of(new_x), samples ? static_cast<const int64_t*>(samples->const_data_ptr()) : nullptr,
-               Address(seed, step), length, f(a), f(b), f(c), f(d), f(e), f(clamp_min)};
+  const Step s{samples_of(x),
+               samples_of(out),
+               samples_of(previous),
+               samples_of(earlier),
+               samples_of(noise),
+               samples_of(new_x),
+               samples ? static_cast<const int64_t*>(samples->const_data_ptr()) : nullptr,
+               Address(seed, step),
+               length,
+               f(a),
+               f(b),
+               f(c),
+               f(d),
+               f(e),
+               f(clamp_min)};
   each_row(batch, length, [&](int64_t row, Scratch& scratch) { ON_LEVEL(step_row(s, row, scratch)); });
 }
 
@@ -78,7 +89,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
   m.def("noising(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma, Tensor(a!) xt) -> ()");
   m.def(
       "sampler_step(Tensor x, Tensor out, *, Tensor? previous=None, Tensor? earlier=None, Tensor? noise=None, "
-      "Tensor? samples=None, Tensor(a!) new, float a, float b, float c, float d, float e, float clamp_min, int seed, int step) -> ()");
+      "Tensor? samples=None, Tensor(a!) new, float a, float b, float c, float d, float e, float clamp_min, int seed, "
+      "int step) -> ()");
   m.def("normal(Tensor samples, Tensor(a!) out, int seed, int step) -> ()");
 }
 

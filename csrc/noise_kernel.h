@@ -1,10 +1,10 @@
-// Gaussian noise by its address, and the updates it enters. Included once for each instruction set.
+// Counter-based Gaussian noise, and the updates that use it. Included once for each instruction set.
 
 #include "sweep.h"
 
-constexpr int64_t strip = 256;  // numbers drawn at a time: they stay in L1
+constexpr int64_t strip = 256;  // numbers per draw: they stay in L1
 
-// Philox4x32-10 (Salmon et al. 2011): four random words for each counter of 64 neighboring ones.
+// Philox4x32-10 (Salmon et al. 2011): four random words for each of 64 consecutive counters.
 static void philox(uint32_t first, const Address& at, uint32_t sample_low, uint32_t sample_high,
                    uint32_t (*__restrict words)[strip / 4]) {
 #pragma omp simd
@@ -27,11 +27,11 @@ static void philox(uint32_t first, const Address& at, uint32_t sample_low, uint3
   }
 }
 
-// Box and Muller: a pair of normal numbers from two words, 24 bits of each.
+// Box-Muller transform: two normal numbers from two words, 24 bits of each.
 static inline void box_muller(uint32_t radius, uint32_t angle, float& first, float& second) {
   const float u = static_cast<float>(static_cast<int32_t>(radius >> 8) + 1) * 0x1p-24f;
   const float r = std::sqrt(-2 * natural_log(u));
-  // the angle in quarter turns: the whole ones choose the quadrant, the rest, within 1/2, goes into the Taylor series
+  // the angle in quarter turns: the integer part selects the quadrant, the rest, within 1/2, goes into Taylor series
   const int32_t a = static_cast<int32_t>(angle >> 8), whole = (a + (1 << 21)) >> 22;
   const float x = static_cast<float>(a - (whole << 22)) * (1.5707963267948966f * 0x1p-22f), q = x * x;
   const float sine = x * (1 + q * (-1 / 6.f + q * (1 / 120.f + q * (-1 / 5040.f + q * (1 / 362880.f)))));
@@ -42,7 +42,7 @@ static inline void box_muller(uint32_t radius, uint32_t angle, float& first, flo
   second = r * (whole & 2 ? -s : s);
 }
 
-// Numbers [begin, begin + strip) of a sample's draw; begin is a multiple of strip.
+// Numbers [begin, begin + strip) of one sample's noise; `begin` is a multiple of `strip`.
 static void draw(const Address& at, int64_t sample, int64_t begin, float* __restrict z) {
   uint32_t words[4][strip / 4];
   philox(static_cast<uint32_t>(begin / 4), at, static_cast<uint32_t>(sample), static_cast<uint32_t>(sample >> 32),
@@ -62,7 +62,7 @@ static void normal_row(const Address& at, int64_t sample, float* out, int64_t le
   }
 }
 
-// One row of a x + b out + c previous + d earlier + e noise, with the noise read or drawn here.
+// One row of a x + b out + c previous + d earlier + e noise; the noise is read, or drawn here.
 static void step_row(const Step& s, int64_t row, Scratch& scratch) {
   const int64_t n = s.length;
   const float* __restrict x = read(s.x, row, scratch.row(0), n);
@@ -90,7 +90,7 @@ static void step_row(const Step& s, int64_t row, Scratch& scratch) {
       for (int64_t i = 0; i < count; ++i) to[begin + i] += s.e * z[i];
     }
   }
-  // not std::max: a NaN must stay one
+  // not std::max, which would drop a NaN
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = to[i] < s.clamp_min ? s.clamp_min : to[i];
   store_row(s.to, row, to, n);

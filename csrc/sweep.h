@@ -1,9 +1,9 @@
-// Sweeps over rows of fp32 or bf16, in vectors and then one by one. Included once for each instruction set.
+// Loops over rows of fp32 or bf16: full vectors, then single numbers. Included once for each instruction set.
 
 #include "simd.h"
 
-// Call body(i, unroll, T{}) for every i: T is V and i the first of VL numbers, or T is float. `unroll`, 0 to 3, lets sums
-// go in four chains, so that they do not wait for one another.
+// Call body(i, unroll, T{}) over n numbers. T is V for VL numbers from i on, or float for the single number i.
+// `unroll`, 0 to 3, selects one of four accumulators, which hide the latency of additions.
 template <class Body>
 static inline void sweep(int64_t n, Body&& body) {
   int64_t i = 0;
@@ -17,7 +17,7 @@ static inline void sweep(int64_t n, Body&& body) {
   for (; i < n; ++i) body(i, 0, 0.f);
 }
 
-// Numbers of T from memory, and back.
+// Load a V or a float from memory, and store it.
 template <class T, class From>
 static inline T at(const From* p) {
   if constexpr (std::is_same_v<T, V>)
@@ -47,7 +47,7 @@ struct Sum {
   float total() const { return sum((parts[0] + parts[1]) + (parts[2] + parts[3])) + rest; }
 };
 
-// A row as fp32: itself, or widened into the buffer.
+// A row as fp32: in place, or converted from bf16 into the buffer.
 static inline const float* read(const Rows& from, int64_t row, float* buffer, int64_t d) {
   if (!from.low) return static_cast<const float*>(from[row]);
   const bf16* source = static_cast<const bf16*>(from[row]);
@@ -55,7 +55,7 @@ static inline const float* read(const Rows& from, int64_t row, float* buffer, in
   return buffer;
 }
 
-// Where to write a row as fp32: into place, or into the buffer that store_row() narrows.
+// The memory to write an fp32 row to: the row itself, or the buffer, which store_row() converts to bf16.
 static inline float* writable(const Rows& to, int64_t row, float* buffer) {
   return to.low ? buffer : static_cast<float*>(to[row]);
 }

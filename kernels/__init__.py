@@ -1,6 +1,6 @@
 """Triton kernels, installed as ``wbdit.kernels``.
 
-One module an op, with passes that have the names and arguments of those in ``csrc/``, imported only when one first runs
-on a GPU, so that ``import wbdit`` needs no triton. They enter through :mod:`wbdit.ops.triton`. See
+Their functions have the names and arguments of those in ``csrc/``, and :mod:`wbdit.ops.triton` calls them. A module is
+imported when one of its functions first runs on a GPU, so ``import wbdit`` does not need triton. See
 ``kernels/README.md``.
 """

@@ -1,8 +1,8 @@
-"""Residual, threshold, LayerNorm and modulation in one pass over the tokens, and its gradient.
+"""Residual update, threshold, LayerNorm and modulation fused in one kernel over the tokens, and its gradient.
 
-Bytes a value with an fp32 residual stream and bf16 products: forward reads x, out (and z) and writes x', z': 12 (14).
-A row of d numbers stays in registers; a program takes the rows of one sample in turn, so that its shift, scale and
-gate are read once. The arithmetic is fp32.
+With an fp32 residual stream and bf16 matrix products, the forward kernel reads x and out (and z) and writes x' and z':
+12 (14) bytes per value. A row of d values stays in registers. A program processes several rows of one sample in turn,
+so it reads their shift, scale and gate once. The arithmetic is fp32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST = 8192  # numbers a row: more would not stay in registers
+WIDEST = 8192  # values per row; wider rows do not fit in registers
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def _write(ptr, at, value, inside):
 @triton.jit
 def _normalize(row, inside, d, eps):
     mean = tl.sum(row, 0) / d
-    off = tl.where(inside, row - mean, 0.0)  # a second sweep over registers costs little and does not cancel
+    off = tl.where(inside, row - mean, 0.0)  # a second pass over registers is cheap and avoids cancellation
     rstd = 1.0 / tl.sqrt(tl.sum(off * off, 0) / d + eps)
     return off * rstd, rstd
 
@@ -36,20 +36,20 @@ def _normalize(row, inside, d, eps):
 @triton.jit
 def _shrink(z, product, eta, threshold):
     value = z + eta * product - threshold
-    return tl.where(value < 0, 0.0, value)  # a NaN stays one
+    return tl.where(value < 0, 0.0, value)  # keeps NaN
 
 
 @triton.jit
 def _adaln_forward(
     x_ptr,  # [B, N, d] fp32 or bf16
-    out_ptr,  # [B, N, d] of the products' type; None for no half-step
+    out_ptr,  # [B, N, d], the products' dtype; None without a half-step
     bias_ptr,  # [d] or None
-    z_ptr,  # [B, N, d] or None: then the half-step has no threshold
-    gate_ptr,  # [B, d], rows gate_stride apart
-    shift_ptr,  # [B, d], rows shift_stride apart
-    scale_ptr,  # [B, d], rows scale_stride apart
-    x_new_ptr,  # [B, N, d], the type of x
-    z_new_ptr,  # [B, N, d], the products' type
+    z_ptr,  # [B, N, d]; None if the half-step has no threshold
+    gate_ptr,  # [B, d], row stride gate_stride
+    shift_ptr,  # [B, d], row stride shift_stride
+    scale_ptr,  # [B, d], row stride scale_stride
+    x_new_ptr,  # [B, N, d], dtype of x
+    z_new_ptr,  # [B, N, d], the products' dtype
     tokens,
     d,
     gate_stride,
@@ -83,23 +83,23 @@ def _adaln_forward(
                 step = _shrink(_read(z_ptr, at, inside), step, eta, threshold)
             row += gate * step
             _write(x_new_ptr, at, row, inside)
-            row = row.to(x_new_ptr.dtype.element_ty).to(tl.float32)  # the norm is that of what was kept
+            row = row.to(x_new_ptr.dtype.element_ty).to(tl.float32)  # normalize the rounded values that are stored
         normed, _ = _normalize(row, inside, d, eps)
         _write(z_new_ptr, at, normed * (1.0 + scale) + shift, inside)
 
 
 @triton.jit
 def _adaln_backward(
-    dz_new_ptr,  # [B, N, d], the products' type
-    dx_new_ptr,  # [B, N, d], the type of x, or None
-    x_new_ptr,  # [B, N, d], the type of x
-    out_ptr,  # [B, N, d] of the products' type; None for no half-step
+    dz_new_ptr,  # [B, N, d], the products' dtype
+    dx_new_ptr,  # [B, N, d], dtype of x, or None
+    x_new_ptr,  # [B, N, d], dtype of x
+    out_ptr,  # [B, N, d], the products' dtype; None without a half-step
     bias_ptr,  # [d] or None
-    z_ptr,  # [B, N, d] or None: then the half-step has no threshold
-    gate_ptr,  # [B, d], rows gate_stride apart
-    scale_ptr,  # [B, d], rows scale_stride apart
-    dx_ptr,  # [B, N, d], the type of x
-    dout_ptr,  # [B, N, d], the products' type
+    z_ptr,  # [B, N, d]; None if the half-step has no threshold
+    gate_ptr,  # [B, d], row stride gate_stride
+    scale_ptr,  # [B, d], row stride scale_stride
+    dx_ptr,  # [B, N, d], dtype of x
+    dout_ptr,  # [B, N, d], the products' dtype
     sums_ptr,  # [B, parts, 4, d] fp32
     tokens,
     d,
@@ -126,7 +126,7 @@ def _adaln_backward(
     dgate = tl.zeros((WIDTH,), tl.float32)
     dbias = tl.zeros((WIDTH,), tl.float32)
     for token in range(first, tl.minimum(first + ROWS, tokens)):
-        # all loads before the first sum over the row, which every thread of the program waits for
+        # issue all loads before the first reduction over the row, which synchronizes all threads
         at = (sample * tokens + token) * d + column
         row = _read(x_new_ptr, at, inside)
         g = _read(dz_new_ptr, at, inside)
@@ -180,9 +180,9 @@ def residual_adaln(
 ) -> None:
     """Write ``x' = x + gate * step`` to `x_new` and ``LN(x') * (1 + scale) + shift`` to `z_new`.
 
-    `step` is ``out + bias``, or, given `z`, ``relu(z + eta out - eta lam)``; without `out` there is none and x' is x.
-    In place where `x_new` is `x`, and `z_new` is `out` or `z`. Tokens ``(B, N, d)`` are dense, modulations ``(B, d)``
-    have dense rows.
+    `step` is ``out + bias``, or ``relu(z + eta out - eta lam)`` if `z` is given. Without `out` there is no step, and x'
+    is x. `x_new` may be `x`, and `z_new` may be `out` or `z`. Token tensors ``(B, N, d)`` are dense. Modulations
+    ``(B, d)`` have dense rows.
     """
     batch, tokens, d = x.shape
     if x.numel() == 0:
@@ -217,12 +217,12 @@ def residual_adaln_backward(
     lam: float = 0.0,
     eps: float,
 ) -> None:
-    """Write the gradients of :func:`residual_adaln` at x' to `dx`, `dout` and the sums over a sample's tokens.
+    """Write the gradients of :func:`residual_adaln`, given x', to `dx`, `dout` and the per-sample sums over tokens.
 
-    `dbias` is ``(B, d)``, one row a sample. Sums are formed in parts of a fixed size, in their order: no atomics.
+    `dbias` is ``(B, d)``, one row per sample. Partial sums of a fixed size are added in a fixed order, without atomics.
     """
     batch, tokens, d = x_new.shape
-    # few samples: smaller parts, for enough programs to fill a GPU; a function of the shape, so that sums repeat
+    # small inputs use smaller parts, to fill the GPU; the size depends on the shape alone, so results are reproducible
     rows = 64 if batch * tokens >= 2**16 else 16
     parts = triton.cdiv(tokens, rows)
     sums = torch.zeros if x_new.numel() == 0 else torch.empty
@@ -245,5 +245,5 @@ def _stride(rows: Tensor | None) -> int:
 
 
 def _warps(d: int) -> int:
-    """Return the warps of a program: eight to sixteen numbers of a row in each thread."""
+    """Return the number of warps per program, for 8 values of a row per thread (16 in rows wider than 4,096)."""
     return min(16, max(1, triton.next_power_of_2(d) // 256))

@@ -1,6 +1,7 @@
-"""The kernels of :mod:`wbdit.kernels.blocks`: a product each, with what stands between it and the next in its epilogue.
+"""The kernels of :mod:`wbdit.kernels.blocks`: one matrix product each, fused with the element-wise work after it.
 
-Beside a pointer stand its shape and type: M rows (tokens of all samples), B samples, "low" the products' type, bf16.
+Comments beside pointers give shape and dtype: M rows (tokens of all samples), B samples, "low" the products' dtype,
+bf16.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _product(a_ptr, w_ptr, row, column, inner, w_inner, w_column, INNER: tl.constexpr, EVEN: tl.constexpr):
-    """Return rows of a (rows, inner), dense, times columns of w, its elements `w_inner` and `w_column` apart."""
+    """Return rows of a dense matrix a (rows, inner) times columns of w, which has strides `w_inner` and `w_column`."""
     k = tl.arange(0, INNER)
     total = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
     for start in range(0, inner, INNER):
@@ -33,9 +34,9 @@ def _product(a_ptr, w_ptr, row, column, inner, w_inner, w_column, INNER: tl.cons
 
 @triton.jit
 def _tile_origin(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return this program's first row and column; programs of the same rows are neighbors, and share them in L2.
+    """Return this program's first row and column; programs of the same rows have adjacent ids and share them in L2.
 
-    The first row moves the pointers, by 64 bits; what is added to them for each number then fits into 32.
+    The first row is 64-bit and offsets the pointers once. The offsets of single values then fit into 32 bits.
     """
     stripes = tl.cdiv(width, COLUMNS)
     first = (tl.program_id(0) // stripes).to(tl.int64) * ROWS
@@ -44,7 +45,7 @@ def _tile_origin(width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _samples(first, row, count, tokens):
-    """Return the sample of the first row, and how many samples further each row lies, and the last of `count`."""
+    """Return the sample of the first row, and the sample of each row and of the last of `count` relative to it."""
     sample = first // tokens
     offset = (first - sample * tokens).to(tl.int32)
     return sample, (offset + row) // tokens, (offset + count - 1) // tokens
@@ -52,7 +53,7 @@ def _samples(first, row, count, tokens):
 
 @triton.jit
 def _moments(center_ptr, sums_ptr, row, parts, width, eps, PARTS: tl.constexpr):
-    """Return a row's center c, its mean less c, and 1 / its standard deviation."""
+    """Return each row's center c, its mean minus c, and 1 / its standard deviation."""
     part = tl.arange(0, PARTS)
     at = (row[:, None] * parts + part[None, :]) * 2
     first = tl.sum(tl.load(sums_ptr + at, mask=(part < parts)[None, :], other=0.0), 1) / width
@@ -62,21 +63,21 @@ def _moments(center_ptr, sums_ptr, row, parts, width, eps, PARTS: tl.constexpr):
 
 @triton.jit
 def _load_per_sample(ptr, further, last, stride, column, TWO: tl.constexpr):
-    """Return a table's row for each token's sample, fp32; with TWO, the rows of a tile lie in no more than two.
+    """Return the table row of each token's sample, in fp32; with TWO, a tile has tokens of at most two samples.
 
-    Two rows of numbers, broadcast, need no gather and no exchange between threads.
+    Two broadcast rows need no gather and no exchange between threads.
     """
     if TWO:
         one = tl.load(ptr + column).to(tl.float32)
         other = tl.load(ptr + last * stride + column).to(tl.float32)
         return tl.where((further == 0)[:, None], one[None, :], other[None, :])
-    else:  # noqa: RET505  a branch the compiler takes or leaves
+    else:  # noqa: RET505  resolved at compile time
         return tl.load(ptr + further[:, None] * stride + column[None, :]).to(tl.float32)
 
 
 @triton.jit
 def _half(tile, RIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return a tile's left or right half of columns."""
+    """Return the left or right half of a tile's columns."""
     left, right = tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
     if RIGHT:
         return right
@@ -86,7 +87,7 @@ def _half(tile, RIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _piece(tile, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr):
-    """Return columns from INDEX * PIECE on: an epilogue that takes pieces one after another keeps to its registers."""
+    """Return PIECE columns from INDEX * PIECE on; an epilogue that works piece by piece needs fewer registers."""
     if COLUMNS == PIECE:
         return tile
     else:  # noqa: RET505
@@ -97,13 +98,13 @@ def _piece(tile, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 
 @triton.jit
 def _clamp_index(index, count):
-    """Return indices with those that are not there put to 0: loads need no mask, and stores have one."""
+    """Return indices with those out of range set to 0, so that loads need no mask; stores are masked."""
     return tl.where(index < count, index, 0)
 
 
 @triton.jit
 def _columns(start, width, COUNT: tl.constexpr, WHOLE: tl.constexpr):
-    """Return `COUNT` columns to load from; where tiles divide the width, the compiler sees that they are neighbors."""
+    """Return `COUNT` columns to load; if tiles divide the width, the compiler sees that they are contiguous."""
     column = start + tl.arange(0, COUNT)
     return column if WHOLE else _clamp_index(column, width)
 
@@ -112,7 +113,7 @@ def _columns(start, width, COUNT: tl.constexpr, WHOLE: tl.constexpr):
 def _store_state(
     x, new_x_ptr, new_u_ptr, new_sums_ptr, scale, center, row, start, count, width, parts, PIECE: tl.constexpr
 ):
-    """Write x, u = (x - c) (1 + s), and the sums of x - c and its square over these columns."""
+    """Write x, u = (x - c) (1 + s), and the sums of x - c and of (x - c)^2 over these columns."""
     column = start + tl.arange(0, PIECE)
     keep = (row < count)[:, None] & (column < width)[None, :]
     at = row[:, None] * width + column[None, :]
@@ -163,7 +164,7 @@ def _block_project(
     out_ptr += first * width
     for index in tl.static_range(COLUMNS // PIECE):
         within = _columns(start + index * PIECE, width, PIECE, WHOLE)
-        # one table gathered: such a load has the layout of the store, which the compiler then gives the others too
+        # a gathered load has the layout of the store; gathering one table gives the other loads that layout too
         slope = _load_per_sample(slope_ptr, further, last, stride, within, False)
         level = _load_per_sample(level_ptr, further, last, stride, within, TWO)
         out = rstd[:, None] * (_piece(product, index, ROWS, COLUMNS, PIECE) - mean[:, None] * slope) + level
@@ -202,14 +203,14 @@ def _half_step_columns(
     TWO: tl.constexpr,
     SPARSIFY: tl.constexpr,
 ):
-    """Take a half-step on some of a tile's columns: its result, the gated sum, and the state for what follows."""
+    """Compute a half-step on some columns of a tile: add its gated result to x and write the state after it."""
     there, within = _clamp_index(row, count), _columns(start, width, PIECE, WHOLE)
     if SPARSIFY:
-        # z + eta z F in one: u is z's part and u F, not rounded to bf16, the product's
+        # z + eta z F in one step: u takes the place of z, and u F, not rounded to bf16, that of z F
         step = tl.load(a_ptr + there[:, None] * width + within[None, :]).to(tl.float32) + eta * product
         step -= mean[:, None] * _load_per_sample(slope_ptr, further, last, stride, within, TWO)
         step = rstd[:, None] * step + _load_per_sample(level_ptr, further, last, stride, within, TWO)
-        step = tl.where(step < 0, 0.0, step)  # a NaN stays one
+        step = tl.where(step < 0, 0.0, step)  # keeps NaN
     else:
         step = product + tl.load(bias_ptr + within).to(tl.float32)[None, :]
     x = tl.load(x_ptr + there[:, None] * width + within[None, :]).to(tl.float32)
@@ -219,19 +220,19 @@ def _half_step_columns(
 
 
 def _half_step_name(specialization):
-    """Return a half-step's name: profilers show names alone."""
+    """Return the kernel name of a half-step, which profilers show."""
     return "_block_sparsify" if specialization.constants["SPARSIFY"] else "_block_compress"
 
 
 @triton.jit(repr=_half_step_name)
 def _block_half_step(
-    a_ptr,  # [M, inner] low: what attention gave, or u
+    a_ptr,  # [M, inner] low: attention's output, or u with SPARSIFY
     w_ptr,  # [inner, width] low, any strides
-    bias_ptr,  # [width] any type; None where it sparsifies
-    slope_ptr,  # [B or 1, width] low: S; None where it compresses
-    level_ptr,  # [B or 1, width] low: T less the threshold; None where it compresses
+    bias_ptr,  # [width] any dtype; None with SPARSIFY
+    slope_ptr,  # [B or 1, width] low: S; None without SPARSIFY
+    level_ptr,  # [B or 1, width] low: T minus the threshold; None without SPARSIFY
     gate_ptr,  # [B or 1, width] low
-    scale_ptr,  # [B or 1, width] low, of what follows
+    scale_ptr,  # [B or 1, width] low, scale of the next LayerNorm
     x_ptr,  # [M, width] low
     center_ptr,  # [M] fp32
     sums_ptr,  # [M, parts, 2] fp32
@@ -259,7 +260,7 @@ def _block_half_step(
     TWO: tl.constexpr,
     SPARSIFY: tl.constexpr,
 ):
-    """Take a half-step: compress (attention's output map) or, with SPARSIFY, the thresholded step of ISTA."""
+    """Compute a half-step: compression (attention's output projection) or, with SPARSIFY, the thresholded ISTA step."""
     first, start = _tile_origin(width, ROWS, COLUMNS)
     row, count = tl.arange(0, ROWS), tl.minimum(count - first, ROWS).to(tl.int32)
     there, within = _clamp_index(row, count), _columns(start, width, COLUMNS, WHOLE)
@@ -301,7 +302,7 @@ def _block_half_step(
 
 @triton.jit
 def _block_init(
-    x_ptr,  # [M, width] any type
+    x_ptr,  # [M, width] any dtype
     scale_ptr,  # [B or 1, width] low
     new_x_ptr,  # [M, width] low
     u_ptr,  # [M, width] low
@@ -314,7 +315,7 @@ def _block_init(
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Write the state of the rows as they come: the stream, u with c = mu exactly, and the sums in their first part."""
+    """Write the initial state: the stream, u with c equal to the row's mean, and the sums, all in the first part."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < width

@@ -1,20 +1,20 @@
-"""All blocks of a white-box denoiser without gradients, op by op or in four launches each.
+"""All blocks of a white-box denoiser without gradients, op by op or in four launches per block.
 
-Wide models run op by op (:class:`Unfused`). Narrow ones may take four launches a block, if a search finds them faster;
-these have no pass of their own for LayerNorm:
+Wide models run op by op (:class:`Unfused`). Narrow models use four launches per block if autotuning finds them faster.
+These launches have no separate LayerNorm kernel.
 
-The norm z = (x - mu) r (1 + s) + b of a row stands before each product z W. It need not be known before the product is
-formed: with u = (x - c) (1 + s) for any c near mu,
+Each matrix product z W follows a modulated LayerNorm, z = (x - mu) r (1 + s) + b per row. Its mean mu and reciprocal
+standard deviation r need not be known before the product. With u = (x - c) (1 + s) for any c close to mu,
 
-    z W = r (u W - (mu - c) S) + T,        S = (1 + s) W,  T = b W,  one row of each a sample,
+    z W = r (u W - (mu - c) S) + T,        S = (1 + s) W,  T = b W,  one row of each per sample.
 
-so the kernel that makes x also writes u in bf16 and the sums of (x - c) and its square over its columns, and the next
-kernel takes u as its operand as it lies (no arithmetic between memory and the matrix units) and puts r, mu, S and T
-into its epilogue. c is the row's mean one half-step ago: the mean moves little in one, so u is all but centered, bf16
-rounds what matters, and the variance does not cancel.
+The kernel that computes x also writes u in bf16 and the sums of (x - c) and (x - c)^2 over its columns. The next kernel
+loads u as its operand, without arithmetic between memory and the matrix units, and applies r, mu, S and T in its
+epilogue. c is the row's mean before the last half-step. The mean changes little in a half-step, so u is nearly
+centered: bf16 keeps its significant digits, and the variance does not cancel.
 
-Bytes a value with a bf16 stream: projection 4, attention 4, each half-step's other product 8. FLOPs a token and block:
-6 d^2 + 4 N d. At d = 768 and N = 200 that is 225 FLOP a byte; an H100's balance is some 270.
+Bytes per value with a bf16 stream: 4 for the projection, 4 for attention, 8 for the product of each half-step. FLOPs
+per token and block: 6 d^2 + 4 N d. At d = 768 and N = 200 this is 225 FLOP per byte; an H100 is balanced at about 270.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import triton
 from torch import Tensor
 from wbdit.kernels import adaln, block_kernels, card, mssa, tuning
 
-Weights = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # of each block
+Weights = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # per block
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows and columns of the sums that a program owns, numbers a step, its warps and the depth of its pipeline.
+    """Block sizes of a fused launch: rows and columns of a program's tile, inner step, warps and pipeline stages.
 
-    The epilogue takes `piece` columns at a time.
+    The epilogue processes `piece` columns at a time.
     """
 
     rows: int
@@ -47,18 +47,17 @@ class Tiles:
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory that a program takes: both operands of a bf16 product, in each stage."""
+        """Bytes of shared memory per program: both operands of a bf16 product, for each stage."""
         return self.stages * (self.rows + self.columns) * self.inner * 2
 
 
-# The first reads the least out of L2 and wants matrix units that read shared memory. The second fits the other large
-# cards. Two programs of the third share a multiprocessor. The last fits every card, and makes enough programs of a
-# small model.
+# The first reads the least from L2 and needs matrix units that read shared memory. The second fits other large GPUs.
+# Two programs of the third share a multiprocessor. The last fits every GPU and gives small models enough programs.
 TILES = (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 4, 4), Tiles(64, 64, 64, 4, 3, 32))
 
 
 def candidates(device: torch.device) -> tuple[Tiles, ...]:
-    """Return the tiles whose programs fit a device, the expected best first; maybe none."""
+    """Return the tiles that fit a device, the expected fastest first; possibly none."""
     limits = card.card_of(device)
     widest = 256 if limits.wide_products else 128
     return tuple(tiles for tiles in TILES if tiles.shared <= limits.shared and tiles.columns <= widest)
@@ -66,24 +65,24 @@ def candidates(device: torch.device) -> tuple[Tiles, ...]:
 
 @dataclass(frozen=True)
 class Unfused:
-    """The blocks op by op: products by cuBLAS, and the passes of :mod:`wbdit.kernels.adaln` between them.
+    """The blocks op by op: cuBLAS matrix products with the kernels of :mod:`wbdit.kernels.adaln` between them.
 
-    It moves 17 tensors of tokens a block, the fused launches 12; but cuBLAS multiplies at 690 TFLOP/s on an H200 where
-    a tile and its epilogue reach 280 to 460 (1,024 x 200 tokens of 768; see kernels/README.md).
+    It moves 17 token tensors per block, the fused launches 12. Yet cuBLAS reaches 690 TFLOP/s on an H200, and a fused
+    product with its epilogue 280 to 460 (1,024 x 200 tokens of width 768; see kernels/README.md).
     """
 
 
-WIDE = 512  # width from which cuBLAS is not tried against: a search compiles for a quarter of a minute
+WIDE = 512  # from this width on tiles are not tried: a search takes 15 s to compile, and cuBLAS is faster
 
 
 def ways(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tiles | Unfused, ...]:
-    """Return the ways to run blocks with such weights, the expected best first."""
+    """Return the ways to run blocks with these weights, the expected fastest first."""
     ragged = any(size % 16 for weight in weights for size in weight.shape)  # tiles load without masks
     return (Unfused(),) if ragged or x.shape[-1] >= WIDE else (*candidates(x.device), Unfused())
 
 
 class _State:
-    """The rows between two kernels: the stream x, the operand u, the center c, and the sums over parts of a row."""
+    """State of the rows between two kernels: stream x, operand u, center c, and partial sums over each row."""
 
     def __init__(self, like: Tensor, parts: int, dtype: torch.dtype) -> None:
         count, width = like.numel() // like.shape[-1], like.shape[-1]
@@ -109,10 +108,10 @@ def run_blocks(
     lam: float,
     eps: float,
 ) -> Tensor:
-    """Return the modulated norm of the residual stream after all blocks ``(B, N, d)``, in the type of `folded`.
+    """Return the modulated LayerNorm of the residual stream after all blocks ``(B, N, d)``, in the dtype of `folded`.
 
-    Takes what :func:`wbdit.ops.reference.run_blocks` takes; d is a multiple of 16, and so is what the heads make
-    of it, or else :class:`Unfused` alone serves. The stream is kept in the products' type.
+    The arguments are those of :func:`wbdit.ops.reference.run_blocks`. Unless all sizes of the weights are multiples of
+    16, only :class:`Unfused` is used. The stream is kept in the products' dtype.
     """
     x = x.contiguous()
     modulations = [m if m.stride(-1) == 1 else m.contiguous() for m in modulations]
@@ -137,7 +136,7 @@ def run_fused(
     eps: float,
     tiles: Tiles,
 ) -> tuple[Tensor, list[Any]]:
-    """Run the blocks by four launches each; return the compiled kernels too."""
+    """Run the blocks in four launches each; return the result and the compiled kernels."""
     launcher = _Launcher(x, modulations, heads, tiles, weights[-1][0].dtype, eps)
     return launcher.run(weights, eta, lam), launcher.kernels
 
@@ -145,7 +144,7 @@ def run_fused(
 def run_unfused(
     x: Tensor, modulations: Sequence[Tensor], weights: Weights, heads: int, eta: float, lam: float, eps: float
 ) -> Tensor:
-    """Run the blocks op by op, the stream in the products' type, and both it and its norm in place."""
+    """Run the blocks op by op; the stream, in the products' dtype, and its LayerNorm are updated in place."""
     stream = torch.empty_like(x, dtype=weights[-1][0].dtype)
     z = torch.empty_like(stream)
     adaln.residual_adaln(x, shift=modulations[0], scale=modulations[1], z_new=z, eps=eps)
@@ -165,7 +164,7 @@ def run_unfused(
 
 
 class _Launcher:
-    """The launches of one call: what its kernels share, and the rows' state, which goes to and fro between two."""
+    """The launches of one call: their common arguments, and two states that alternate as input and output."""
 
     def __init__(
         self, x: Tensor, modulations: Sequence[Tensor], heads: int, tiles: Tiles, dtype: torch.dtype, eps: float
@@ -177,7 +176,7 @@ class _Launcher:
         self.state, self.spare = (_State(x, self.parts, dtype) for _ in range(2))
         self.modulations, self.rows = modulations, _shared_rows(modulations)
         self.shared = len(self.rows[0]) == 1
-        self.kernels: list[Any] = []  # compiled, of the launches that depend on the tiles
+        self.kernels: list[Any] = []  # the compiled kernels that depend on the tiles
 
     def run(self, weights: Weights, eta: float, lam: float) -> Tensor:
         table = torch.stack(self.rows).to(self.dtype)  # [6 blocks + 2, B or 1, d]
@@ -228,7 +227,7 @@ class _Launcher:
         scale: Tensor,
         eta: float,
     ) -> None:
-        """Launch a half-step; `weight` goes with its strides along the sum and along the columns."""
+        """Launch a half-step; `weight` comes with its strides along the inner dimension and along the columns."""
         s, inner = self.state, a.shape[-1]
         matrix, *strides = weight
         slope, level = table or (None, None)
@@ -247,7 +246,7 @@ class _Launcher:
         return z
 
     def stride(self, width: int) -> int:
-        """Return how far a table's rows lie apart: where all samples share one, nowhere."""
+        """Return the row stride of a table: 0 if all samples share one row."""
         return 0 if self.shared else width
 
     def grid(self, width: int) -> tuple[int]:
@@ -270,13 +269,13 @@ class _Launcher:
 
 
 def _shared_rows(modulations: Sequence[Tensor]) -> list[Tensor]:
-    """Return the modulations, one row of each where all samples share it: a view of one row says so."""
+    """Return the modulations, as one row each if all are views of a row that all samples share."""
     shared = all(m.stride(0) == 0 for m in modulations)
     return [m[:1] if shared else m for m in modulations]
 
 
 def _fold_modulation_into_projection(scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return S = (1 + s) W and T = b W, one row a sample."""
+    """Return S = (1 + s) W and T = b W, one row per sample."""
     slope, level = (torch.cat([1 + scale, shift]).to(weight.dtype) @ weight.mT).chunk(2)
     return slope, level
 
@@ -284,7 +283,7 @@ def _fold_modulation_into_projection(scale: Tensor, shift: Tensor, weight: Tenso
 def _fold_modulation_into_step(
     scale: Tensor, shift: Tensor, folded: Tensor, eta: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what z + eta z F - eta lam makes of 1 + s and of b: as S and T, with the identity and the threshold in."""
+    """Return S = (1 + s) (I + eta F) and T = b (I + eta F) - eta lam, one row per sample."""
     both = torch.cat([1 + scale, shift]).float()
     slope, level = (both + eta * (both.to(folded.dtype) @ folded).float()).chunk(2)
     return slope.to(folded.dtype), (level - eta * lam).to(folded.dtype)

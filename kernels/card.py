@@ -1,4 +1,4 @@
-"""A card's limits: block sizes that do not fit it are no candidates there."""
+"""Limits of a GPU; block sizes beyond them are not candidates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Card:
     Parameters
     ----------
     shared
-        Bytes of shared memory that one program may take.
+        Bytes of shared memory available to one program.
     generation
-        First digits of NVIDIA's compute capability, 9 for Hopper; 0 for another's GPU.
+        Major number of NVIDIA's compute capability, 9 for Hopper; 0 for other vendors.
     """
 
     shared: int
@@ -28,12 +28,12 @@ class Card:
 
     @property
     def wide_products(self) -> bool:
-        """Whether the matrix units read their operands from shared memory; elsewhere large tiles spill registers."""
+        """Whether the matrix units read operands from shared memory; on other GPUs large tiles spill registers."""
         return self.generation in (9, 10)
 
 
 def card_of(device: torch.device) -> Card:
-    """Return the limits of a device as Triton's driver gives them; none where kernels are interpreted."""
+    """Return the limits of a device from Triton's driver; no limit if kernels are interpreted."""
     if triton.knobs.runtime.interpret:
         return Card(sys.maxsize, 9)
     driver = triton.runtime.driver.active
@@ -43,5 +43,5 @@ def card_of(device: torch.device) -> Card:
 @functools.cache
 def _read(driver: Any, index: int) -> Card:
     shared = int(driver.utils.get_device_properties(index)["max_shared_mem"])
-    arch = driver.get_current_target().arch  # all GPUs of a process are taken to be of one kind, as Triton does
+    arch = driver.get_current_target().arch  # assumes one kind of GPU per process, as Triton does
     return Card(shared, arch // 10 if isinstance(arch, int) else 0)

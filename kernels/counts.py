@@ -1,7 +1,7 @@
-"""The softmax over a gene's levels of counts, given the gene's own noised value: its mean, likelihood and gradient.
+"""Softmax over a gene's count levels, given the gene's noised value: mean, likelihood and gradient.
 
-A program takes a block of cells by a block of genes, and goes through the levels one by one with a running maximum and
-sum, so that no tensor has a dimension of levels. All is fp32.
+A program handles a block of cells by a block of genes. It loops over the levels with a running maximum and sum, so no
+tensor has a level dimension. Everything is fp32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CELLS = 32  # of a program
+CELLS = 32  # per program
 GENES = 16
 
 
@@ -31,7 +31,7 @@ def _logit(
     real,
     n_levels,
 ):
-    """Return a level's logits (cells, genes), -inf where it does not exist, and its value, count and slope (genes,)."""
+    """Return a level's logits (cells, genes), -inf if it does not exist, and its value, count and slope per gene."""
     exists = real & (level < n_levels)
     log_base0 = tl.load(log_base0_ptr + at + level, mask=exists, other=0.0)
     slope = tl.load(log_base1_ptr + at + level, mask=exists, other=0.0) - log_base0
@@ -90,7 +90,7 @@ def _count_likelihood(
     if target_ptr is not None:
         target = tl.load(target_ptr + to, mask=inside, other=0).to(tl.int32)
 
-    # beyond the n_levels of all its genes a program has nothing to do: the other genes' levels there are -inf
+    # stop at the largest n_levels of these genes; genes with fewer levels have logit -inf there
     top = tl.full((CELLS, GENES), float("-inf"), tl.float32)
     total = tl.zeros((CELLS, GENES), tl.float32)
     mean = tl.zeros((CELLS, GENES), tl.float32)
@@ -111,7 +111,7 @@ def _count_likelihood(
             real,
             n_levels,
         )
-        # padding genes have no level at all: no difference of infinities for them
+        # padding genes have no level: avoid inf - inf
         higher = tl.where(real[None, :], tl.maximum(top, logit), 0.0)
         kept = tl.exp(top - higher)
         e = tl.exp(logit - higher)
@@ -170,7 +170,10 @@ def count_mean(
     n_levels: Tensor,
     mean: Tensor,
 ) -> None:
-    """Write the mean of `values` to `mean`; `x`, `log_odds` and `mixture` have dense rows, all else is dense."""
+    """Write the mean of `values` under the softmax to `mean`.
+
+    `x`, `log_odds` and `mixture` have dense rows; all other tensors are dense.
+    """
     _launch(None, x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels, mean=mean)
 
 
@@ -211,7 +214,7 @@ def count_nll_backward(
     dlog_base0: Tensor,
     dlog_base1: Tensor,
 ) -> None:
-    """Write the gradients of :func:`count_nll`; sums over cells are formed in parts, in their order: no atomics."""
+    """Write the gradients of :func:`count_nll`; partial sums over cells are added in a fixed order, without atomics."""
     parts = triton.cdiv(x.shape[0], CELLS)
     sums = torch.zeros((parts, 2, *log_base0.shape), dtype=torch.float32, device=x.device)
     _launch(

@@ -1,4 +1,4 @@
-"""The threshold of ``ista`` where it stands alone, and its gradient; inside a block it is part of ``ista_adaln``."""
+"""The thresholded step of ``ista`` as a separate kernel, and its gradient; blocks use the fused ``ista_adaln``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = 1024
 def _ista_shrink(
     z_ptr,  # [count] fp32 or bf16
     product_ptr,  # [count] fp32 or bf16
-    out_ptr,  # [count], the type of z
+    out_ptr,  # [count], dtype of z
     count,
     eta,
     threshold,
@@ -24,7 +24,7 @@ def _ista_shrink(
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
     product = tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32)
     out = z + eta * product - threshold
-    out = tl.where(out < 0, 0.0, out)  # a NaN stays one
+    out = tl.where(out < 0, 0.0, out)  # keeps NaN
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -44,12 +44,12 @@ def _ista_shrink_backward(
 
 
 def shrink(z: Tensor, product: Tensor, out: Tensor, eta: float, lam: float) -> None:
-    """Write ``relu(z + eta product - eta lam)`` to `out`; all dense and of one shape."""
+    """Write ``relu(z + eta product - eta lam)`` to `out`; all tensors are dense and have the same shape."""
     if z.numel():
         _ista_shrink[(triton.cdiv(z.numel(), BLOCK),)](z, product, out, z.numel(), eta, eta * lam, BLOCK=BLOCK)
 
 
 def shrink_backward(dout: Tensor, out: Tensor, dz: Tensor) -> None:
-    """Write to `dz` what of `dout` passes the threshold; all dense and of one shape."""
+    """Write `dout` to `dz` where `out` is positive, else 0; all tensors are dense and have the same shape."""
     if out.numel():
         _ista_shrink_backward[(triton.cdiv(out.numel(), BLOCK),)](dout, out, dz, out.numel(), BLOCK=BLOCK)

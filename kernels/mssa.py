@@ -1,15 +1,17 @@
-"""Multi-head attention with one shared operand, straight from the layout (B, N, h * p) to the same.
+"""Multi-head attention whose queries, keys and values are one operand; input and output have the layout (B, N, h * p).
 
-FLOPs a head: 4 N^2 p forward, 10 N^2 p backward; bytes: w once a block of rows, and from the L2 cache after that.
-Scores never reach memory. A head's width is split in two powers of two (96 = 64 + 32): no product is padded to 128.
+FLOPs per head: 4 N^2 p forward, 10 N^2 p backward. Each block of rows reads w once, from the L2 cache after the first
+read. Scores are never written to memory. A head's width is split into two powers of two (96 = 64 + 32) instead of being
+padded to 128.
 
 Backward, with A = softmax rows, s_ij = u_i . u_j / sqrt(p) symmetric, delta_i = g_i . o_i (Dao et al. 2022):
 
     dS_ij = A_ij (g_i . u_j - delta_i)
-    du_i  = sum_j A_ji g_j  +  sum_j (dS_ij + dS_ji) u_j / sqrt(p)      as value, then as query and key
+    du_i  = sum_j A_ji g_j  +  sum_j (dS_ij + dS_ji) u_j / sqrt(p)
 
-Since s is symmetric, A_ij and A_ji come from the same scores and two log-sums, and a program that owns the rows i
-writes its gradient alone: one kernel, no atomics, the same sums every time.
+The first sum is u_i's gradient as value, the second as query and key. Since s is symmetric, the same scores and two
+log-sums give A_ij and A_ji. The program that owns the rows i writes their whole gradient: one kernel, no atomics,
+reproducible sums.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from wbdit.kernels import card, tuning
 
-WIDEST = 128  # numbers a head: of wider ones the sums do not stay in registers
+WIDEST = 128  # values per head; the sums of wider heads do not fit in registers
 
 
 @triton.jit
@@ -47,7 +49,7 @@ def _put(ptr, rows, columns, stride, tokens, p, value):
 
 @triton.jit
 def _place(tokens, heads, p, ROWS: tl.constexpr):
-    """Return where this program's head and its log-sums begin, from token to token, and the program's rows."""
+    """Return the offset of this program's head, the token stride, the offset of its log-sums, and its rows."""
     blocks = tl.cdiv(tokens, ROWS)
     head = tl.program_id(0) // blocks
     stride = heads * p
@@ -111,7 +113,7 @@ def _mssa_forward(
     _put(out_ptr + base, rows, first, stride, tokens, p, sum0 / total[:, None])
     if TAIL > 0:
         _put(out_ptr + base, rows, second, stride, tokens, p, sum1 / total[:, None])
-    lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2: scores were in base 2
+    lse = (top + tl.log2(total)) * 0.6931471805599453  # ln 2: the scores are in base 2
     tl.store(lse_ptr + sums + rows, lse, mask=rows < tokens)
 
 
@@ -194,10 +196,10 @@ def _mssa_backward(
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows that a program owns, rows it reads at a time, its warps, the depth of its pipeline, how it multiplies.
+    """Block sizes: rows that a program owns, rows it reads per step, warps, pipeline stages, precision of products.
 
-    `precision` is for fp32: "ieee" for plain multiply-adds, "tf32x3" for three products on the matrix units that
-    together keep fp32's digits but for the last (NVIDIA's alone).
+    `precision` applies to fp32: "ieee" uses multiply-adds. "tf32x3" uses three TF32 products on the matrix units, which
+    together keep all digits of fp32 but the last (NVIDIA only).
     """
 
     rows: int
@@ -207,32 +209,32 @@ class Blocks:
     precision: str = "ieee"
 
     def shared(self, width: int, operands: int, size: int) -> int:
-        """Return the bytes of shared memory that a program takes: its own rows, what it reads, and the weights.
+        """Return the bytes of shared memory per program: its own rows, the rows it reads, and the attention weights.
 
         Parameters
         ----------
         width
-            Numbers per head, as split into powers of two.
+            Values per head, as split into powers of two.
         operands
-            Tensors that are read: 1 forward, 2 backward.
+            Number of tensors that are read: 1 forward, 2 backward.
         size
-            Bytes per number.
+            Bytes per value.
         """
         return (self.rows + self.stages * self.columns) * width * operands * size + self.rows * self.columns * size
 
 
-# What is tried. Forward: a warp group multiplies 64 rows, two share what they read; few tokens waste less in narrow
-# steps. Backward: five products of one tile, so less.
+# The candidates. Forward: a warp group multiplies 64 rows, and two groups share the rows they read. With few tokens,
+# narrow steps waste less. Backward: five products per tile, so smaller steps.
 FORWARD = (Blocks(64, 32, 4, 3), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 3))
 BACKWARD = (Blocks(64, 32, 4, 2), Blocks(128, 32, 8, 2))
-BACKWARD_NARROW = (Blocks(64, 16, 4, 2),)  # where operands take registers: the others spill there
-# In fp32 forward alone. On an H200 plain multiply-adds take 5.7 times as long as three products in TF32 do, and are no
-# more exact; backward they take 21 ms at 256 cells of the published size, longer than PyTorch's products.
+BACKWARD_NARROW = (Blocks(64, 16, 4, 2),)  # for GPUs that keep operands in registers, where the others spill
+# fp32 has a forward kernel only. On an H200, multiply-adds take 5.7 times as long as three TF32 products and are no
+# more accurate. Backward, they take 21 ms at 256 cells of the published size, longer than PyTorch's products.
 FORWARD_FP32 = {True: (Blocks(128, 32, 8, 1, "tf32x3"),), False: (Blocks(32, 32, 8, 1),)}  # on Hopper, elsewhere
 
 
 def candidates(backward: bool, dtype: torch.dtype, p: int, device: torch.device) -> tuple[Blocks, ...]:
-    """Return the blocks whose programs fit a device, the expected best first; maybe none."""
+    """Return the block sizes that fit a device, the expected fastest first; possibly none."""
     limits, width = card.card_of(device), sum(split(p))
     if dtype == torch.float32:
         table = FORWARD_FP32[limits.generation == 9]
@@ -245,7 +247,7 @@ def candidates(backward: bool, dtype: torch.dtype, p: int, device: torch.device)
 
 
 def mssa(w: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Write ``softmax(w w^T / sqrt(p)) w`` of each head to `out` and the log-sums of its scores to `lse`.
+    """Write ``softmax(w w^T / sqrt(p)) w`` of each head to `out` and the log-sum-exp of its scores to `lse`.
 
     `w` and `out` are dense ``(B, N, h * p)``, `lse` dense ``(B, h, N)`` in fp32.
     """
@@ -263,7 +265,7 @@ def mssa(w: Tensor, out: Tensor, lse: Tensor) -> None:
 
 
 def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, dw: Tensor) -> None:
-    """Write the gradient of :func:`mssa` to `dw`, in bf16 alone; all but `lse` dense ``(B, N, h * p)``."""
+    """Write the gradient of :func:`mssa` to `dw`, bf16 only; all tensors but `lse` are dense ``(B, N, h * p)``."""
     heads, tokens, p = lse.shape[1], w.shape[1], w.shape[2] // lse.shape[1]
     if w.numel() == 0:
         return
@@ -283,7 +285,7 @@ def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, dw: Tensor)
 
 
 def split(p: int) -> tuple[int, int]:
-    """Return a width that holds `p` numbers as two powers of two of at least 16, the second 0 where one will do.
+    """Return two powers of two, each at least 16, that together hold `p` values; the second is 0 if one suffices.
 
     >>> split(96), split(64), split(20), split(7)
     ((64, 32), (64, 0), (32, 0), (16, 0))
@@ -296,15 +298,15 @@ def split(p: int) -> tuple[int, int]:
 def _choose(op: str, backward: bool, w: Tensor, lse: Tensor, launch: tuning.Launch[Blocks]) -> Blocks:
     batch, heads, tokens = lse.shape
     p = w.shape[2] // heads
-    # how many programs there are decides only while they do not fill the GPU
+    # the number of programs matters only while they do not fill the GPU
     shape = (w.dtype, p, triton.next_power_of_2(tokens), min(2**10, triton.next_power_of_2(batch * heads)))
     return tuning.choose(op, shape, candidates(backward, w.dtype, p, w.device), launch, w.device)
 
 
 def _options(blocks: Blocks, w: Tensor, p: int) -> dict[str, object]:
     head, tail = split(p)
-    # PyTorch's own switch: fp32 products keep fp32's digits unless the user allows TF32. `allow_tf32` follows it where
-    # that is what the user sets, and raises where it is not.
+    # PyTorch's switch: fp32 products keep full precision unless the user allows TF32. Setting `allow_tf32` sets it too;
+    # reading `allow_tf32` instead can raise an error if the user has set `fp32_precision`.
     lowered = w.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "HEAD": head,

@@ -1,7 +1,7 @@
-"""The noise schedule's updates, with noise that depends on its address alone: the stream of ``csrc/noise.cpp``.
+"""The noise schedule's updates and their counter-based noise, the same stream as that of ``csrc/noise.cpp``.
 
-A draw's address is (seed, sample, step, position): Philox4x32-10 (Salmon et al. 2011) with the seed as key and the
-counter (position // 4, sample's low word, step, sample's high word), then Box and Muller on the four words.
+A noise value depends only on (seed, sample, step, position). Philox4x32-10 (Salmon et al. 2011) has the seed as key and
+the counter (position // 4, sample's low word, step, sample's high word). Box-Muller turns its four words into normals.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-QUADS = 256  # counters a program: four numbers each
+QUADS = 256  # counters per program, with four values each
 
 UNIT = tl.constexpr(2.0**-24)
 TURN = tl.constexpr(math.pi / 2 * 2.0**-22)
@@ -20,13 +20,13 @@ TURN = tl.constexpr(math.pi / 2 * 2.0**-22)
 
 @triton.jit
 def _log(u):
-    """Return ln u of a positive normal number: a GPU's own is off by 1e-7 at u = 1, where ln u is no more than that.
+    """Return ln u of a positive normal number; a GPU's own is off by 1e-7 near u = 1, where ln u itself is that small.
 
-    ln 2 times the exponent, and 2 artanh(s) for the rest m = (1 + s) / (1 - s), within sqrt(1/2) and sqrt(2), by its
-    series; the first term left out is 4e-9.
+    It is ln 2 times the exponent plus 2 artanh(s) by its series, where the rest m = (1 + s) / (1 - s) is between
+    sqrt(1/2) and sqrt(2). The first omitted term is 4e-9.
     """
     bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - 0x3F3504F3) >> 23  # of sqrt(1/2)
+    exponent = (bits - 0x3F3504F3) >> 23  # the constant is sqrt(1/2)
     m = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
     s = (m - 1.0) / (m + 1.0)
     q = s * s
@@ -36,9 +36,9 @@ def _log(u):
 
 @triton.jit
 def _pair(radius, angle):
-    """Turn two words into two normal numbers (Box and Muller), 24 bits of each word: exact in fp32."""
+    """Return two normals from two words (Box-Muller); 24 bits of each word are used, which fp32 holds exactly."""
     r = tl.sqrt(-2.0 * _log(((radius >> 8).to(tl.int32) + 1).to(tl.float32) * UNIT))
-    # the angle in quarter turns: the whole ones choose the quadrant, the rest, within 1/2, goes into the Taylor series
+    # the angle in quarter turns: whole turns select the quadrant; the rest, at most 1/2, goes into the Taylor series
     a = (angle >> 8).to(tl.int32)
     whole = (a + (1 << 21)) >> 22
     x = (a - (whole << 22)).to(tl.float32) * TURN
@@ -53,7 +53,7 @@ def _pair(radius, angle):
 
 @triton.jit
 def _normals(seed, sample, step, quads):
-    """Return the normals of the counters `quads` in the order of their positions, four times as many."""
+    """Return the normals of the counters `quads` in order of position, four per counter."""
     sample = sample.to(tl.int64)
     low = (sample & 0xFFFFFFFF).to(tl.uint32)
     high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -88,8 +88,8 @@ def _sampler_step(
     previous_ptr,  # [B, length] or None
     earlier_ptr,  # [B, length] or None
     noise_ptr,  # [B, length] or None
-    samples_ptr,  # [B] int64, or None: then no noise is drawn
-    new_ptr,  # [B, length], the type of x
+    samples_ptr,  # [B] int64; None to draw no noise
+    new_ptr,  # [B, length], dtype of x
     length,
     a,
     b,
@@ -116,7 +116,7 @@ def _sampler_step(
         new += e * tl.load(noise_ptr + at, mask=inside).to(tl.float32)
     if samples_ptr is not None:
         new += e * _normals(seed, tl.load(samples_ptr + row), step, part * QUADS + tl.arange(0, QUADS))
-    new = tl.where(new < clamp_min, clamp_min, new)  # a NaN stays one
+    new = tl.where(new < clamp_min, clamp_min, new)  # keeps NaN
     tl.store(new_ptr + at, new.to(new_ptr.dtype.element_ty), mask=inside)
 
 
@@ -142,7 +142,7 @@ def _noising(
 
 
 def normal(samples: Tensor, out: Tensor, seed: int, step: int) -> None:
-    """Write the noise of `samples` (B,), int64, to `out` ``(B, length)``, fp32."""
+    """Write the noise of `samples` ``(B,)``, int64, to `out` ``(B, length)``, fp32."""
     if out.numel():
         _normal[_grid(out)](samples, out, out.shape[1], seed, step, QUADS=QUADS)
 
@@ -165,9 +165,10 @@ def sampler_step(
     seed: int,
     step: int,
 ) -> None:
-    """Write ``a x + b out + c previous + d earlier + e noise``, no less than `clamp_min`, to `new`; all dense.
+    """Write ``a x + b out + c previous + d earlier + e noise``, clamped from below at `clamp_min`, to `new`.
 
-    Given `samples` ``(B,)``, int64, in place of `noise`, the noise is drawn on the way and never in memory.
+    Given `samples` ``(B,)``, int64, instead of `noise`, the kernel draws the noise itself, without storing it. All
+    tensors are dense.
     """
     if x.numel():
         length = x.numel() // x.shape[0]
@@ -178,7 +179,7 @@ def sampler_step(
 
 
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, xt: Tensor) -> None:
-    """Write ``alpha x0 + sigma noise`` to `xt`; `alpha` and `sigma` are ``(B,)``, fp32, the rest dense."""
+    """Write ``alpha x0 + sigma noise`` to `xt`; `alpha` and `sigma` are ``(B,)``, fp32; all tensors are dense."""
     if x0.numel():
         _noising[_grid(x0)](x0, noise, alpha, sigma, xt, x0.numel() // x0.shape[0], BLOCK=4 * QUADS)
 

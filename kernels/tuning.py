@@ -1,8 +1,9 @@
-"""Which block sizes an op takes: the fastest of a few, tried once per GPU and class of shapes, then remembered.
+"""Autotuning: time a few block sizes of an op once per GPU and class of shapes, and remember the fastest.
 
-The first candidate is the one reasoned to be best. It is taken untried where there is nothing to time: on another
-device, while a CUDA graph is captured, or with ``WBDIT_AUTOTUNE=0``. Whole searches are kept in ``tuning-<GPU>.json``
-in the folder of the CPU kernels (``WBDIT_CACHE``, else ``~/.cache/wbdit``); delete the file to search again.
+The first candidate is the expected best. It is used without timing on other devices, while a CUDA graph is captured,
+and with ``WBDIT_AUTOTUNE=0``. Results of complete searches are kept in
+``tuning-<GPU>-triton-<version>-wbdit-<version>.json`` in the cache folder of the CPU kernels (``WBDIT_CACHE``, else
+``~/.cache/wbdit``). Delete the file to search again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from wbdit._version import __version__
 
 Candidate = TypeVar("Candidate")
 Launch = Callable[[Candidate], Iterable[Any]]
-SECONDS = 5.0  # of timing, per op and class of shapes; compiling is not counted
-ROUND = 5e-3  # seconds per round, or LAUNCHES: one short launch alone would time Python
+SECONDS = 5.0  # limit of timing per op and class of shapes, without compilation
+ROUND = 5e-3  # seconds per round, of at most LAUNCHES launches; a single short launch would measure Python's time
 LAUNCHES = 20
 ROUNDS = 3
 
@@ -41,15 +42,14 @@ def choose(
     Parameters
     ----------
     op, shape
-        What the choice is kept under: the op's name, and the class of shapes.
+        Key of the choice: the op's name and the class of shapes.
     candidates
-        The choices, the expected best first; all give the same results and fit the card
-        (:mod:`wbdit.kernels.card`).
+        Block sizes, the expected best first. All give the same results and fit the GPU (:mod:`wbdit.kernels.card`).
     launch
-        Runs the op with a candidate and returns the compiled kernels that it launched. The outputs are written many
-        times.
+        Function that runs the op with a candidate and returns the compiled kernels it launched. It is called many
+        times and overwrites the outputs each time.
     device
-        The device of the tensors.
+        Device of the tensors.
     """
     if len(candidates) == 1 or device.type != "cuda" or os.environ.get("WBDIT_AUTOTUNE") == "0":
         return candidates[0]
@@ -68,10 +68,9 @@ def choose(
 
 
 def _fastest(candidates: Sequence[Candidate], launch: Launch[Candidate]) -> tuple[Candidate, bool]:
-    """Compile all candidates, then time them until the time is up; say whether all were timed.
+    """Compile all candidates and time them within the time limit; return the fastest and whether all were timed.
 
-    A candidate that cannot be launched, whatever it raises, is passed over. So is one that spills registers, unless
-    all do.
+    A candidate whose launch raises any exception is skipped. One that spills registers is skipped too, unless all do.
     """
     spills: dict[int, int] = {}
     for index, candidate in enumerate(candidates):
@@ -85,14 +84,14 @@ def _fastest(candidates: Sequence[Candidate], launch: Launch[Candidate]) -> tupl
         if times and time.monotonic() - start > SECONDS:
             break
         times[index] = _seconds(lambda index=index: launch(candidates[index]))
-    best = min(times, key=times.__getitem__) if times else 0  # launching the first says why none can be
+    best = min(times, key=times.__getitem__) if times else 0  # if none works, the first raises its error later
     return candidates[best], bool(times) and len(times) == len(tried)
 
 
 def _seconds(launch: Callable[[], Any]) -> float:
-    """Return the seconds per launch, the least of a few rounds: whatever disturbs a round only makes it longer.
+    """Return the seconds per launch, the minimum over a few rounds, since disturbances only make a round longer.
 
-    The GPU waits while the launches are queued, so that it never waits for Python in between.
+    The GPU sleeps while the launches are queued, so that it never waits for Python between them.
     """
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -103,7 +102,7 @@ def _seconds(launch: Callable[[], Any]) -> float:
     rounds = []
     for _ in range(ROUNDS):
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # cycles, of which a GPU has at most 2e9 per second
+        # the argument is in cycles; GPUs have at most 2e9 per second
         torch.cuda._sleep(int(min(2 * launches * queued, 0.1) * 2e9))
         begun.record()
         for _ in range(launches):
@@ -124,7 +123,7 @@ def _file(device: torch.device) -> Path:
 
 
 def _kept(file: Path, key: str, candidates: Sequence[Candidate]) -> Candidate | None:
-    """Return the choice of an earlier search among these very candidates; None if there was none."""
+    """Return the choice of an earlier search among exactly these candidates; None if there was none."""
     entry = _load(file).get(key)
     names = [str(candidate) for candidate in candidates]
     if not isinstance(entry, dict) or entry.get("among") != names or entry.get("chosen") not in names:
@@ -141,7 +140,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _save(file: Path, key: str, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
-    """Add a choice to the file, as a whole or not at all; where it cannot be written, this process alone knows."""
+    """Add a choice to the file atomically; if it cannot be written, only this process remembers the choice."""
     entry = {"chosen": str(chosen), "among": [str(candidate) for candidate in candidates]}
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: small cells, the published numbers, and memory that shows when it was not written."""
+"""Shared fixtures: synthetic cells, recorded reference tensors, and uninitialized memory filled with NaN."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import torch
 from helpers import GOLDEN, make_cells
 from safetensors import safe_open
 
-if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: the GPU's kernels on CPU tensors
+if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: GPU kernels on CPU tensors
     import interpreter
 
     from wbdit.ops import triton as engine
@@ -20,7 +20,7 @@ if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: 
 
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan():
-    """Fill fresh memory with NaN, so that an output nobody wrote is seen."""
+    """Fill uninitialized memory with NaN, so that an output that is never written fails the test."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -29,7 +29,7 @@ def _unwritten_memory_is_nan():
 
 @pytest.fixture
 def log(caplog):
-    """Return the list that gets each line that the package logs."""
+    """Return a list that collects the log lines of the package."""
     caplog.set_level(logging.INFO, "wbdit")
     lines, handler = [], logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -48,5 +48,5 @@ def golden():
 
 @pytest.fixture(scope="session")
 def cells():
-    """Return 60 made-up cells by 30 genes: counts in X, three types in obs["type"]."""
+    """Return 60 synthetic cells by 30 genes: counts in X, three types in obs["type"]."""
     return make_cells(60, 30)

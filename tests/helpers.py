@@ -1,4 +1,4 @@
-"""What tests share: made-up cells, small models with every path alive, the published model, the command line."""
+"""Shared helpers: synthetic cells, small models with nonzero weights, the published model, the command line."""
 
 from pathlib import Path
 
@@ -30,13 +30,13 @@ def make_cells(n_cells, n_genes, types=("B", "NK", "T"), seed=0):
 
 
 def relative_error(value, expected):
-    """Return the norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference divided by the norm of the expected tensor."""
     value, expected = value.detach().double(), expected.detach().double()
     return float((value - expected).norm() / expected.norm())
 
 
 def stirred(model, seed=0):
-    """Draw every weight anew, the same for the same shapes, so that every path carries signal."""
+    """Redraw all weights so that no path outputs zero; models of equal shapes get equal weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -68,12 +68,12 @@ def exit_code(*arguments):
 
 
 def two_columns(n=120):
-    """Return cells of three types, one with a separator in its name, under two conditions: no T/reg under stim."""
+    """Return cells of three types, one with "/" in its name, under two conditions; T/reg never occurs under stim."""
     cells = make_cells(n, 30, types=("B", "NK", "T/reg"))
     code = np.arange(n)
     stim = (code % 2 == 1) & (code % 3 != 2)
     cells.obs["condition"] = np.where(stim, "stim", "ctrl")
     counts = cells.X.toarray()
-    counts[stim, :5] += 20  # what the stimulus does
+    counts[stim, :5] += 20  # effect of the stimulus
     cells.X = counts
     return cells

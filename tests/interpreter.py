@@ -1,6 +1,6 @@
-"""Mend Triton's interpreter for bf16: up to 3.9 it computes with the raw bits, and says nothing.
+"""Fix bf16 in Triton's interpreter, which up to version 3.9 silently computes with the raw bits.
 
-Products and arithmetic take the values as fp32, and what comes out as bf16 is rounded to nearest even.
+Products and arithmetic convert their operands to fp32; bf16 results are rounded to nearest even.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 def install():
-    """Replace the interpreter's products and arithmetic, once."""
+    """Patch the interpreter's products and arithmetic; later calls do nothing."""
     if getattr(InterpreterBuilder, "bf16_is_mended", False):
         return
     InterpreterBuilder.bf16_is_mended = True

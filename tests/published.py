@@ -1,8 +1,9 @@
-"""The published formula written out in eager PyTorch, on the weights of a `WBDiT`: what benchmarks compare with.
+"""The published formula in eager PyTorch, on the weights of a `WBDiT`: the baseline of the benchmarks.
 
-It reads weights alone, by the names that checkpoints hold, and no code of the package. Three products a dictionary, no
-fold; one projection, whose heads are laid out anew; each normalization, modulation, gate and sum is a pass of its own,
-as in the authors' code. Batch B, tokens N, hidden size d, heads h of width p, genes G in patches of P.
+It reads the weights by their checkpoint names, and uses no code of the package. It follows the authors' code: three
+products per dictionary, without a fold; one projection, split into heads by a copy; a separate pass for each
+normalization, modulation, gate and sum. Shapes: batch B, tokens N, hidden size d, h heads of width p, genes G in
+patches of P.
 """
 
 import math
@@ -15,7 +16,7 @@ FREQUENCIES = 256
 
 
 def published_forward(model, x, t, y=None):
-    """Predict from noised cells ``(B, C, G)``, timesteps ``(B,)`` and labels ``(B,)``; no label is ever dropped."""
+    """Predict from noised cells ``(B, C, G)``, timesteps ``(B,)`` and labels ``(B,)``. No label is dropped."""
     c = timestep_embedding(model.t_embedder, t)
     if model.label_sizes:
         y = torch.full_like(t, model.label_sizes[0], dtype=torch.long) if y is None else y
@@ -60,7 +61,7 @@ def modulate(x, shift, scale):
 def timestep_embedding(embedder, t):
     first, second = embedder.mlp[0], embedder.mlp[2]
     half = FREQUENCIES // 2
-    # in fp32 whatever the model's type: the angles belong to the definition
+    # always in fp32: the angles are part of the definition, whatever the model's dtype
     rates = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * rates
     waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(first.weight.dtype)
@@ -82,5 +83,5 @@ def final_layer(layer, x, c, patch):
 
 
 def per_patch(linear, x):
-    """Beyond the paper: weights ``(N, inputs, outputs)`` of each patch's own (``shared_patches=False``)."""
+    """Apply separate weights per patch, ``(N, inputs, outputs)``; not in the paper (``shared_patches=False``)."""
     return torch.einsum("bni,nio->bno", x, linear.weight) + linear.bias.squeeze(1)

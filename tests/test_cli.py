@@ -1,4 +1,4 @@
-"""The commands as a new user tries them: what they write, what they say, and one line for every mistake."""
+"""The commands as a new user runs them: their files, their output, and one line for every mistake."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def wbdit(capfd):
 
 @pytest.fixture
 def refused(wbdit):
-    """Return a function that runs a command which must end with code 2 and one line on stderr, and returns the line."""
+    """Return a function that runs a command, asserts exit code 2 and one line on stderr, and returns the line."""
 
     def command(*arguments):
         code, out, err = wbdit(*arguments)
@@ -53,7 +53,7 @@ def refused(wbdit):
     return command
 
 
-# the main job
+# main commands
 
 
 def test_train_says_what_it_found(folder, wbdit, tmp_path):
@@ -94,7 +94,7 @@ def test_generate(folder, wbdit, tmp_path, how, n, labels):
 
 
 def test_evaluate(folder, wbdit, tmp_path, monkeypatch):
-    """With small forests and no UMAP, which take half a minute; `make test-slow` runs the demo's."""
+    """Use small forests and no UMAP, which would take half a minute; `make test-slow` evaluates the demo in full."""
     monkeypatch.setattr(distances, "forest_votes", partial(distances.forest_votes, n_trees=25))
     layout = property(lambda data: np.random.default_rng(0).normal(size=(len(data.is_synthetic), 2)))
     monkeypatch.setattr(FigureData, "layout", layout)
@@ -133,7 +133,7 @@ def test_info_says_what_is_forced(wbdit, monkeypatch):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_info_of_a_gpu(wbdit, monkeypatch, there):
-    """With a GPU, made up: who serves it, and why not Triton."""
+    """With a simulated GPU, name its backend, and the reason if it is not Triton."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(engine, "available", lambda: there)
@@ -213,7 +213,7 @@ def test_one_line_for_a_mistake(folder, refused, arguments, words, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     assert re.search(words, refused(*arguments))
-    assert sorted(folder.iterdir()) == before  # nothing half-written
+    assert sorted(folder.iterdir()) == before  # no partial output
 
 
 def damaged(kind):
@@ -306,8 +306,8 @@ def test_explain(folder, wbdit, tmp_path):
     )
     assert code == 0
     assert out.count("\n") == 7
-    assert out.startswith("Does attention compress, in each block? ")
-    assert f"look at {tmp_path / 'readout' / 'explain.html'}" in err
+    assert out.startswith("Does attention compress the tokens in each block? ")
+    assert f"open {tmp_path / 'readout' / 'explain.html'}" in err
     assert json.loads((tmp_path / "readout" / "explain.json").read_text())["n"] == 40
 
 

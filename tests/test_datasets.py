@@ -1,4 +1,4 @@
-"""The cells that come with the package."""
+"""The data set that comes with the package."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_each_call_returns_its_own_cells():
 
 
 def test_blood_cells_are_scanpys():
-    """What scanpy stores, rounded to three decimals, is what these counts give."""
+    """Normalizing these counts gives the values that scanpy stores, which are rounded to three decimals."""
     datasets = pytest.importorskip("scanpy").datasets
     try:
         stored = datasets.pbmc68k_reduced()

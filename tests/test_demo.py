@@ -1,4 +1,4 @@
-"""The demo: how it splits its cells, and (slow) its result."""
+"""The demo: its split of the cells, and (slow) its scores."""
 
 import json
 

@@ -1,6 +1,7 @@
 """The examples in the docstrings run, and every public name has one."""
 
 import doctest
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import wbdit
+from wbdit.evaluation import distances
 
 PUBLIC = ("wbdit", "wbdit.ops", "wbdit.samplers", "wbdit.compat", "wbdit.crate")
 METHODS_OF = (wbdit.CellGenerator, wbdit.NoiseSchedule)
@@ -38,6 +40,8 @@ def test_examples_run(name, generator, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     if any(">>>" in (part.docstring or "") for part in doctest.DocTestFinder().find(module)):
         names["cells"] = wbdit.datasets.blood_cells()
+    if not name.endswith("distances"):  # a thousand trees take a quarter of a minute
+        monkeypatch.setattr(distances, "forest_votes", functools.partial(distances.forest_votes, n_trees=25))
     report = doctest.testmod(
         module, extraglobs=names, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
     )

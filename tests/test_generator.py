@@ -1,4 +1,4 @@
-"""Training, stopping, going on, saving, loading and generating."""
+"""Training, interrupting, resuming, saving, loading and generating."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def same_cells(a, b):
 
 
 def test_training_learns(trained):
-    """Counts are likelier than to a fresh model, which knows the mean of each gene and label."""
+    """Counts are more likely than under an untrained model, which has the mean of each gene and label."""
     fresh = make_model(trained.config)
     counts = CELLS.X.toarray()
     codes = trained.preprocessor.labels.codes(CELLS)
@@ -86,7 +86,7 @@ def test_a_budget_of_epochs():
 
 
 def test_a_budget_of_minutes(monkeypatch):
-    """By a clock on which every step takes an eighth of a second."""
+    """Use a simulated clock on which every step takes an eighth of a second."""
     ticks = itertools.count()
     monkeypatch.setattr("wbdit.training.trainer.time", SimpleNamespace(monotonic=lambda: next(ticks) / 8))
     trained = wbdit.fit(CELLS, label="type", progress=False, minutes=0.025).config.trained
@@ -107,7 +107,7 @@ def test_other_presets(preset):
 
 
 def test_resume_is_bit_exact(tmp_path, monkeypatch):
-    """Half and then the rest is the whole: weights, average, optimizer, order and random numbers all go on."""
+    """An interrupted and resumed run equals an uninterrupted one in all weights, bit by bit."""
     once = wbdit.fit(CELLS, label="type", epochs=30, progress=False, out=tmp_path / "once")
     stopped = _interrupt_at(tmp_path / "twice", 7, monkeypatch)
     assert 0 < stopped.config.trained.steps < once.config.trained.steps
@@ -117,7 +117,7 @@ def test_resume_is_bit_exact(tmp_path, monkeypatch):
 
 
 def _interrupt_at(run, step, monkeypatch):
-    """Press Ctrl-C during a step of the training, whatever the shell that runs the tests does with it."""
+    """Interrupt the training during a step by SIGINT, even if the shell that runs the tests ignores that signal."""
     update = Trainer._update
 
     def pressed(trainer):
@@ -146,7 +146,7 @@ def edit_config(run, change):
 def test_a_run_is_resumed_in_its_own_precision(tmp_path, monkeypatch, precision, other):
     run = tmp_path / "run"
     wbdit.fit(CELLS, **QUICK, precision=precision, out=run)
-    monkeypatch.setattr("wbdit.ops.cpu.has_fast_bf16", lambda: precision == "fp32")  # what auto would choose now
+    monkeypatch.setattr("wbdit.ops.cpu.has_fast_bf16", lambda: precision == "fp32")  # auto would now choose the other
     with pytest.raises(InputError, match=f"trained in {precision}"):
         wbdit.fit(CELLS, **{**QUICK, "steps": 15}, precision=other, out=run, resume=True)
     wbdit.fit(CELLS, **{**QUICK, "steps": 15}, out=run, resume=True)
@@ -230,7 +230,7 @@ def test_a_diverging_loss_is_said(monkeypatch):
         ({"preset": "huge", "steps": 1}, "small"),
         ({"device": "abacus", "steps": 1}, "no device 'abacus'"),
         ({"precision": "fp8", "steps": 1}, "no precision 'fp8': choose one of auto, fp32, bf16"),
-        ({"resume": True, "steps": 1}, "which run"),
+        ({"resume": True, "steps": 1}, "no run to resume"),
         ({"max_genes": 0, "steps": 1}, "at least one gene"),
     ],
 )
@@ -269,7 +269,7 @@ def test_the_batch_size_does_not_change_the_cells(generator, sampler):
 
 
 def test_each_sampler_has_its_steps_and_grid(generator):
-    """Where counts are drawn on the way, 15 even steps of any, by default of unipc."""
+    """If counts are drawn midway, every sampler takes 15 uniform steps by default; the default is unipc."""
     facts = generator.generate(2, sampler="sde-dpmpp").uns["wbdit"]
     assert (facts["calls"], facts["spacing"]) == (15, "uniform")
     assert same_cells(generator.generate(5), generator.generate(5, sampler="unipc", calls=15, spacing="uniform"))
@@ -353,7 +353,7 @@ def test_a_run_from_the_future(run):
 
 
 def test_safetensors_with_a_header_of_any_length_are_opened(tmp_path):
-    """Their first byte is the length's lowest, a multiple of 8: one in 32 begins as a pickle does."""
+    """The first byte is the lowest of the header length, a multiple of 8: one file in 32 begins like a pickle."""
     path, tensors = tmp_path / "some.safetensors", {"x": torch.zeros(2)}
     first = set()
     for padding in range(0, 256, 8):

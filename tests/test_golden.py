@@ -1,4 +1,4 @@
-"""Against numbers recorded from the published implementation: outputs, gradients, sampling paths."""
+"""Outputs, gradients and sampling paths against numbers recorded from the published implementation."""
 
 import pytest
 import torch

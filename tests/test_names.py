@@ -1,11 +1,11 @@
-"""Names that gave way to the field's standard terms do not come back.
+"""Old names that were replaced by the field's standard terms do not come back.
 
-Each row: a regular expression, the paths that it is for, and what stands in its place. Kept on purpose:
+Each row holds a regular expression, the paths to which it applies, and the replacement. Kept on purpose:
 
-- `learn_sigma`, the authors' argument of `WBDiT`, whatever its second output means;
-- "levels" of a gene in the ops of counts, which know of no bins, and `NoiseSchedule.levels` of signal and noise;
-- "objective" in the white-box readout: there it is the lasso's;
-- "spread" in prose, where it is the plain word for a standard deviation.
+- `learn_sigma`, an argument of the authors' `WBDiT`, although its second output need not be a sigma;
+- "levels" of a gene in the count ops, which have no bins, and `NoiseSchedule.levels` of signal and noise;
+- "objective" in the white-box readout, where it is that of the lasso;
+- "spread" in prose, as the plain word for a standard deviation.
 """
 
 import re
@@ -22,7 +22,7 @@ OLD_MODULES = (
     "scorecard|metric_table|picture|unit_genes|alignment|batches|graphs|layers|memorisation|page|trace|files|version"
 )
 GONE = [
-    (rf"\bwbdit\.(?:{OLD_MODULES})\b", CODE, "modules lie by concern"),
+    (rf"\bwbdit\.(?:{OLD_MODULES})\b", CODE, "module was renamed"),
     (r"(?<!ast\.)\bwalk\b|_choose_walk", CODE, "sampling_loop, _resolve_sampler, iterate_blocks"),
     (r"\btrunk\b", CODE, "run_blocks"),
     (r"\bGrid\b|\bGRIDS\b", CODE, "Spacing"),
@@ -45,12 +45,12 @@ GONE = [
     (r"\bsay=|\bsay\(|\bsay: Callable", PACKAGE, 'logging.getLogger("wbdit")'),
     (r"\bROOMS?\b|\brooms?\b|\bdoor\b|\bhouse\b", CODE, "plain words"),
     (r"--counts\b|generate\(counts=", CODE, "--per-label, n_per_label"),
-    (r"def _forward\(|def _backward\(", ("kernels/*.py",), "_mssa_forward: profilers show names alone"),
+    (r"def _forward\(|def _backward\(", ("kernels/*.py",), "_mssa_forward: profilers show only the name"),
     (r"def (?:_where|_there|_emit|_of_sample|_through_step)\(", ("kernels/*.py",), "_tile_origin, _clamp_index, ..."),
     (r"\bwritten\(|\bflaw\b|struct Product\b|\babreast\b", CSRC, "store_row, nan_guard, MicroKernel, ..."),
     (r"\bprocessor_level\b|\"rows\.h\"", (*CODE, *CSRC), "cpu_level, sweep.h"),
     (r"num_classes", ("wbdit/samplers/*.py", "wbdit/data/*.py", "wbdit/counts/*.py"), "label_sizes"),
-    (r"\bembed_labels\b|learned_step|timed_threshold|[Oo]vercomplete", CODE, "gone, or embed"),
+    (r"\bembed_labels\b|learned_step|timed_threshold|[Oo]vercomplete", CODE, "removed, or embed"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What is installed: kernels/ as wbdit.kernels, csrc/ beside it, and an import that needs little."""
+"""The installed package: kernels/ as wbdit.kernels, csrc/ as wbdit/csrc, and imports with few dependencies."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def python(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build the wheel from the files git would hold, so that no leftover of an earlier build gets in."""
+    """Build the wheel from a copy of the sources, so that it holds no leftovers of an earlier build."""
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for folder in ("wbdit", "kernels", "csrc"):
         for path in (ROOT / folder).rglob("*"):
@@ -44,7 +44,7 @@ def test_the_wheel_imports_by_itself(wheel, tmp_path):
 
 
 def test_every_module_imports_from_the_wheel(wheel, tmp_path):
-    """None was left out of the list of packages: there are as many as in the tree."""
+    """The wheel holds every module of the source tree."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = """
 import importlib, pkgutil, sys, wbdit
@@ -65,7 +65,7 @@ def test_kernels_import_in_a_checkout():
 
 
 def test_the_denoiser_imports_without_the_rest():
-    """Someone who wants the denoiser alone waits for neither anndata nor scanpy, and needs no triton."""
+    """Importing only the denoiser loads neither anndata nor scanpy, and needs no Triton."""
     code = """
 import sys
 sys.modules["triton"] = None

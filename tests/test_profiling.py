@@ -1,4 +1,4 @@
-"""NVTX ranges: there with a (made-up) nvtx, in order and nested; nothing without it; out of a compiler's way."""
+"""NVTX ranges: ordered and nested with a simulated nvtx, absent without nvtx and GPU, hidden from torch.compile."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from wbdit.training.trainer import Trainer
 
 @pytest.fixture
 def ranges(monkeypatch):
-    """Return the ranges as they open and close: names, and None for an end."""
+    """Return the list of opened and closed ranges: the name when one opens, None when one closes."""
     seen = []
 
     @contextmanager
@@ -57,7 +57,7 @@ def test_the_steps_of_a_sampler(ranges):
 
 
 def test_pytorchs_own_without_nvtx(ranges, monkeypatch):
-    """In no domain, and where there is a GPU alone: its NVTX raises in a PyTorch without CUDA."""
+    """PyTorch's own NVTX has no domain, and is used only with a GPU: it raises in a PyTorch without CUDA."""
     annotate = profiling.nvtx.annotate
     monkeypatch.setattr(profiling, "nvtx", None)
     monkeypatch.setattr(profiling, "_has_gpu", lambda: True)

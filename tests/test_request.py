@@ -1,4 +1,4 @@
-"""Cells of several label columns: composed, guided by a weight each, on a path between two ends."""
+"""Several label columns: combined labels, one guidance weight per column, and interpolation between labels."""
 
 import warnings
 from dataclasses import replace
@@ -74,7 +74,7 @@ def test_a_combination_never_seen_is_tried_and_said(generator, caplog):
     cells = generator.generate(n_per_label={"T/reg/stim": 2, "B/stim": 1}, calls=2)
     assert cells.n_obs == 3
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("no training cell was T/reg/stim:")
+    assert caplog.messages[0].startswith("no training cell has the labels T/reg/stim:")
     assert "unseen" not in generator.generate(5, calls=2).uns["wbdit"]
     assert len(caplog.messages) == 1
 
@@ -91,7 +91,7 @@ def test_a_path_from_one_end_to_the_other(generator, guidance):
     assert same(between(1), end)
     path = [between(mix).layers["lognorm"].toarray() for mix in (0, 1e-6, 0.5, 0.5 + 1e-6, 1 - 1e-6, 1)]
     whole = np.linalg.norm(path[-1] - path[0])
-    for near, there in ((0, 1), (2, 3), (4, 5)):  # a count at its threshold may turn
+    for near, there in ((0, 1), (2, 3), (4, 5)):  # a count near a threshold may change
         assert np.linalg.norm(path[there] - path[near]) < 0.1 * whole
     for end in (0, -1):
         assert 0.1 * whole < np.linalg.norm(path[2] - path[end]) < whole
@@ -169,7 +169,7 @@ def test_generate_by_both_columns(folder, tmp_path, capfd):
     asked = ("--per-label", "NK/*=3,T/reg/ctrl=2", "--toward", "condition=stim", "--mix", 0.5)
     weights = ("--guidance", "condition=3", "--guidance", "type=2")
     assert exit_code("generate", folder / "run", *asked, *weights, "--calls", 2, "--out", out) == 0
-    assert "no training cell was T/reg/stim" in capfd.readouterr().err
+    assert "no training cell has the labels T/reg/stim" in capfd.readouterr().err
     cells = ad.read_h5ad(out)
     said = cli._facts(cells.uns["wbdit"])
     assert (said["guidance"], said["toward"], said["mix"]) == ("condition=3.0, type=2.0", "condition=stim", "0.5")

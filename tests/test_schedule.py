@@ -1,4 +1,4 @@
-"""The schedule, the parametrisations and the samplers, where the golden numbers do not reach."""
+"""The schedule, the parameterizations and the samplers, beyond the recorded numbers."""
 
 import math
 
@@ -9,11 +9,11 @@ from wbdit import NoiseSchedule, samplers
 
 KINDS = pytest.mark.parametrize("kind", ["linear", "cosine"])
 PREDICTIONS = pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
-SD = 2.0  # of the Gaussian data whose exact denoiser the samplers are given
+SD = 2.0  # of the Gaussian data, whose exact denoiser is known
 
 
 def exact_denoiser(schedule, prediction):
-    """Return the best possible model of data N(0, SD^2): E[x0 | x_t] is linear in x_t."""
+    """Return the exact denoiser of data N(0, SD^2): E[x0 | x_t] is linear in x_t."""
 
     def model(x, t):
         alpha, sigma = schedule.levels(int(t[0]))
@@ -61,7 +61,7 @@ def test_epsilon_says_nothing_of_pure_noise():
 @PREDICTIONS
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "ddim0"])
 def test_samplers_reach_the_data(sampler, prediction):
-    """With the exact denoiser of Gaussian data every sampler must return that Gaussian."""
+    """With the exact denoiser of Gaussian data, every sampler returns that Gaussian."""
     schedule = NoiseSchedule(1000) if prediction == "epsilon" else NoiseSchedule(300, kind="cosine")
     x_T = torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(0)).double()
     options = {"ddpm": {}, "ddim": {"eta": 1.0}, "ddim0": {"eta": 0.0}}[sampler]
@@ -134,7 +134,7 @@ def test_uniform_timesteps():
 @pytest.mark.parametrize("timesteps", [[], [5, 5, 1], [1, 5], [10, 1], [3, 0]])
 def test_refused_timesteps(timesteps):
     schedule = NoiseSchedule(10)
-    with pytest.raises(ValueError, match="timesteps must fall"):
+    with pytest.raises(ValueError, match="timesteps must decrease"):
         samplers.ddim(exact_denoiser(schedule, "epsilon"), torch.zeros(1, 1, 2), schedule, timesteps)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never half of it."""
+"""Atomic file writes: a path holds either its old content or the complete new file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from wbdit.errors import InputError
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse, before any work, a file that could not be written; nothing is made yet.
+    """Check early that `path` can be written; creates no file or folder.
 
     Raises
     ------
     InputError
-        If it is a folder, or what stands above it is none or may not be written to.
+        If `path` is a folder, or its nearest existing parent is not a writable folder.
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
+        raise InputError(f"cannot write {path}: it is a folder, give a file name")
     above = path.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent
@@ -35,12 +35,12 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place when the block ends well.
+    """Yield a temporary file in the folder of `path`, and rename it to `path` if the block succeeds.
 
     Raises
     ------
     InputError
-        If the place cannot be written to.
+        If the folder or the file cannot be written.
     """
     path = Path(path)
     try:
@@ -52,7 +52,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp keeps the file from everyone else
+        temporary.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read the file
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror or error})") from error
@@ -61,24 +61,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file (text as UTF-8), or nothing.
+    """Write a file atomically; text is encoded as UTF-8.
 
     Raises
     ------
     InputError
-        If the place cannot be written to.
+        If the folder or the file cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_h5ad(cells: ad.AnnData, path: str | Path) -> None:
-    """Write an ``.h5ad``, or nothing.
+    """Write cells to a gzip-compressed ``.h5ad`` file atomically.
 
     Raises
     ------
     InputError
-        If the place cannot be written to.
+        If the folder or the file cannot be written.
     """
     with replacing(path) as temporary:
         cells.write_h5ad(temporary, compression="gzip")

@@ -1,10 +1,10 @@
-"""The installed version."""
+"""The installed version of wbdit and its dependencies."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version(package: str) -> str:
-    """Return a package's version, or "not installed"."""
+    """Return the version of an installed package, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The RUN folder: JSON and safetensors, written whole or not at all, never a pickle."""
+"""Reading and writing the RUN folder: JSON and safetensors, written atomically, never pickles."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run.
+    """Read a JSON file of a run; content other than an object gives an empty dict.
 
     Raises
     ------
     InputError
-        If it is missing or damaged.
+        If the file is missing or damaged.
     """
     _must_exist(path)
     try:
@@ -54,7 +54,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises as :func:`read_tensors_and_facts`."""
+    """Read a safetensors file; raises the errors of :func:`read_tensors_and_facts`."""
     return read_tensors_and_facts(path)[0]
 
 
@@ -64,12 +64,12 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
     Raises
     ------
     InputError
-        If it is missing, damaged, or a pickle (which is never opened).
+        If the file is missing, damaged, or a pickle (which is never opened).
     """
     _must_exist(path)
     with path.open("rb") as file:
         start = file.read(9)
-    # safetensors begin with eight bytes of a length, which may be a pickle's first ones too, and then JSON
+    # safetensors start with an 8-byte length, which can equal the first bytes of a pickle, followed by JSON
     if start[8:] != b"{" and start.startswith((b"PK", b"\x80")):
         raise InputError(f"{path} is a pickle (torch.save), not safetensors: wbdit does not open pickles")
     try:

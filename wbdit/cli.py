@@ -1,4 +1,4 @@
-"""The commands: arguments, progress and exit codes; the work is done elsewhere."""
+"""The command line: arguments, messages and exit codes. Other modules do the work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from wbdit import __version__
 from wbdit.errors import InputError
 
-FILE = click.Path(dir_okay=True, path_type=Path)  # whether it is there and fit to use is checked with a better message
+FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
 
 SEED = click.IntRange(0, 2**63 - 1)
 
@@ -28,33 +28,36 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder to write.")
-@click.option("--minutes", type=float, default=1.0, show_default=True, help="Training time.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--minutes", type=float, default=1.0, show_default=True, help="Training time in minutes.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 def demo(out: Path, minutes: float, seed: int) -> None:
-    """Do the main job on 700 real blood cells, offline, in a few minutes."""
+    """Train, generate and evaluate on real cells.
+
+    The demo uses 700 blood cells, works offline and takes a few minutes.
+    """
     from wbdit.demo import run_demo
 
     evaluation = run_demo(out, minutes=minutes, seed=seed)
     click.echo(evaluation.table())
-    _say(f"look at {out / 'report.html'}, and at what the blocks do in {out / 'readout' / 'explain.html'}")
+    _say(f"open {out / 'report.html'} for the scores and {out / 'readout' / 'explain.html'} for the model's blocks")
 
 
 @cli.command()
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
-@click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; may be repeated.")
+@click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; repeatable.")
 @click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
-@click.option("--minutes", type=float, help="Training time.")
+@click.option("--minutes", type=float, help="Training time in minutes.")
 @click.option("--epochs", type=float, help="Passes over the cells.")
 @click.option("--steps", type=int, help="Optimizer steps.")
-@click.option("--max-genes", type=int, help="Where there are more, keep this many variable genes.  [default: 2000]")
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--max-genes", type=int, help="Keep at most this many genes, the most variable.  [default: 2000]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, on the same cells.")
-@click.option("--tensorboard", type=FILE, help="Folder to write the training log to for TensorBoard.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out, on the same cells.")
+@click.option("--tensorboard", type=FILE, help="Folder for TensorBoard logs.")
 def train(data: Path, out: Path, **options: Any) -> None:
-    """Train on the cells of DATA.h5ad; Ctrl-C ends early, with the run saved."""
+    """Train on the cells of DATA.h5ad. Ctrl-C stops early and saves the run."""
     from wbdit.data.expression import read_h5ad
     from wbdit.training.fit import fit
 
@@ -67,19 +70,27 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @cli.command()
 @click.argument("run", type=FILE)
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
-@click.option("--n", type=int, help="Number of cells; with --like, in its proportions of labels.")
-@click.option("--like", type=FILE, help="An .h5ad whose labels to imitate, cell by cell.")
-@click.option("--per-label", help='Number of cells of each label: "NK=200,B=100"; "NK/stim=200,B/*=100".')
+@click.option("--n", type=int, help="Number of cells. With --like, in its label proportions.")
+@click.option("--like", type=FILE, help="An .h5ad file whose labels to copy, one synthetic cell per cell.")
+@click.option("--per-label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".')
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
-@click.option("--calls", type=int, help="Calls of the model.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]")
-@click.option("--spacing", help="Their spacing: uniform, logsnr or sqrt.  [default: uniform for counts, ddim and ddpm]")
 @click.option(
-    "--guidance", multiple=True, help="Classifier-free guidance: 2, or condition=3 for a column.  [default: 1]"
+    "--calls", type=int, help="Number of model calls.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]"
 )
-@click.option("--toward", multiple=True, help='Label that the cells lie toward: "condition=stim".')
-@click.option("--mix", type=float, help="How far they lie toward it, 0 to 1.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
-@click.option("--batch-size", type=int, default=256, show_default=True, help="Cells at a time; does not change them.")
+@click.option(
+    "--spacing", help="Spacing of the calls: uniform, logsnr or sqrt.  [default: uniform for counts, ddim, ddpm]"
+)
+@click.option(
+    "--guidance",
+    multiple=True,
+    help="Weight of classifier-free guidance: 2, or condition=3 for a column; repeatable.  [default: 1]",
+)
+@click.option("--toward", multiple=True, help='Label to interpolate toward: "condition=stim"; repeatable.')
+@click.option("--mix", type=float, help="Interpolation weight of --toward, 0 to 1.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+@click.option(
+    "--batch-size", type=int, default=256, show_default=True, help="Cells per batch; does not change the cells."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def generate(
     run: Path,
@@ -113,15 +124,23 @@ def generate(
 @cli.command()
 @click.argument("real", type=FILE)
 @click.argument("synthetic", type=FILE)
-@click.option("--train", type=FILE, help="The cells trained on: they make the floor. Without, REAL is halved.")
+@click.option("--train", type=FILE, help="Training cells, for the baseline. Without them, REAL is split into halves.")
 @click.option("--label", help="Column of obs with the labels.")
 @click.option(
-    "--ignore", multiple=True, metavar="LABEL", help="A label that is no type, such as unassigned; repeatable."
+    "--ignore",
+    multiple=True,
+    metavar="LABEL",
+    help="Label to exclude from per-type metrics, such as unassigned; repeatable.",
 )
-@click.option("--bootstrap", type=int, default=200, show_default=True, help="Resamples for the intervals; 0 for none.")
+@click.option(
+    "--bootstrap", type=int, default=200, show_default=True, help="Resamples for the 95 % intervals; 0 for none."
+)
 @click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
 def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path, **options: Any) -> None:
-    """Compare SYNTHETIC.h5ad with held-out REAL.h5ad, every figure beside its real-against-real floor."""
+    """Compare synthetic with held-out real cells.
+
+    Each score of SYNTHETIC.h5ad against REAL.h5ad comes with a baseline: the score that other real cells get.
+    """
     from wbdit._io import check_writable
     from wbdit.data.expression import read_h5ad
     from wbdit.evaluation import evaluate as judge
@@ -132,21 +151,24 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     trained_on = read_h5ad(train) if train is not None else None
     result = judge.evaluate(*cells, train=trained_on, label=label, **options)
     facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
-    _say("drawing the report; UMAP compiles itself the first time, which takes half a minute")
-    write_report(result, out, title=f"{synthetic.stem} beside {real.stem}", facts=facts)
+    _say("drawing the report; on first use UMAP compiles itself, which takes half a minute")
+    write_report(result, out, title=f"{synthetic.stem} compared with {real.stem}", facts=facts)
     click.echo(result.table())
-    _say(f"look at {out / 'report.html'}")
+    _say(f"open {out / 'report.html'}")
 
 
 @cli.command()
 @click.argument("run", type=FILE)
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Folder for explain.html, explain.json and figures/.")
-@click.option("--cells", type=click.IntRange(1), default=500, show_default=True, help="Most cells to look at.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--cells", type=click.IntRange(1), default=500, show_default=True, help="Maximum number of cells to use.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str) -> None:
-    """Show what each block of a RUN does to the real cells of DATA.h5ad, and which genes it speaks for."""
+    """Explain each block of a trained RUN.
+
+    The report shows the effect of each block on the real cells of DATA.h5ad, and the genes of its heads and atoms.
+    """
     from wbdit._io import check_writable
     from wbdit.data.expression import read_h5ad
     from wbdit.generator import load
@@ -159,15 +181,15 @@ def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str
     page = write_explanation(found, out, title=f"{run.name} on {data.stem}")
     for finding in findings(found):
         click.echo(f"{finding.question} {finding.verdict.capitalize()}. {finding.answer}")
-    _say(f"look at {page}")
+    _say(f"open {page}")
 
 
 @cli.command()
 def build() -> None:
-    """Compile the CPU kernels ahead of time, for images and clusters.
+    """Compile the CPU kernels ahead of time.
 
-    Without it the first use compiles them, into the same folder: WBDIT_CACHE, or else wbdit in the user's cache. Prints
-    the library's path.
+    This is for images and clusters: otherwise the first use compiles them. Both write to WBDIT_CACHE, or else to wbdit
+    in the user's cache folder. Prints the path of the compiled library.
     """
     from wbdit.ops import build as builder
 
@@ -179,14 +201,14 @@ def build() -> None:
 
 @cli.command()
 def info() -> None:
-    """Print versions, devices, and which backend each op runs on here."""
+    """Print versions, devices, and the backend of each op."""
     import torch
 
     from wbdit import ops
     from wbdit.ops import build as builder
     from wbdit.ops import cpu
 
-    cpu.cpu_level()  # builds the kernels, so that what follows is what a user of the ops will have
+    cpu.cpu_level()  # build the kernels first, so that the list shows the backends that ops will use
     click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -201,7 +223,7 @@ def info() -> None:
 
 
 def _why(device: str, backend: str) -> str:
-    """Say why this backend serves an op on this device."""
+    """Return the reason why `backend` serves the ops on `device`, for display."""
     from wbdit import ops
     from wbdit.ops import build as builder
     from wbdit.ops import cpu, triton
@@ -220,8 +242,8 @@ def _why(device: str, backend: str) -> str:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0, or 2 with one line on stderr for a mistake the user can mend."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about libraries
+    """Run a command and exit: 0 on success, 2 with one line on stderr for a user error, 130 on Ctrl-C."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from dependencies, and not for the user to fix
     _log_to_stderr()
     try:
         code = cli.main(arguments, prog_name="wbdit", standalone_mode=False)
@@ -261,7 +283,7 @@ def _parse_guidance(texts: tuple[str, ...]) -> float | dict[str, float]:
     if "" not in weights:
         return weights
     if len(texts) > 1:
-        raise InputError("give --guidance one number, or COLUMN=NUMBER for each column it is for")
+        raise InputError("give --guidance one number, or COLUMN=NUMBER once per column")
     return weights[""]
 
 
@@ -274,7 +296,7 @@ def _parse_toward(texts: tuple[str, ...]) -> dict[str, str] | None:
 
 
 def _facts(made: dict[str, Any]) -> dict[str, str]:
-    """Return what a line says of how cells were made: no gene lists, but weights and ends by column."""
+    """Return the settings in ``uns["wbdit"]`` as text: numbers, strings and values by column, but no lists."""
     said = {
         key: ", ".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
         for key, value in made.items()
@@ -289,7 +311,7 @@ def _fail(message: str) -> int:
 
 
 class _StderrHandler(logging.Handler):
-    """Print each line of the log to stderr, above any progress bar."""
+    """Print each log message to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _say(record.getMessage())

@@ -1,4 +1,4 @@
-"""Real cells that come with the package, for the demo, the examples and a first try."""
+"""Real cells shipped with the package, for the demo, the examples and a first try."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ LABEL = "bulk_labels"
 def blood_cells() -> ad.AnnData:
     """Return 700 human blood cells with raw counts and cell types.
 
-    Source and license are in ``blood_cells.md`` beside this module: 10x Genomics (Zheng et al. 2017), CC BY 4.0, as
-    sampled by ``scanpy.datasets.pbmc68k_reduced``.
+    The cells are from 10x Genomics (Zheng et al. 2017), CC BY 4.0, in the subset of
+    ``scanpy.datasets.pbmc68k_reduced``. ``blood_cells.md`` beside this module gives the source and the license.
 
     Returns
     -------
-    700 cells by 765 genes. ``X`` holds integer counts as a sparse fp32 matrix, ``obs["bulk_labels"]`` ten cell types.
+    AnnData of 700 cells by 765 genes. ``X`` holds integer counts as a sparse fp32 matrix. ``obs["bulk_labels"]`` holds
+    one of ten cell types per cell.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The demo: train on real blood cells, generate, compare with held-out cells. It needs no network."""
+"""The demo: train on real blood cells, generate cells, and compare them with held-out cells, all offline."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ logger = logging.getLogger("wbdit")
 
 
 def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Evaluation:
-    """Train on half of the cells, generate with the labels of the other half, and compare; logs what is being done.
+    """Train on half of the cells, generate with the labels of the other half, and compare; logs each stage.
 
     Parameters
     ----------
     out
-        Folder for ``run/``, ``train.h5ad``, ``test.h5ad``, ``synthetic.h5ad``, ``metrics.json``, ``report.html`` and
-        ``demo.png``, and ``readout/`` of the blocks; an earlier demo's run in it is replaced.
+        Folder for ``run/``, ``train.h5ad``, ``test.h5ad``, ``synthetic.h5ad``, ``metrics.json``, ``report.html``,
+        ``demo.png`` and ``readout/``, the explanation of the model's blocks. The run of an earlier demo is replaced.
     minutes
-        Training time.
+        Training time in minutes.
     seed
-        Of the split, the training and the cells.
+        Random seed for the split, the training and the generated cells.
 
     Raises
     ------
     InputError
-        If the extra ``report`` is not installed or the folder cannot be written to.
+        If the extra ``report`` is not installed or the folder cannot be written.
     """
     out = Path(out)
     began = time.monotonic()
     cells = blood_cells()
     train, test = split_cells(cells, LABEL, 0.5, seed)
-    logger.info(f"{cells.n_obs} real blood cells: {train.n_obs} to train on, {test.n_obs} held out to compare with")
+    logger.info(f"{cells.n_obs} real blood cells: {train.n_obs} for training, {test.n_obs} held out for comparison")
     write_h5ad(train, out / "train.h5ad")
     write_h5ad(test, out / "test.h5ad")
     _remove_old_run(out / "run")
@@ -56,18 +56,18 @@ def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Eva
     generated = time.monotonic()
     evaluation = evaluate(test, synthetic, train=train, label=LABEL)
     evaluated = time.monotonic()
-    logger.info("drawing the report; UMAP compiles itself the first time, which takes half a minute")
+    logger.info("drawing the report; on first use UMAP compiles itself, which takes half a minute")
     facts = {
         "Cells": f"{cells.n_obs} blood cells (Zheng et al. 2017), {cells.n_vars} genes",
-        "Training": f"{generator.config.trained.steps} steps of the preset small",
+        "Training": f"{generator.config.trained.steps} steps, preset small",
         "Seed": str(seed),
         "Sampler": f"{synthetic.uns['wbdit']['sampler']}, {synthetic.uns['wbdit']['calls']} calls",
         "Model hash": str(synthetic.uns["wbdit"]["model_hash"])[:16],
     }
-    write_report(evaluation, out, title="Synthetic blood cells beside held-out real ones", facts=facts)
+    write_report(evaluation, out, title="Synthetic and held-out real blood cells", facts=facts)
     write_picture(evaluation, out / "demo.png")
     reported = time.monotonic()
-    write_explanation(explain(generator, test, seed=seed), out / "readout", title="The demo's run on held-out cells")
+    write_explanation(explain(generator, test, seed=seed), out / "readout", title="Demo run on held-out cells")
     read = time.monotonic()
     logger.info(
         f"training {trained - began:.0f} s, generating {generated - trained:.0f} s, evaluating "

@@ -1,13 +1,20 @@
-"""The one exception for mistakes a user can mend."""
+"""The exception for mistakes that the user can fix."""
 
 
 class InputError(ValueError):
-    """Bad input: the message is one line and says what to do.
+    """Invalid input; the message is one line and says what to do.
 
-    The command line prints it after ``wbdit:`` on stderr and exits with code 2.
+    The command line prints the message after ``wbdit:`` on stderr and exits with code 2.
+
+    Examples
+    --------
+    >>> generator.generate(2, sampler="euler")
+    Traceback (most recent call last):
+        ...
+    wbdit.errors.InputError: no sampler 'euler': choose one of ddim, ddpm, unipc, dpmpp, sde-dpmpp
     """
 
 
 def need_extra(package: str, extra: str = "report") -> InputError:
-    """Return the error for an optional package that is not installed."""
+    """Return the error that reports a missing optional package and the extra that installs it."""
     return InputError(f"this needs {package}, which is not installed: pip install 'wbdit[{extra}]'")

@@ -1,4 +1,4 @@
-"""Train on cells, generate cells: what people with an AnnData use."""
+"""The cell generator: from a trained model to an AnnData of synthetic cells."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ logger = logging.getLogger("wbdit")
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 
-# where counts are drawn on the way: more than 15 calls, or calls closer together toward its end, gain nothing, and a
-# solver of second order is as good with them as the first order is with 100 (docs/study.md)
+# Defaults for models with a count likelihood. With 15 calls a second-order solver is as good as a first-order one with
+# 100. More calls, or calls closer together toward the end, bring no gain (docs/study.md).
 COUNTS_SAMPLER: samplers.Name = "unipc"
 COUNTS_CALLS = 15
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
 
 class Sampling(NamedTuple):
-    """A sampler, its number of calls of the model, and their spacing."""
+    """A sampler, its number of model calls, and their spacing in time."""
 
     sampler: samplers.Name
     calls: int
@@ -48,22 +48,29 @@ class Sampling(NamedTuple):
 
 
 class CellGenerator:
-    """A trained denoiser with all that turns its output into cells.
+    """A trained denoiser, and the preprocessor that turns its output into cells.
 
-    Made by :func:`fit` or :func:`load`.
+    :func:`fit` and :func:`load` return one.
 
     Attributes
     ----------
     model
         The denoiser, in evaluation mode.
     schedule
-        Its noise schedule.
+        Noise schedule of the denoiser.
     preprocessor
-        Genes, labels and values.
+        Genes, labels and value transforms.
     config
-        What ``config.json`` holds.
+        Content of ``config.json``.
     history
-        One record for each line of ``metrics.jsonl``.
+        One record per line of ``metrics.jsonl``.
+
+    Examples
+    --------
+    >>> generator.preprocessor.labels.categories
+    (('CD19+ B', 'Dendritic'),)
+    >>> len(generator.preprocessor.genes), generator.config.trained.steps
+    (765, 3)
     """
 
     def __init__(
@@ -96,58 +103,67 @@ class CellGenerator:
         batch_size: int = 256,
         progress: bool = False,
     ) -> ad.AnnData:
-        """Generate synthetic cells; logs which combinations of labels are asked for that no training cell had.
+        """Generate synthetic cells.
 
-        The cells depend on the seed, their place in the result and their labels, not on the batch size; on a GPU up to
-        rounding, because products take other block sizes for other batches.
+        The cells depend on the seed, on their index in the result and on their labels, but not on the batch size. On a
+        GPU this holds up to rounding, because other batch sizes use other tiles in matrix products. A warning is logged
+        if no training cell has a requested label combination.
 
         Parameters
         ----------
         n
-            Number of cells, their combinations of labels composed as the training cells' were, or as those of `like`.
+            Number of cells. Their label combinations have the proportions of the training cells, or of `like`.
         like
-            Cells to imitate the labels of: one synthetic cell for each of them, in their order, or `n` in their
-            proportions.
+            Cells whose labels to copy: one synthetic cell per cell, in the same order, or `n` in the same proportions.
         n_per_label
-            Number of cells of each label, in place of `n` and `like`: ``{"NK": 200}``; with several label columns of
-            each combination, ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` leaves a column open, see
-            :meth:`wbdit.data.labels.Labels.codes_from_counts`. Combinations that no training cell had are tried all the
-            same.
+            Number of cells per label, in place of `n` and `like`: ``{"NK": 200}``. With several label columns, the
+            number per combination: ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` fills the open column
+            in the training proportions, see :meth:`wbdit.data.labels.Labels.codes_from_counts`. Combinations without
+            an open column need not occur in the training cells.
         sampler
-            "ddim" with eta = 1, "ddpm", or a solver for few steps: "unipc", "dpmpp" or, with fresh noise, "sde-dpmpp";
-            see :mod:`wbdit.samplers`. By default "unipc" where counts are drawn from a likelihood, else "ddim".
+            "ddim" with eta = 1, "ddpm", or a few-step solver: "unipc", "dpmpp", or "sde-dpmpp", which adds fresh noise.
+            See :mod:`wbdit.samplers`. The default is "unipc" for models with a count likelihood, else "ddim".
         calls
-            Calls of the model. By default 15 where counts are drawn from a likelihood, else those of
+            Number of model calls. The default is 15 for models with a count likelihood, else that of
             :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
         spacing
-            Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). By default "uniform"
-            where counts are drawn from a likelihood, else from that table.
+            Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). The default is
+            "uniform" for models with a count likelihood, else that of :data:`wbdit.samplers.BY_NAME`.
         guidance
-            Weight of classifier-free guidance, 1 for none; or a weight by label column, ``{"condition": 3.0}``, 1 for
-            those not named. See :class:`wbdit.samplers.GuidedModel`.
+            Weight of classifier-free guidance, 1 for none. A dict gives a weight per label column,
+            ``{"condition": 3.0}``; columns not named have weight 1. See :class:`wbdit.samplers.GuidedModel`.
         toward
-            Label by column, ``{"condition": "stim"}``, that the cells lie toward from their own.
+            One label per column, ``{"condition": "stim"}``, to interpolate toward from each cell's own labels.
         mix
-            How far they do: 0 for their own labels, 1 for those of `toward`. The conditioning vectors are mixed, and
-            each cell keeps its noise, so that with one seed a cell moves along a continuous path.
+            Interpolation weight: 0 for the cell's own labels, 1 for those of `toward`. The conditioning vectors are
+            interpolated. For a fixed seed each cell keeps its noise and follows a continuous path as `mix` grows.
         seed
-            64 bits.
+            Random seed, 64 bits.
         batch_size
-            Cells at a time.
+            Cells per batch.
         progress
             Show a progress bar on stderr.
 
         Returns
         -------
-        AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` (ln(1 + counts per 10,000)) where the training
-        cells held counts, else ``X`` in their own space; the label columns in ``obs``, with `toward` also
-        ``obs[f"{column}_toward"]`` and ``obs["mix"]``; ``uns["wbdit"]`` with versions, seed, sampler, model hash, and
-        under "unseen" the combinations of labels that no training cell had, if any.
+        AnnData with the label columns in ``obs``. If the training cells held counts, ``X`` holds counts (CSR fp32) and
+        ``layers["lognorm"]`` holds ln(1 + counts per 10,000). Otherwise ``X`` is in the space of the training cells.
+        `toward` adds ``obs[f"{column}_toward"]`` and ``obs["mix"]``. ``uns["wbdit"]`` records versions, seed, sampler
+        and model hash. Its "unseen" lists the label combinations that no training cell has, if any.
 
         Raises
         ------
         InputError
-            If the request makes no sense for this run: no or too few cells, unknown labels, sampler or spacing.
+            If the request does not fit this run: fewer than one cell, a number out of range, or an unknown label,
+            sampler or spacing.
+
+        Examples
+        --------
+        >>> synthetic = generator.generate(n_per_label={"Dendritic": 3, "CD19+ B": 2}, calls=5)
+        >>> synthetic.shape, synthetic.X.dtype
+        ((5, 765), dtype('float32'))
+        >>> synthetic.obs["bulk_labels"].tolist()
+        ['Dendritic', 'Dendritic', 'Dendritic', 'CD19+ B', 'CD19+ B']
         """
         asked = read_request(self.preprocessor.labels, n, like, n_per_label, guidance, toward, mix)
         if batch_size < 1:
@@ -156,7 +172,8 @@ class CellGenerator:
         unseen = asked.unseen(self.preprocessor.labels)
         if unseen:
             logger.warning(
-                f"no training cell was {', '.join(unseen)}: these cells are put together from what labels do elsewhere"
+                f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
+                "label combinations"
             )
         library = self._library(asked, seed)
         x = self._sample(asked, library, sampling, seed, batch_size, progress)
@@ -176,7 +193,7 @@ class CellGenerator:
         return cells
 
     def sample(self, codes: np.ndarray, seed: int, calls: int | None = None, batch_size: int = 256) -> np.ndarray:
-        """Sample cells as numbers.
+        """Sample cells as an array, without labels and gene names.
 
         Parameters
         ----------
@@ -187,7 +204,14 @@ class CellGenerator:
 
         Returns
         -------
-        What :meth:`wbdit.data.preprocessor.Preprocessor.decode` takes, ``(n, G)``: counts, or values.
+        Counts or values ``(n, G)``, the input of :meth:`wbdit.data.preprocessor.Preprocessor.decode`.
+
+        Examples
+        --------
+        >>> codes = generator.preprocessor.labels.training_codes(4)
+        >>> counts = generator.sample(codes, seed=0, calls=5)
+        >>> counts.shape, bool((counts == np.rint(counts)).all())
+        ((4, 765), True)
         """
         asked = GenerationRequest(codes, [1.0] * codes.shape[1])
         sampling = self._resolve_sampler(None, calls, None)
@@ -199,7 +223,14 @@ class CellGenerator:
         Raises
         ------
         InputError
-            If it cannot be written.
+            If the folder cannot be written.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> generator.save("run")
+        >>> sorted(path.name for path in Path("run").iterdir())
+        ['config.json', 'metrics.jsonl', 'model.safetensors', 'preprocessor.json', 'preprocessor.safetensors']
         """
         run = Path(run)
         checkpoint.write_preprocessor(run, self.preprocessor)
@@ -210,13 +241,13 @@ class CellGenerator:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network itself, without the likelihood that makes counts of its answers."""
+        """The denoising network, without the count likelihood."""
         return self.model.network
 
     def _resolve_sampler(
         self, sampler: samplers.Name | None, calls: int | None, spacing: samplers.Spacing | None
     ) -> Sampling:
-        """Return what is asked for, with the defaults of this run in place of None."""
+        """Return the requested sampler, calls and spacing, with this run's defaults in place of None."""
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
         if sampler not in samplers.BY_NAME:
@@ -233,7 +264,7 @@ class CellGenerator:
         return Sampling(sampler, calls, spacing)
 
     def _library(self, asked: GenerationRequest, seed: int) -> np.ndarray:
-        """Draw the library size of each cell."""
+        """Draw one library size per cell, ``(cells,)``."""
         draws = ops.normal(seed, torch.arange(len(asked.codes)), LIBRARY_DRAW, 1)[:, 0]
         u = torch.special.ndtr(draws.double()).numpy()
         return self.preprocessor.draw_library(asked.codes, u, asked.toward, asked.mix)
@@ -247,7 +278,7 @@ class CellGenerator:
         batch_size: int,
         progress: bool,
     ) -> np.ndarray:
-        """Sample what :meth:`Preprocessor.decode` takes, ``(cells, G)``."""
+        """Sample the requested cells batch by batch and return the input of `Preprocessor.decode`, ``(cells, G)``."""
         path = samplers.timesteps(self.schedule, sampling.calls, sampling.spacing, stop=self.model.stop)
         n, graph = len(asked.codes), CUDAGraphModel(self.model)
         starts = range(0, n, batch_size)
@@ -275,7 +306,7 @@ class CellGenerator:
         seed: int,
         update: Callable[..., object],
     ) -> np.ndarray:
-        """Sample the cells with the indices `rows`, ``(B, G)``."""
+        """Sample one batch, the cells with indices `rows`, ``(B, G)``."""
         device = next(self.model.parameters()).device
         places = torch.from_numpy(rows).to(device)
         noise = samplers.PhiloxNoise(seed, places, (1, len(self.preprocessor.genes)))
@@ -300,19 +331,26 @@ class CellGenerator:
 
 
 def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
-    """Load a RUN folder.
+    """Load the generator of a RUN folder.
 
     Parameters
     ----------
     run
-        The folder that ``wbdit train`` or :meth:`CellGenerator.save` wrote.
+        Folder written by ``wbdit train``, :func:`fit` or :meth:`CellGenerator.save`.
     device
         "auto", "cpu" or "cuda".
 
     Raises
     ------
     InputError
-        If a file is missing, damaged, a pickle, or from a newer wbdit.
+        If a file is missing, damaged, a pickle, or from a newer version of wbdit.
+
+    Examples
+    --------
+    >>> generator.save("run")
+    >>> loaded = wbdit.load("run", device="cpu")
+    >>> loaded.config.model_hash == generator.config.model_hash
+    True
     """
     run = Path(run)
     config = checkpoint.read_config(run)
@@ -323,7 +361,9 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
         model.load_state_dict(state, strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{run / MODEL} and {run / CONFIG} do not fit each other ({reason})") from error
+        raise InputError(
+            f"{run / MODEL} and {run / CONFIG} do not fit each other ({reason}): are both from the same run?"
+        ) from error
     history = []
     if (run / METRICS).exists():
         history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]
@@ -331,7 +371,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
 
 
 def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
-    """Make a run's model with its seed's weights, leaving the user's own random numbers alone."""
+    """Build a run's model with initial weights from its seed; the global CPU random state stays unchanged."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         facts = config.likelihood
@@ -345,17 +385,17 @@ def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
 
 
 def sampling_precision(device: torch.device) -> torch.autocast:
-    """Return the context that a denoiser is sampled in: bf16 products on a GPU, the model's own type elsewhere."""
+    """Return the autocast context for sampling: bf16 matrix products on a GPU, the model's own dtype elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" takes a GPU where there is one.
+    """Return the device of a name; "auto" selects the GPU if there is one.
 
     Raises
     ------
     InputError
-        If there is no such device here.
+        If the name is unknown or the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -364,5 +404,5 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"no device {name!r}: choose auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device is available here: choose --device cpu or auto")
+        raise InputError("no CUDA device is available: choose device cpu or auto")
     return device

@@ -1,4 +1,4 @@
-"""Named ranges on the timeline of NVIDIA's Nsight tools (NVTX), which vanish where there is nothing to name."""
+"""Named NVTX ranges on the timeline of NVIDIA's Nsight tools, or no-ops where nothing can record them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def span(name: str) -> AbstractContextManager[Any]:
-    """Return a context whose duration Nsight shows under `name`.
+    """Return a context manager whose duration Nsight shows as the range `name`.
 
-    The range lies in the domain ``wbdit`` with the package ``nvtx``, and in no domain without it, where PyTorch's own
-    NVTX writes it. Without a GPU as well, and where ``torch.compile`` or ``torch.jit`` is looking, it is a context that
-    does nothing. Ranges nest; one costs about a microsecond, and nothing is recorded unless a tool is listening.
+    The package ``nvtx`` writes the range, in the domain ``wbdit``. If it is not installed, PyTorch's own NVTX writes
+    the range, in no domain. The context does nothing if there is neither ``nvtx`` nor a GPU, or while ``torch.compile``
+    or ``torch.jit`` traces the code. Ranges can be nested. Each costs about a microsecond, and nothing is recorded
+    unless a profiler is attached.
 
     Parameters
     ----------
     name
-        What the range is called: a part of the model or of a step, the same every time, so that Nsight adds them up.
+        Name of a part of the model or of a step. Use the same name each time, so that Nsight can sum the durations.
 
     Examples
     --------
-    >>> with span("forward"):
-    ...     out = model(x, t)
+    >>> from wbdit.profiling import span
+    >>> with span("product"):
+    ...     product = torch.ones(2, 3) @ torch.ones(3, 4)
+    >>> product.shape
+    torch.Size([2, 4])
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _NOTHING

@@ -1,4 +1,4 @@
-"""What the cells of a request are conditioned on: how many of which labels, how strongly, and toward what."""
+"""Generation requests: cells per label, guidance weights, and interpolation toward other labels."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ CellsPerLabel = Mapping[str | tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The conditions of each cell that is asked for.
+    """The labels and guidance weights of the requested cells.
 
     Attributes
     ----------
     codes
         Labels ``(cells, C)`` int64, see :class:`wbdit.data.labels.Labels`.
     weights
-        Guidance weight of each column ``(C,)``.
+        Guidance weight per label column, ``(C,)``.
     toward
-        Labels ``(cells, C)`` that the cells lie toward, or None.
+        Second labels ``(cells, C)`` to interpolate the conditioning toward, or None.
     mix
-        How far they do, 0 to 1.
+        Interpolation weight of `toward`, 0 to 1.
     """
 
     codes: np.ndarray
@@ -40,7 +40,7 @@ class GenerationRequest:
     mix: float = 0.0
 
     def model(self, denoiser: samplers.Model, rows: np.ndarray, device: torch.device) -> samplers.Model:
-        """Return a denoiser on a device under the conditions of the cells with the indices `rows`."""
+        """Return the denoiser conditioned on the labels of the cells with indices `rows`."""
         if not self.weights:
             return denoiser
         y = torch.from_numpy(self.codes[rows]).to(device)
@@ -48,7 +48,7 @@ class GenerationRequest:
         return samplers.GuidedModel(denoiser, y, self.weights, toward=toward, mix=self.mix)
 
     def unseen(self, labels: Labels) -> list[str]:
-        """Name the combinations of labels, of both ends, that no training cell had."""
+        """Return the names of the label combinations, of `codes` and `toward`, that no training cell has."""
         ends = [self.codes] if self.toward is None else [self.codes, self.toward]
         return labels.unseen(np.concatenate(ends))
 
@@ -62,24 +62,24 @@ def read_request(
     toward: Mapping[str, str] | None = None,
     mix: float | None = None,
 ) -> GenerationRequest:
-    """Return the conditions that a user's request amounts to.
+    """Check the arguments of a request and return it with labels as codes.
 
     Parameters
     ----------
     labels
-        The run's.
+        Label columns of the run.
     n, like, n_per_label, guidance, toward, mix
         As in :meth:`wbdit.CellGenerator.generate`.
 
     Raises
     ------
     InputError
-        If the request makes no sense for this run.
+        If an argument is invalid for this run.
     """
     codes = _codes(labels, n, like, n_per_label)
     weights = guidance_weights(labels, guidance)
     if (toward is None) != (mix is None):
-        raise InputError("give toward and mix together: what the cells lie toward, and how far")
+        raise InputError("give toward and mix together: the labels to interpolate toward, and a weight from 0 to 1")
     if toward is None or mix is None:
         return GenerationRequest(codes, weights)
     if not 0 <= mix <= 1:
@@ -87,16 +87,17 @@ def read_request(
     taken = {"mix", *(f"{column}_toward" for column in labels.columns)}.intersection(labels.columns)
     if taken:
         raise InputError(
-            f"a label column of this run is called {taken.pop()!r}, where what the cells lie toward is kept"
+            f"a label column of this run is called {taken.pop()!r}, a name that toward needs in obs: train with the "
+            "column renamed"
         )
     return GenerationRequest(codes, weights, labels.replace(codes, toward), mix)
 
 
 def guidance_weights(labels: Labels, guidance: float | Mapping[str, float]) -> list[float]:
-    """Return the guidance weight of each column: one for all, or by column, 1 where it is not named."""
+    """Return the guidance weight per label column: one number for all, or by name with a default of 1."""
     by_column = guidance if isinstance(guidance, Mapping) else dict.fromkeys(labels.columns, guidance)
     if not labels.columns and guidance != 1:
-        raise InputError("guidance needs labels, and this run was trained without")
+        raise InputError("guidance needs labels, but this run was trained without: leave it at 1")
     weights = [1.0] * len(labels.columns)
     for column, weight in by_column.items():
         if not math.isfinite(weight):
@@ -106,28 +107,28 @@ def guidance_weights(labels: Labels, guidance: float | Mapping[str, float]) -> l
 
 
 def guidance_fact(guidance: float | Mapping[str, float]) -> Any:
-    """Return the guidance as it travels with the cells: a number, or a number by column."""
+    """Return the guidance as stored in ``uns``: a number, or a dict of one number per column."""
     if isinstance(guidance, Mapping):
         return {column: float(weight) for column, weight in guidance.items()}
     return float(guidance)
 
 
 def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, n_per_label: CellsPerLabel | None) -> np.ndarray:
-    """Return the labels of each cell that is asked for, ``(cells, C)`` int64."""
+    """Return the labels of the requested cells, ``(cells, C)`` int64."""
     if n_per_label is not None:
         if n is not None or like is not None:
-            raise InputError("give n_per_label, or n and like, not both")
+            raise InputError("give either n_per_label, or n and like, not both")
         if min(n_per_label.values(), default=0) < 0 or sum(n_per_label.values()) < 1:
-            raise InputError("numbers per label must be zero or more, with at least one cell in all")
+            raise InputError("numbers per label must be zero or more, with at least one cell in total")
         return labels.codes_from_counts(n_per_label)
     if like is not None and like.n_obs == 0:
-        raise InputError("there are no cells to imitate")
+        raise InputError("there are no cells to imitate: like must have at least one")
     if n is None:
         if like is None:
             raise InputError("how many cells? give n, like or n_per_label")
         n = like.n_obs
     elif n < 1:
-        raise InputError(f"at least one cell must be asked for, not {n}")
+        raise InputError(f"the number of cells must be at least one, not {n}")
     if like is None:
         return labels.training_codes(n)
     codes = labels.codes(like)

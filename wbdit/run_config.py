@@ -1,4 +1,4 @@
-"""What is known of a run besides its weights and its cells: the content of ``config.json``."""
+"""The configuration of a run, as stored in ``config.json``."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from wbdit._version import __version__
 from wbdit.errors import InputError
 
-FORMAT = 1  # of the RUN folder; raised when an older wbdit could not read it
+FORMAT = 1  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
 
 
 @dataclass(frozen=True)
 class LikelihoodConfig:
-    """How counts come from a denoiser, see :mod:`wbdit.counts`.
+    """Settings of the count likelihood, see :mod:`wbdit.counts`.
 
     Attributes
     ----------
     n_bins
-        Number of bins of counts.
+        Number of count bins.
     stop
         Timestep at which sampling ends and counts are drawn.
     input_dropout
-        Share of the genes that the denoiser does not see in training.
+        Share of the genes that are hidden from the denoiser in training.
     learned_dispersion
-        Whether the denoiser answers how wide each count's distribution is, too.
+        Whether the denoiser also predicts the dispersion of each count.
     """
 
     n_bins: int
@@ -38,12 +38,12 @@ class LikelihoodConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """How long a run was trained.
+    """Training totals of a run.
 
     Attributes
     ----------
     steps, seconds, epochs
-        Optimizer steps, training time, and passes over the cells, all sessions together.
+        Optimizer steps, training time in seconds, and passes over the cells, summed over all resumes.
     cells
         Number of training cells.
     """
@@ -61,9 +61,9 @@ class RunConfig:
     Attributes
     ----------
     preset
-        Name of the preset it was begun with.
+        Name of the preset that the run was started with.
     seed
-        Of weights, order, timesteps and noise.
+        Random seed for weights, cell order, timesteps and noise.
     denoiser
         "wbdit" or "dit".
     model, schedule
@@ -71,15 +71,15 @@ class RunConfig:
     training, budget
         Fields of :class:`wbdit.training.config.Training` and :class:`wbdit.training.config.Budget`.
     likelihood
-        How counts come from the denoiser; None where it sees values of another kind.
+        Settings of the count likelihood; None if the model predicts values instead of counts.
     model_hash
         SHA-256 of the weights, see :func:`wbdit.checkpoint.state_hash`.
     trained
-        How long it was trained.
+        Training totals.
     format
-        Of the RUN folder.
+        Format version of the RUN folder.
     wbdit, torch
-        Versions that the run was begun with.
+        Package versions that the run was started with.
     """
 
     preset: str
@@ -98,27 +98,27 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunConfig:
-        """Read what :meth:`to_dict` returned.
+        """Build a configuration from the dict of :meth:`to_dict`.
 
         Raises
         ------
         InputError
-            If a field is missing or unknown, or the run is of a newer wbdit.
+            If a field is missing or unknown, or the format is from a newer version of wbdit.
         """
         if not isinstance(content.get("format"), int):
             raise InputError("it is not the configuration of a wbdit run")
         if content["format"] > FORMAT:
             raise InputError(
-                f"it was written by wbdit {content.get('wbdit', '?')} (format {content['format']}), this one reads up "
-                f"to format {FORMAT}: update wbdit"
+                f"it was written by wbdit {content.get('wbdit', '?')} (format {content['format']}), but this version "
+                f"reads formats up to {FORMAT}: update wbdit"
             )
         try:
             likelihood, trained = content.get("likelihood"), Trained(**content.get("trained", {}))
             parts = {"likelihood": LikelihoodConfig(**likelihood) if likelihood else None, "trained": trained}
             return cls(**{**content, **parts})
         except TypeError as error:
-            raise InputError(f"it does not fit this wbdit ({error}): is the run complete?") from error
+            raise InputError(f"its fields do not fit this version of wbdit ({error}): is the run complete?") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as they go into ``config.json``."""
+        """Return a dict of plain values for ``config.json``."""
         return dataclasses.asdict(self)

@@ -1,1 +1,1 @@
-"""The speed gate: a commit against its base, and each operation against the reference it replaces."""
+"""The speed gate: a commit against its base, and each operation against its reference."""

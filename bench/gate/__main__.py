@@ -2,7 +2,7 @@
 
     python -m bench.gate BASE [--quick] [--out FILE]
 
-Exit status 0, 1 if a row is red, 2 if nothing could be measured.
+The exit status is 0, 1 if a row is red, and 2 if nothing could be measured.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = 1  # worker.py's
 GENERATIONS, MORE = 3, 2
 ROUNDS = 25
-# seconds from the start, the whole being under six minutes: the generations, another look, each operation by itself
+# time limits in seconds from the start: generations, additional generations, operations; under six minutes in total
 UNTIL = (205.0, 245.0, 340.0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-gate", description=__doc__.partition("\n")[0])
-    parser.add_argument("base", help="commit to compare with, HEAD for what is not committed yet")
-    parser.add_argument("--quick", action="store_true", help="Tiny sizes: tries the machinery, no result.")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench/out/gate.jsonl", help="File that gets the line.")
+    parser.add_argument("base", help="Commit to compare with; HEAD for uncommitted changes.")
+    parser.add_argument("--quick", action="store_true", help="Tiny sizes: tests the code, no result.")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/out/gate.jsonl", help="File to append the line to.")
     options = parser.parse_args()
     if not options.base:
-        print("bench-gate: no base: make bench-gate BASE=<commit>", file=sys.stderr)
+        print("bench-gate: no base: use make bench-gate BASE=<commit>", file=sys.stderr)
         return 2
     try:
         base = trees.resolve(ROOT, options.base)
@@ -56,7 +56,7 @@ def is_red(result: dict[str, Any]) -> bool:
 def run(
     head_tree: Path, base_tree: Path, head: str, base: str, quick: bool = False, absolute: bool = True
 ) -> dict[str, Any]:
-    """Measure and judge two trees and return the line that is kept; without `absolute` the rows alone."""
+    """Measure and judge two trees and return the history line; without `absolute`, skip the operations."""
     started = time.monotonic()
     until = [started + seconds for seconds in UNTIL]
     greetings, start = _first_workers(head_tree, base_tree, quick)
@@ -83,7 +83,7 @@ def run(
 def _first_workers(
     head_tree: Path, base_tree: Path, quick: bool
 ) -> tuple[dict[str, dict[str, Any]], Callable[[str], Process]]:
-    """Build both sides' kernels; return what each side has, and how a worker of it is started."""
+    """Build both sides' kernels; return each side's greeting, and a function that starts a worker of a side."""
     places = {
         "head": (measure.worker_script(head_tree), head_tree),
         "base": (measure.worker_script(base_tree), base_tree),
@@ -95,7 +95,7 @@ def _first_workers(
         except WorkerError as error:
             if side == "head":
                 raise WorkerError(f"head: {error}") from error
-            # older than the gate, or than its protocol: the base's package, timed by this tree's worker
+            # the base is older than the gate or its protocol: this tree's worker times the base's package
             places[side] = (places["head"][0], base_tree)
             try:
                 greetings[side] = _greet(Process(*places[side], quick))
@@ -104,7 +104,7 @@ def _first_workers(
     levels = {side: greeting["machine"]["kernels"] for side, greeting in greetings.items()}
     missing = [side for side, level in levels.items() if level == "none"]
     if missing:
-        raise WorkerError(f"no kernels in {' and '.join(missing)}: see `wbdit build`; nothing is timed without them")
+        raise WorkerError(f"no kernels in {' and '.join(missing)}: the gate needs them; `wbdit build` shows why")
     return greetings, lambda side: Process(*places[side], quick)
 
 
@@ -112,12 +112,12 @@ def _greet(process: Process) -> dict[str, Any]:
     with process:
         greeting = process.ask("hello")
     if greeting.get("failed") or greeting.get("protocol") != PROTOCOL:
-        raise WorkerError(greeting.get("failed", "a worker of another protocol"))
+        raise WorkerError(greeting.get("failed", "the worker has another protocol"))
     return greeting
 
 
 def _compared(greetings: dict[str, dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
-    """Return the rows that both sides have, and a verdict on each that they cannot be compared on."""
+    """Return the rows that both sides share, and an ungated verdict on each row that cannot be compared."""
     head, base = greetings["head"]["rows"], greetings["base"]["rows"]
     apart = {
         **{name: "not at the base" for name in head if name not in base},
@@ -128,7 +128,7 @@ def _compared(greetings: dict[str, dict[str, Any]]) -> tuple[list[str], list[Ver
 
 
 def _absolute(worker: Process, pairs: list[str], until: float, quick: bool) -> list[Absolute]:
-    """Hold every operation to its reference; one that is not fine is measured again, and counts by the better."""
+    """Judge every operation against its reference; one that fails is measured again, and the better result counts."""
     worker.ask("hello")
     rounds = 3 if quick else ROUNDS
     found = {name: judge_pair(name, a) for name, a in measure.beside_reference(worker, pairs, rounds, until).items()}

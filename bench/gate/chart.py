@@ -1,8 +1,8 @@
-"""Draw the history: each commit's rows beside its base, one panel a processor.
+"""Draw the history: each commit's rows relative to its base, one panel per processor and number of threads.
 
     python -m bench.gate.chart [LINES.jsonl] [PICTURE.svg]
 
-By default the lines are bench/results/gate.jsonl, and the picture lies beside them.
+By default it reads bench/results/gate.jsonl and writes bench/results/gate.svg.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-# told apart on paper and by the color-blind: hue by what is timed, shade by the row
+# readable in print and by the color-blind: hue for the kind of row, shade for the row
 PALETTES = {"op": "Greys", "forward": "Blues", "train": "Oranges", "sampling": "Greens"}
 MARKERS = "osD^vP*X<>"
 INK, MUTED, RED = "#1d1e22", "#5b5f69", "#b02a50"
 
 
 class LinesError(ValueError):
-    """The file is no history; the message is one line."""
+    """The file is not a history; the message is one line."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -34,14 +34,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise LinesError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LinesError(f"{path}: not the lines of make bench-gate") from error
+        raise LinesError(f"{path}: not a history file of make bench-gate") from error
     if not kept:
-        raise LinesError(f"{path}: no full run in it")
+        raise LinesError(f"{path}: has only quick runs; add the line of a full run of make bench-gate")
     return kept
 
 
 def draw(lines: list[dict[str, Any]], picture: Path) -> None:
-    """Write the chart of the lines."""
+    """Write the chart of the lines to `picture`."""
     import matplotlib
 
     matplotlib.use("Agg")

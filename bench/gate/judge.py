@@ -1,8 +1,8 @@
-"""What the times say: red, ungated or fine, row by row.
+"""Verdicts from times: red, ungated or fine, row by row.
 
-A row's shift in a generation is the median over its rounds of log(head / base). Neighbors in time are compared, because
-a shared machine changes its speed within a second. The row's ratio is the median over the generations. Its spread is
-the median difference between two processes of the same code, and its threshold is a multiple of that.
+A row's shift in a generation is the median over its rounds of log(head / base). Only adjacent times are compared,
+because a shared machine changes its speed within a second. The row's ratio is the median over the generations. Its
+spread is the median difference between two processes of the same code, and its threshold is a multiple of that.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 
 from bench.gate.measure import Rounds, RowTimes
 
-FLOOR = 0.04  # a smaller slowdown is never red: equal code came out at 1.03 and 1.05 in a training step
-NOISY = 0.05  # with a larger spread no verdict is given
-BLUNT = 0.12  # with a higher threshold none either: 15 % would pass unseen
-FACTOR = 4.5  # of spread / sqrt(generations), which is about the ratio's standard error
-GENERATIONS = 2  # with fewer no verdict is given
-LEAST = 0.95  # lower quintile of reference / kernel
+FLOOR = 0.04  # smaller slowdowns are never red: equal code measured 1.03 and 1.05 in a training step
+NOISY = 0.05  # no verdict above this spread
+BLUNT = 0.12  # no verdict above this log threshold, which a slowdown of 15 % could pass
+FACTOR = 4.5  # times spread / sqrt(generations), which is about the ratio's standard error
+GENERATIONS = 2  # no verdict with fewer
+LEAST = 0.95  # smallest lower quintile of reference / kernel that passes
 
 FINE, FASTER, RED, UNGATED = "ok", "faster", "RED", "ungated"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A row beside the base: head's time over base's, both as measured in the same rounds."""
+    """The verdict on a row against the base; `ratio` is head's time over base's, from the same rounds."""
 
     name: str
     verdict: str
@@ -38,14 +38,14 @@ class Verdict:
 
     @property
     def needs_another_look(self) -> bool:
-        """Whether more generations could change the verdict: it is red, or the row is too noisy to be sharp."""
+        """Whether more generations could change the verdict: it is red, or its spread or threshold is large."""
         if self.spread is None or self.threshold is None:
             return False
         return self.verdict == RED or self.spread > NOISY / 2 or math.log(self.threshold) > BLUNT / 2
 
 
 def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
-    """Return the verdict on one row, of no fewer generations."""
+    """Return the verdict on one row, ungated if it has fewer than `fewest` generations."""
     if times.failed.get("head"):
         return Verdict(name, UNGATED if "base" in times.failed else RED, f"does not run: {times.failed['head']}")
     if times.failed:
@@ -53,18 +53,18 @@ def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
     if times.red_check:
         worst = max(times.errors[side] for side in times.red_check)
         sides = " and ".join(times.red_check)
-        return Verdict(name, RED, f"{sides} off by {worst:.1e} from fp64, {times.tolerance:.0e} allowed; not timed")
+        return Verdict(name, RED, f"{sides}: error {worst:.1e} against fp64, {times.tolerance:.0e} allowed; not timed")
     if len(times.generations) < fewest:
         return Verdict(name, UNGATED, "out of time")
     shifts, differences = _differences(times.generations)
     ratio, spread = float(np.median(shifts)), float(np.median(np.abs(differences)))
-    # generations that disagree say the same of the noise as processes of one side do
+    # disagreement between generations is noise too
     apart = float(np.median(np.abs(np.array(shifts) - ratio)))
     threshold = max(FLOOR, FACTOR * max(spread, apart) / math.sqrt(len(shifts)))
     figures = {"ratio": math.exp(ratio), "spread": math.expm1(spread), "threshold": math.exp(threshold)}
     if spread > NOISY or threshold > BLUNT:
         return Verdict(name, UNGATED, "too noisy", **figures)
-    # one generation alone, a compiler beside it for instance, makes no row red
+    # one disturbed generation (a compiler running, for example) must not make a row red
     if ratio > threshold and min(shifts) > threshold / 2:
         return Verdict(name, RED, "slower", **figures)
     faster = ratio < -threshold and max(shifts) < -threshold / 2
@@ -72,7 +72,7 @@ def judge(name: str, times: RowTimes, fewest: int = GENERATIONS) -> Verdict:
 
 
 def _differences(generations: Iterable[Rounds]) -> tuple[list[float], list[float]]:
-    """Return log(head / base) by generation, and the same of the two processes of each side."""
+    """Return log(head / base) per generation, and the log ratio of the two processes of each side."""
     shifts, differences = [], []
     for rounds in generations:
         logs = {process: np.log([one[process] for one in rounds]) for process in rounds[0]}
@@ -84,7 +84,7 @@ def _differences(generations: Iterable[Rounds]) -> tuple[list[float], list[float
 
 @dataclass(frozen=True)
 class Absolute:
-    """An operation beside its reference: reference's time over the kernel's."""
+    """The verdict on an operation against its reference; ratios are the reference's time over the kernel's."""
 
     name: str
     verdict: str
@@ -100,15 +100,15 @@ def judge_pair(name: str, answer: dict) -> Absolute:
     if not answer:
         return Absolute(name, UNGATED, "out of time")
     if not answer["error"] <= answer["tolerance"]:
-        off = f"off by {answer['error']:.1e} from fp64, {answer['tolerance']:.0e} allowed; not timed"
+        off = f"error {answer['error']:.1e} against fp64, {answer['tolerance']:.0e} allowed; not timed"
         return Absolute(name, RED, off)
     reference, kernel = (np.array(answer[side]) for side in ("reference", "kernel"))
     ratios = reference.sum(1) / kernel.sum(1)
     median, quintile = float(np.median(ratios)), float(np.quantile(ratios, 0.2))
     if quintile >= LEAST:
         return Absolute(name, FINE, "", median, quintile)
-    # the same code against itself: where that is under the bar, so is any fair match now and then
+    # the same code against itself: if that ratio fails too, the machine is too noisy for this test
     itself = float(np.quantile(np.concatenate([side[:, 0] / side[:, 1] for side in (reference, kernel)]), 0.2))
     if median >= 1 or (median >= LEAST and itself < LEAST):
-        return Absolute(name, UNGATED, f"too noisy: the same code against itself {itself:.2f}", median, quintile)
+        return Absolute(name, UNGATED, f"too noisy: ratio of the same code to itself {itself:.2f}", median, quintile)
     return Absolute(name, RED, "slower than the reference", median, quintile)

@@ -1,7 +1,7 @@
-"""The measurement: generations of fresh processes; in each generation the rows; in each row rounds of base and head.
+"""Measurement: generations of fresh processes time the rows, each in rounds of base and head.
 
-Two processes of the same code can differ by a few percent, because their memory lies elsewhere. A generation therefore
-has two processes of each side: the difference within a side shows what chance does between the sides.
+Two processes of the same code can differ by a few percent because their memory layout differs. A generation therefore
+has two processes per side. The difference within a side estimates the noise of the difference between sides.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from bench.gate.process import Process
 
 SIDES = ("base", "head")
 PROCESSES = ("base 1", "head 1", "head 2", "base 2")
-# each process is before and after each other one equally often
+# each process runs before and after every other one equally often
 ORDERS = ((0, 1, 2, 3), (2, 3, 0, 1), (1, 0, 3, 2), (3, 2, 1, 0))
 VISIT_SECONDS = 0.015
 CHUNK_SECONDS = 0.002
-FEWEST, MOST = 4, 24  # rounds of a row in a generation
+FEWEST, MOST = 4, 24  # rounds per row and generation
 
-Rounds = list[dict[str, float]]  # seconds of a call, by process
+Rounds = list[dict[str, float]]  # seconds per call, by process
 
 
 @dataclass
 class RowTimes:
-    """What was found of a row: rounds by generation, the worst error of either side, and why it was not timed."""
+    """Measurements of a row: rounds by generation, each side's error, and the reason if a side failed."""
 
     generations: list[Rounds] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
@@ -54,11 +54,11 @@ def generation(
     check: bool,
     quick: bool = False,
 ) -> None:
-    """Time the rows in four fresh processes, until the deadline; a row that gets no round stays as it is."""
+    """Time the rows in four fresh processes until the deadline; a row that gets no round is left unchanged."""
     left = [name for name in names if times[name].timeable]
     with ExitStack() as stack:
         workers = {name: stack.enter_context(start(name.split()[0])) for name in PROCESSES}
-        for worker in workers.values():  # all at once: the libraries are read in parallel
+        for worker in workers.values():  # all at once, so that they load libraries in parallel
             worker.send("hello")
         for worker in workers.values():
             worker.receive()
@@ -89,9 +89,9 @@ def _row(workers: dict[str, Process], name: str, times: RowTimes, until: float, 
 
 
 def _prepare(workers: dict[str, Process], name: str, times: RowTimes, check: bool) -> float:
-    """Make the row ready everywhere and return the seconds of a call; with `check`, hold each side to fp64."""
+    """Prepare the row in all workers and return the seconds per call; with `check`, compare each side with fp64."""
     answers = {}
-    for process, worker in workers.items():  # one at a time: each has all cores
+    for process, worker in workers.items():  # one at a time, so that each has all cores
         answers[process] = worker.ask("prepare", row=name, check=check and process.endswith("1"))
     for process, answer in answers.items():
         side = process.split()[0]
@@ -103,13 +103,13 @@ def _prepare(workers: dict[str, Process], name: str, times: RowTimes, check: boo
 
 
 def typical(chunks: list[float]) -> float:
-    """Return the lower quartile: what disturbs a chunk makes it slower, never faster."""
+    """Return the lower quartile, since disturbances only make a chunk slower."""
     ordered = sorted(chunks)
     return ordered[(len(ordered) - 1) // 4]
 
 
 def beside_reference(worker: Process, pairs: Iterable[str], rounds: int, deadline: float) -> dict[str, dict[str, Any]]:
-    """Return the paired rounds of each operation and its reference; one that got none has an empty answer."""
+    """Return the paired rounds of each operation and its reference; empty for an operation that was not reached."""
     found: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""A worker seen from the gate: start it, ask it, and say in one line why it does not answer."""
+"""The gate's interface to a worker process: start it, send requests, report a failure in one line."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 240.0  # seconds that one answer may take; the first includes compiling the kernels
+PATIENCE = 240.0  # seconds to wait for one answer; the first includes compiling the kernels
 
 
 class WorkerError(RuntimeError):
-    """The worker is gone or does not answer; the message is one line."""
+    """A worker exited or does not answer; the message is one line."""
 
 
 class Process:
-    """A worker of one tree. The script may be another tree's, where this one has none."""
+    """A worker process of one tree; if the tree has no worker script, it runs another tree's."""
 
     def __init__(self, script: Path, tree: Path, quick: bool = False) -> None:
         self.script, self.tree, self.quick = script, tree, quick
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (close() closes it)
-        # OpenMP's threads spin while they wait for one another: where something else takes a core, a call of 20 ms
-        # then takes 400. Asleep they cost every process alike some microseconds.
+        # OpenMP threads spin while they wait for each other. If another program takes a core, a call of 20 ms then
+        # takes 400 ms. Sleeping threads cost some microseconds, the same in every process.
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         self._process = subprocess.Popen(
             [sys.executable, str(script), str(tree), *(["--quick"] if quick else [])],
@@ -41,7 +41,7 @@ class Process:
         try:
             self._process.stdin.write((json.dumps({"do": do, **request}) + "\n").encode())
         except OSError as error:
-            raise self._error("the worker is gone") from error
+            raise self._error("the worker exited") from error
 
     def receive(self) -> dict[str, Any]:
         line = b""
@@ -49,7 +49,7 @@ class Process:
             ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
             part = os.read(self._process.stdout.fileno(), 1 << 16) if ready else b""
             if not part:
-                raise self._error("the worker is gone" if ready else f"no answer in {PATIENCE:.0f} seconds")
+                raise self._error("the worker exited" if ready else f"no answer in {PATIENCE:.0f} seconds")
             line += part
         return json.loads(line)
 
@@ -58,7 +58,7 @@ class Process:
         return self.receive()
 
     def close(self) -> None:
-        """End the process; it has nothing to put in order."""
+        """Kill the process; it needs no cleanup."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):

@@ -1,4 +1,4 @@
-"""The result for people (a Markdown table) and for the history (one line of JSON)."""
+"""The gate's result as Markdown tables and as one line of JSON for the history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 1
 def line(
     head: str, base: str, facts: dict[str, Any], rows: list[Verdict], pairs: list[Absolute], seconds: float, quick: bool
 ) -> dict[str, Any]:
-    """Return what is kept of a run, by commit."""
+    """Return the history line of a run."""
     return {
         "format": FORMAT,
         "commit": head,
@@ -42,12 +42,12 @@ def _kept(verdict: Verdict | Absolute) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the tables; what is red comes first in each."""
-    title = "Machinery tried, no result" if result["quick"] else "Speed gate"
+    """Return the tables, each with red rows first."""
+    title = "Quick test run, no result" if result["quick"] else "Speed gate"
     rows, pairs = result["rows"], result["operations"]
     return "\n".join(
         [
-            f"## {title}: {result['commit']} beside {result['base']}",
+            f"## {title}: {result['commit']} against {result['base']}",
             "",
             f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, "
             f"kernels {result['kernels']}, torch {result['torch']}, {result['seconds']} s",
@@ -74,7 +74,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Return the last line: what is red, by name, or that nothing is."""
+    """Return the last line: the names of red and ungated rows."""
     every = [*result["rows"].items(), *((f"{n} (its reference)", found) for n, found in result["operations"].items())]
     red = [name for name, found in every if found["verdict"] == RED]
     ungated = [name for name, found in every if found["verdict"] == UNGATED]
@@ -83,14 +83,14 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def append(result: dict[str, Any], path: Path) -> None:
-    """Append the line to the history, in one write."""
+    """Append the line to the history file in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(result) + "\n")
 
 
 def append_to_job(text: str) -> None:
-    """Append the tables to the summary of a GitHub job, where this is one."""
+    """Append the tables to the summary of a GitHub job, if the gate runs in one."""
     job = os.environ.get("GITHUB_STEP_SUMMARY")
     if job:
         with Path(job).open("a") as file:

@@ -1,4 +1,4 @@
-"""What the gate times: at most sixteen rows beside the base, and every operation beside its reference."""
+"""Rows that the gate times: at most 16 against the base, and every operation against its reference."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import wbdit
 from wbdit.ops import cpu
 
 MOST = 16
-CELLS = {"published": 2, "small": 32}  # few, so that a call is short beside a generation
+CELLS = {"published": 2, "small": 32}  # few, so that a generation has many calls
 SAMPLED = {"published": 2, "small": 32}
 CALLS = 2
-FEW = 4  # cells of the published operations that are mostly arithmetic
+FEW = 4  # cells for the published operations that are mostly arithmetic
 
-# the slowest passes of the kernels: (configuration, operation, direction)
+# the slowest kernels: (configuration, operation, direction)
 SLOW = (
     ("published", "mssa", "forward"),
     ("published", "mssa", "backward"),
@@ -36,13 +36,13 @@ SLOW = (
     ("small", "normal", "forward"),
     ("small", "sampler_step drawing", "forward"),
 )
-# where the processor multiplies bf16, so does the default training: these take the place of others
+# on processors with fast bf16, the default training uses bf16 too; then these are the only fp32 operations
 ALSO_FP32 = (SLOW[3], SLOW[5], SLOW[7], SLOW[9])
 
 
 @dataclass
 class Timed:
-    """A row made ready: a step to time, and how far its result is from fp64."""
+    """A prepared row: a step to time, and a check that returns its error against fp64."""
 
     step: Callable[..., object]
     gradient: bool  # whether autograd records the step
@@ -53,7 +53,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the gate; one whose `work` differs between two commits cannot be compared."""
+    """A row of the gate; two commits can be compared only if its `work` is the same in both."""
 
     name: str
     work: str
@@ -61,7 +61,7 @@ class Row:
 
 
 def rows(quick: bool = False) -> dict[str, Row]:
-    """Return the rows that are compared with the base, by name."""
+    """Return the rows to compare with the base, by name."""
     sizes, fast_bf16 = configs(quick), cpu.has_fast_bf16()
     precisions = ("fp32", "bf16") if fast_bf16 else ("fp32",)
     made = [*_denoisers(sizes, precisions)]
@@ -99,7 +99,7 @@ _models: dict[str, nn.Module] = {}
 
 
 def _model(ours: Denoiser, config: Config) -> nn.Module:
-    """Return a copy of the seeded model: a copy is sooner there than a model whose weights are drawn."""
+    """Return a copy of the seeded model, which is faster than drawing its weights again."""
     if config.name not in _models:
         _models[config.name] = make_model(ours.kind, config)
     return copy.deepcopy(_models[config.name])
@@ -119,7 +119,7 @@ def _forward(ours: Denoiser, config: Config) -> Timed:
 
 
 def _new_timesteps(inputs: Inputs) -> Iterator[Tensor]:
-    """Yield timesteps never seen before, so that nothing remembered from another call is of use."""
+    """Yield new timesteps each time, so that caches of earlier calls do not help."""
     number = 0
     while True:
         number += 1
@@ -148,14 +148,14 @@ def _sampling(ours: Denoiser, config: Config) -> Timed:
             expected = sample(lambda x, t, y: exact(x.double(), t, y).to(x.dtype), config, inputs, CALLS)
         return relative_error([sample(ours.call(model), config, inputs, CALLS)], [expected])
 
-    # a copy has computed nothing yet: what the model remembers from call to call is paid for
+    # a copy has empty caches, so that each path includes the cost of filling them
     fresh = functools.partial(copy.deepcopy, model)
     step = lambda copied: sample(ours.call(copied), config, inputs, CALLS)  # noqa: E731
     return Timed(step, False, check, TOLERANCE[ours.precision]["path"], fresh)
 
 
 def _operation(sizes: dict[str, Config], name: str, op: str, direction: str, precision: str) -> Row:
-    # a matrix product or attention is no other with fewer cells; a pass over memory that the caches hold is
+    # matrix products and attention behave the same with fewer cells; a memory-bound op would then run from cache
     few = name == "published" and op != "gated_adaln"
     config = _with_batch(sizes[name], FEW) if few else sizes[name]
     ready = functools.partial(_timed_operation, OPERATIONS[op], direction, precision, config)
@@ -181,7 +181,7 @@ def _timed_operation(op: Operation, direction: str, precision: str, config: Conf
 
 @dataclass(frozen=True)
 class Pair:
-    """An operation's kernel and the reference that it replaces, on the same numbers."""
+    """An operation's kernel and its reference, on the same inputs."""
 
     name: str
     ready: Callable[[str], Timed]  # given a backend, "auto" or "reference"
@@ -190,7 +190,7 @@ class Pair:
 def pairs(quick: bool = False) -> dict[str, Pair]:
     """Return every operation in each direction, precision and configuration, by name."""
     fast_bf16, made = cpu.has_fast_bf16(), []
-    for config in reversed(configs(quick).values()):  # the short ones first, should the time run out
+    for config in reversed(configs(quick).values()):  # short ones first, in case time runs out
         for op in OPERATIONS.values():
             for precision in op.precisions if fast_bf16 else op.precisions[:1]:
                 for direction in ("forward", "backward") if op.gradient else ("forward",):

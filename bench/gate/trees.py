@@ -1,4 +1,4 @@
-"""The two trees: the working tree, and the base's files in a folder of their own."""
+"""The two trees: the working tree, and the base commit's files in a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class TreeError(RuntimeError):
-    """The trees cannot be had; the message is one line."""
+    """A tree is not available; the message is one line."""
 
 
 def git(root: Path, *arguments: str) -> bytes:
@@ -27,25 +27,25 @@ def git(root: Path, *arguments: str) -> bytes:
 
 
 def resolve(root: Path, revision: str) -> str:
-    """Return the hash of a commit, or say that there is none."""
-    git(root, "rev-parse", "--git-dir")  # says what is amiss where this is no repository
+    """Return the hash of a commit; raise TreeError if it does not exist."""
+    git(root, "rev-parse", "--git-dir")  # raises git's own message outside a repository
     if revision.startswith("-"):
-        raise TreeError(f"no commit {revision}")
+        raise TreeError(f"no commit {revision}: give a hash, branch or tag")
     try:
         return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     except TreeError as error:
-        raise TreeError(f"no commit {revision} here (a shallow clone has few)") from error
+        raise TreeError(f"no commit {revision} in this repository (a shallow clone may lack it)") from error
 
 
 def name(root: Path, revision: str = "HEAD") -> str:
-    """Return a commit's short hash, with a plus where the working tree differs from it."""
+    """Return a commit's short hash, with a plus if the working tree differs from it."""
     short = git(root, "rev-parse", "--short=12", revision).decode().strip()
     return short + ("+" if revision == "HEAD" and git(root, "status", "--porcelain").strip() else "")
 
 
 @contextmanager
 def files_of(root: Path, commit: str) -> Iterator[Path]:
-    """Give a commit's files in a folder that is removed afterwards; the repository is left as it is."""
+    """Yield a temporary folder with a commit's files; the repository is not changed."""
     place = root / "build" / "gate"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{commit[:12]}-", dir=place, ignore_cleanup_errors=True) as folder:

@@ -1,11 +1,11 @@
-"""Try the gate itself: base against base, or against a copy in which one operation is slower.
+"""Test the gate itself: HEAD against HEAD, or against a copy with one slowed operation.
 
-    python -m bench.gate.trial --runs 10                           # how often is a row red that should not be?
+    python -m bench.gate.trial --runs 10                           # how often is a row red by mistake?
     python -m bench.gate.trial --runs 5 --plant mssa:1.15          # is the slow operation found and named?
 
-The planted operation spins for the given share of its own time. Operations are those of wbdit/ops: mssa, mssa_backward,
-gated_adaln, count_nll, and so on. The exit status is 1 where a run without a plant is red, or a run with one names no
-row of the operation.
+The planted operation busy-waits until its time is multiplied by the given factor. Operations are those of wbdit/ops:
+mssa, mssa_backward, gated_adaln, count_nll, and so on. The exit status is 1 if a run without a plant is red, or if no
+row of a planted operation is red.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ dispatch._adapters["{method}"] = _planted(dispatch._adapters["{method}"], {facto
 
 
 def plant(tree: Path, method: str, factor: float) -> None:
-    """Make an operation of a tree slower."""
+    """Slow down an operation of a tree by a factor."""
     ops = tree / "wbdit" / "ops"
     if not any(re.search(rf'define_op\(\s*"{method}"', file.read_text()) for file in ops.glob("*.py")):
-        raise trees.TreeError(f"no operation {method} in {ops}")
+        raise trees.TreeError(f"no operation {method} in {ops}: give a name from define_op")
     with (ops / "__init__.py").open("a") as source:
         source.write(SLOWER.format(method=method, factor=factor))
 
@@ -64,8 +64,8 @@ def names_it(result: dict[str, Any], method: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--plant", metavar="OP:FACTOR", help="for instance mssa:1.15")
-    parser.add_argument("--quick", action="store_true", help="Tiny sizes: tries the machinery, no result.")
+    parser.add_argument("--plant", metavar="OP:FACTOR", help="operation to slow down, for example mssa:1.15")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: tests the code, no result")
     parser.add_argument("--out", type=Path, default=gate.ROOT / "bench/out/trial.jsonl")
     options = parser.parse_args()
     method, _, factor = (options.plant or "").partition(":")
@@ -82,12 +82,12 @@ def main() -> int:
                 report.append(result, options.out)
                 right = names_it(result, method) if method else not gate.is_red(result)
                 failures += not right
-                print(f"run {number + 1}: {'as it should be' if right else 'WRONG'}, {result['seconds']} s")
+                print(f"run {number + 1}: {'correct' if right else 'WRONG'}, {result['seconds']} s")
                 print(report.markdown(result), flush=True)
     except (trees.TreeError, WorkerError, ValueError) as error:
         print(f"trial: {error}", file=sys.stderr)
         return 2
-    print(f"{options.runs - failures} of {options.runs} runs as they should be")
+    print(f"{options.runs - failures} of {options.runs} runs correct")
     return int(failures > 0)
 
 

@@ -1,15 +1,15 @@
-"""One process that times the rows of one tree: requests as lines of JSON on stdin, answers as lines on stdout.
+"""One process that times the rows of one tree: requests are lines of JSON on stdin, answers lines of JSON on stdout.
 
     python bench/gate/worker.py TREE [--quick]
 
-`wbdit` comes from TREE, the rows from the code beside this file. Requests, by their "do":
+`wbdit` is imported from TREE, the rows from the code beside this file. Requests, by their "do":
 
-    hello                      the rows and their work, the pairs, the kernels' level, processor, versions, commit
-    prepare row check          make a row ready; with `check` its error against fp64 and what is allowed
-    visit calls chunks         seconds a call, one figure a chunk of so many calls
-    compare pair rounds until  seconds of reference and kernel, each twice a round, until that many seconds have gone by
+    hello                      return the rows and their work, the pairs, the machine, the versions
+    prepare row check          prepare a row; with `check`, return its error against fp64 and the tolerance
+    visit calls chunks         return the seconds per call, one number per chunk of that many calls
+    compare pair rounds until  return the seconds of reference and kernel, each twice per round, within a time limit
 
-An answer has "failed" in place of all else where the request raised. The end of stdin ends the process.
+If a request raises, its answer has only "failed". The process ends at the end of stdin.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 
 PROTOCOL = 1
 HERE = Path(__file__).resolve().parent
-CHUNK_SECONDS = 0.002  # of a pair: shorter calls are timed several at once
-ENOUGH, CLEAR = 9, 1.25  # rounds after which a pair is done whose kernel was that much faster in all of them
-LONG_SECONDS = 0.02  # of shorter calls the faster of two chunks counts
+CHUNK_SECONDS = 0.002  # of a pair; several shorter calls are timed together
+ENOUGH, CLEAR = 9, 1.25  # a pair stops after 9 rounds if the kernel was 1.25 times as fast in all of them
+LONG_SECONDS = 0.02  # for shorter calls, the faster of two chunks counts
 
 
 def main(tree: Path, quick: bool) -> None:
@@ -40,7 +40,7 @@ def main(tree: Path, quick: bool) -> None:
         request = json.loads(line)
         try:
             answer = getattr(worker, request.pop("do"))(**request)
-        except Exception as error:  # the row's own; the gate goes on with the others
+        except Exception as error:  # concerns this row only; the gate continues with the others
             text = str(error).strip().splitlines() or [""]
             answer = {"failed": f"{type(error).__name__}: {text[0]}"}
         answers.write(json.dumps(answer) + "\n")
@@ -48,22 +48,22 @@ def main(tree: Path, quick: bool) -> None:
 
 
 def _claim_stdout():
-    """Keep stdout for answers: whatever else prints goes to stderr."""
+    """Return a stream to stdout for answers, and redirect all other output to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
 def _use(tree: Path) -> None:
-    """Take `wbdit` from the tree, wherever else it is installed, and the bench's modules from beside this file."""
+    """Import `wbdit` from the tree, even if it is also installed, and the bench's modules from beside this file."""
     sys.path[:0] = [str(tree), str(HERE.parent), str(HERE.parent.parent / "tests")]
     import wbdit
 
-    # csrc and kernels lie beside the package in a checkout; an installed one would else lend its own
+    # a checkout has csrc and kernels beside the package; without this an installed wbdit would provide them
     wbdit.__path__.append(str(tree))
     where = Path(wbdit.__file__).resolve()
     if tree not in where.parents:
-        raise SystemExit(f"wbdit comes from {where}, not from {tree}")
+        raise SystemExit(f"wbdit was imported from {where}, not from {tree}")
 
 
 class Worker:
@@ -81,7 +81,7 @@ class Worker:
         import wbdit
 
         _check_origin(self.tree)
-        gc.freeze()  # the collections between rows need not look at the libraries
+        gc.freeze()  # collections between rows skip the libraries' objects
         return {
             "protocol": PROTOCOL,
             "rows": {row.name: row.work for row in self.rows.values()},
@@ -92,7 +92,7 @@ class Worker:
         }
 
     def prepare(self, row: str, check: bool) -> dict[str, Any]:
-        self.timed = None  # the last row's memory goes first
+        self.timed = None  # free the previous row's memory first
         gc.collect()
         self.timed = timed = self.rows[row].ready()
         with _mode(timed.gradient):
@@ -102,12 +102,12 @@ class Worker:
 
     def visit(self, calls: int, chunks: int) -> dict[str, Any]:
         with _mode(self.timed.gradient):
-            if calls * chunks > 1:  # what another process left in the caches is not timed
+            if calls * chunks > 1:  # warm the CPU caches after other processes
                 self._chunk(1)
             return {"seconds": [self._chunk(calls) for _ in range(chunks)]}
 
     def _chunk(self, calls: int) -> float:
-        """Return the seconds a call takes, of so many."""
+        """Return the mean seconds per call over that many calls."""
         step, fresh = self.timed.step, self.timed.fresh
         if fresh is None:
             return _clock(step, calls)
@@ -150,7 +150,7 @@ class Worker:
 
 
 def _clear(found: dict[str, list[tuple[float, float]]]) -> bool:
-    """Whether the kernel was faster by so much in every round that more rounds would say the same."""
+    """Whether the kernel was faster by the factor `CLEAR` in every round, so that no more rounds are needed."""
     rounds = zip(found["reference"], found["kernel"], strict=True)
     return all(min(reference) > CLEAR * max(kernel) for reference, kernel in rounds)
 
@@ -164,7 +164,7 @@ def _clock(step: Callable[[], object], calls: int) -> float:
 
 @contextlib.contextmanager
 def _mode(gradient: bool) -> Iterator[None]:
-    """Time on the kernels whatever the environment says, with gradients where the row has them."""
+    """Use the kernels regardless of the environment, with gradients if the row has them."""
     import torch
 
     import wbdit
@@ -177,7 +177,7 @@ def _check_origin(tree: Path) -> None:
     for name, module in sys.modules.items():
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] == "wbdit" and file and tree not in Path(file).resolve().parents:
-            raise RuntimeError(f"{name} comes from {file}, not from {tree}")
+            raise RuntimeError(f"{name} was imported from {file}, not from {tree}")
 
 
 if __name__ == "__main__":

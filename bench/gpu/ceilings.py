@@ -1,4 +1,4 @@
-"""The card, and what it can do at the model's own shapes: every share of a later row is of these."""
+"""The card and its measured speed at the model's shapes; shares in later rows refer to these ceilings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 
 
 def card(s: Setting) -> None:
-    """Write which card, and which versions of everything."""
+    """Write the card and the versions of the software."""
     s.rows.attempt("card", lambda: _card(s))
 
 
@@ -43,7 +43,7 @@ def _card(s: Setting) -> Line:
 
 
 def ceilings(s: Setting) -> None:
-    """Measure a copy, products at 8,192 cubed and at the model's shapes, and PyTorch's own attention."""
+    """Measure a copy, products at 8,192 cubed and at the model's shapes, and PyTorch's attention."""
     s.rows.attempt("copy", lambda: _copy(s))
     bf16, fp32 = torch.bfloat16, torch.float32
     size = 128 if s.quick else 8192
@@ -88,7 +88,7 @@ def _attention(s: Setting, backend: SDPBackend) -> Line:
             found = s.timer.measure(lambda: scaled_dot_product_attention(w, w, w))
         except RuntimeError as error:
             if "No viable backend" in str(error):
-                raise AbsentError("PyTorch has no such kernel here") from error
+                raise AbsentError("PyTorch does not support this attention kernel on this card") from error
             raise
     return {**found, "flops_per_second": 4 * w.numel() * w.shape[2] / found["seconds"]}
 

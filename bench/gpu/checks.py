@@ -1,4 +1,4 @@
-"""Agreement with fp64: every op, all blocks at once, the graph path, a batch of 1,024. Fresh memory is full of NaN."""
+"""Comparison with fp64, in memory filled with NaN: every op, all blocks at once, the graph path, a batch of 1,024."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEW = 4  # cells that are computed in fp64
 
 
 def checks(s: Setting) -> None:
-    """Check everything, ops first: what they do wrong, all else does."""
+    """Check everything, ops first, since their errors affect all other rows."""
     config = s.configs["published"]
     with unwritten_memory_is_nan():
         for op in OPERATIONS.values():
@@ -44,7 +44,7 @@ def checks(s: Setting) -> None:
 
 @contextlib.contextmanager
 def unwritten_memory_is_nan() -> Iterator[None]:
-    """Fill fresh memory with NaN, so that an output nobody wrote is seen."""
+    """Context in which new memory is filled with NaN, so that unwritten outputs are detected."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -55,12 +55,12 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 
 
 def checked(error: float, allowed: float) -> Line:
-    """Return a check's outcome; NaN is red."""
+    """Return a check's result; a NaN error is red."""
     return {"error": error, "allowed": allowed, "green": error <= allowed}
 
 
 def check_op(s: Setting, op: Operation, precision: str, config: Config) -> Line:
-    """Compare an op, and its gradients where it has them, with the reference in fp64 at the same inputs."""
+    """Compare an op, and its gradients if it has them, with the reference in fp64 on the same inputs."""
     config = replace(config, batch=min(config.batch, FEW), cells=min(config.cells, FEW))
     values = {name: v.to(s.device) for name, v in cast(op.make(Draw(config)), precision).items()}
     wide = cast(values, "fp64")
@@ -113,7 +113,7 @@ def _check_blocks(s: Setting, config: Config, shared: bool) -> Line:
 def block_inputs(
     s: Setting, config: Config, batch: int, shared: bool, low: torch.dtype = torch.bfloat16
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Return what :func:`wbdit.ops.run_blocks` takes before the heads: a stream, modulations, and rounded weights."""
+    """Return the first arguments of :func:`wbdit.ops.run_blocks`: a stream, modulations, and rounded weights."""
     generator = torch.Generator(s.device).manual_seed(0)
     d, depth = config.model["hidden_size"], config.model["depth"]
 
@@ -135,7 +135,7 @@ def block_inputs(
 
 
 def _check_graph(s: Setting, config: Config) -> Line:
-    """Compare a replayed answer, at inputs that were not recorded, with fp64."""
+    """Compare a replayed CUDA graph with fp64, on other inputs than those it was captured with."""
     s.need_gpu()
     inputs = make_inputs(config, FEW).to(s.device)
     call = BF16.call(CUDAGraphModel(make_model(BF16.kind, config).to(s.device).eval()))

@@ -1,4 +1,4 @@
-"""The denoisers from end to end of a call, a training step and a sampling path: the headline, and other sizes."""
+"""Whole denoisers at the headline's and other sizes: a call, a training step and a sampling path."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ OURS, EAGER_BF16, COMPILED = (GPU_ROWS[f"{name} bf16"] for name in ("ours,", "pu
 
 
 def headline(s: Setting) -> None:
-    """Measure ours beside the published formula, eager and compiled, at the headline's batch; the slow one last."""
+    """Measure ours and the published formula, eager and compiled, at the headline's batch size; the slowest last."""
     for row in (OURS, EAGER_BF16, COMPILED):
         for task in TASKS:
             _attempt(s, row, "published", s.batch, task)
 
 
 def again(s: Setting) -> None:
-    """Measure ours once more, in another process: what two runs differ by is noise."""
+    """Measure ours again in another process; the difference between the two runs is noise."""
     for task in TASKS:
         _attempt(s, OURS, "published", s.batch, task)
 
 
 def batches(s: Setting) -> None:
-    """Measure smaller batches."""
+    """Measure smaller batch sizes."""
     for batch in (2,) if s.quick else (256, 16):
         for row in (OURS, EAGER_BF16):
             for task in TASKS:
@@ -54,14 +54,14 @@ def base(s: Setting) -> None:
 
 
 def peers(s: Setting) -> None:
-    """Measure a DiT of the published size, and everything in fp32."""
+    """Measure a DiT of the published size, and ours and the published formula in fp32."""
     for row in (GPU_ROWS["DiT, bf16"], GPU_ROWS["ours, fp32"], ROWS[EAGER]):
         for task in TASKS[:2]:
             _attempt(s, row, "published", 2 if s.quick else 256, task)
 
 
 def blocks(s: Setting) -> None:
-    """Measure all blocks at once beside their ops one after another, in bf16 and in fp32."""
+    """Measure all blocks at once in bf16, and op by op in bf16 and fp32."""
     config = s.configs["published"]
     own = partial(adapter("run_blocks"), Triton())
     ways = {
@@ -76,7 +76,7 @@ def blocks(s: Setting) -> None:
 
 def _time_blocks(s: Setting, config: Config, call: object, low: torch.dtype) -> Line:
     if not s.on_gpu:
-        call = ops.run_blocks  # Triton's passes are a GPU's
+        call = ops.run_blocks  # the Triton kernels need a GPU
     heads = config.model["num_heads"]
     x, *given = block_inputs(s, config, 4, shared=True, low=low)
     with torch.no_grad(), wbdit.backend("reference"):
@@ -98,7 +98,7 @@ def _attempt(s: Setting, row: Row, name: str, batch: int, task: str) -> None:
 
 
 def _check(s: Setting, row: Row, config: Config, task: str) -> Line:
-    """Check a row once per configuration; not one that is compiled: the check's shape would be compiled too."""
+    """Check a row once per configuration; skip compiled rows, since the check's shape would need compiling too."""
     if row.compiled:
         return {}
     key = row.name, config.name, "train" if task == "train" else "forward"
@@ -109,17 +109,17 @@ def _check(s: Setting, row: Row, config: Config, task: str) -> Line:
 
 def _measure(s: Setting, row: Row, config: Config, batch: int, task: str) -> Line:
     if row.compiled and s.quick:
-        raise AbsentError("a quick run compiles nothing")
+        raise AbsentError("a quick run skips torch.compile")
     found = {"config": config.name, "batch": batch, "task": task, "name": row.name, **_check(s, row, config, task)}
     if row.ours and not found["green"]:
-        return found  # a baseline is timed even so, and marked
+        return found  # a red baseline is timed and marked
     if row.compiled:
         torch._dynamo.reset()
     model = make_model(row.kind, config).to(s.device).train(task == "train")
     inputs = make_inputs(config, batch).to(s.device)
     call = row.call(
         CUDAGraphModel(model) if task == "sampling" and row.ours else model
-    )  # ours as the generator samples
+    )  # ours samples as the generator does
     sizes = config.sizes(row.blocks, batch)
     with row.backend():
         if task == "train":

@@ -1,4 +1,4 @@
-"""Train on real cells, generate, and compare the counts that one run and one seed give on a CPU and on the GPU."""
+"""Train on real cells, generate, and compare counts from the same run and seed on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CELLS = 64
 
 
 def end_to_end(s: Setting) -> None:
-    """Fit, generate, compare; each row needs the one before."""
+    """Fit, generate, compare; each row needs the previous one."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         s.rows.attempt("fit", lambda: _fit(s, run))
@@ -30,9 +30,9 @@ def _fit(s: Setting, run: Path) -> Line:
 
         from wbdit import fit
     except ImportError as error:
-        raise AbsentError(f"no module {error.name}: put what wbdit needs on PYTHONPATH") from error
+        raise AbsentError(f"no module {error.name}: add wbdit's dependencies to PYTHONPATH") from error
     if not s.cells.is_file():
-        raise AbsentError(f"no file {s.cells}: make demo writes it, or name another with --cells")
+        raise AbsentError(f"no file {s.cells}: run make demo to write it, or give another with --cells")
     steps, cells = STEPS, anndata.read_h5ad(s.cells)
     if s.quick:
         steps, cells = 5, cells[::2].copy()
@@ -50,7 +50,7 @@ def _fit(s: Setting, run: Path) -> Line:
 def _generate(s: Setting, run: Path) -> Line:
     generator = _load(run, s.device_name)
     cells = 8 if s.quick else 1000
-    generator.generate(cells, seed=1)  # compiling, choosing block sizes
+    generator.generate(cells, seed=1)  # warm-up: compilation and autotuning
     start = time.perf_counter()
     counts = generator.generate(cells, seed=0).X
     seconds = time.perf_counter() - start
@@ -58,7 +58,7 @@ def _generate(s: Setting, run: Path) -> Line:
 
 
 def _compare(s: Setting, run: Path) -> Line:
-    """Count what differs: in fp32 ties within rounding alone, in bf16 what bf16 makes of the path."""
+    """Count the differing counts: in fp32 only ties within rounding, in bf16 the effect of bf16 on the path."""
     cells = 8 if s.quick else CELLS
     expected = _load(run, "cpu").generate(cells, seed=0).X.toarray()
     with _fp32():
@@ -76,7 +76,7 @@ def _compare(s: Setting, run: Path) -> Line:
 
 @contextlib.contextmanager
 def _fp32():
-    """Sample without autocast, which the generator takes on a GPU."""
+    """Context that disables the autocast which the generator uses on a GPU."""
     from wbdit import generator
 
     own, generator.sampling_precision = generator.sampling_precision, lambda device: contextlib.nullcontext()
@@ -90,5 +90,5 @@ def _load(run: Path, device: str):
     from wbdit import load
 
     if not (run / "config.json").exists():
-        raise AbsentError("nothing was trained")
+        raise AbsentError("no trained model: the row fit did not finish")
     return load(run, device=device)

@@ -1,4 +1,4 @@
-"""Kernel by kernel and candidate by candidate, each beside its roofline."""
+"""Time of every kernel and candidate, compared with its roofline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16 = torch.bfloat16
 
 
 def launches(s: Setting) -> None:
-    """Time every launch of the published model at the headline's batch, those of a block first."""
+    """Time every launch of the published model at the headline's batch size, the launches of a block first."""
     for name, prepare in (*_of_a_block(s), *_attention(s), *_others(s)):
         s.rows.attempt(name, lambda name=name, prepare=prepare: _time(s, name, prepare))
         s.free()
@@ -28,7 +28,7 @@ def launches(s: Setting) -> None:
 
 @contextlib.contextmanager
 def only(module: ModuleType, candidate: Any) -> Iterator[None]:
-    """Offer one candidate alone, so that nothing is searched for."""
+    """Context in which a module offers only one candidate, so that nothing is searched."""
     offered = module.candidates
     module.candidates = lambda *_: (candidate,)
     try:
@@ -41,7 +41,7 @@ def _time(s: Setting, name: str, prepare: Callable[[], Step]) -> Line:
     import triton
 
     if not (s.on_gpu or triton.knobs.runtime.interpret):
-        raise AbsentError("it needs a GPU, or TRITON_INTERPRET=1 to be rehearsed")
+        raise AbsentError("needs a GPU, or TRITON_INTERPRET=1 for a rehearsal")
     found = s.timer.measure(prepare(), 0.2)
     cost = costs(_shape(s))[name.split()[0]]
     found["bytes_per_second"] = cost.bytes / found["seconds"]
@@ -89,7 +89,7 @@ def _attention(s: Setting) -> Iterator[tuple[str, Callable[[], Step]]]:
 
 
 def _of_a_block(s: Setting) -> Iterator[tuple[str, Callable[[], Step]]]:
-    """Yield the launches of a block by tile, each on rows in the state that the one before leaves."""
+    """Yield the launches of a block for each tile, each with the state that the previous launch leaves."""
     from wbdit.kernels import blocks as fused_blocks
 
     def prepare(name: str, tiles: Any) -> Step:
@@ -97,7 +97,7 @@ def _of_a_block(s: Setting) -> Iterator[tuple[str, Callable[[], Step]]]:
         x, modulations, projections, outs, biases, folded = block_inputs(s, config, s.batch, shared=True)
         launcher = fused_blocks._Launcher(x, modulations, config.model["num_heads"], tiles, BF16, 1e-6)
         shift, scale, *_ = launcher.rows
-        row = scale.to(BF16)  # of shift, scale and gate alike: what is timed does not look at the numbers
+        row = scale.to(BF16)  # serves as shift, scale and gate: values do not affect the timing
         launcher.init(row)
         through_projection = fused_blocks._fold_modulation_into_projection(scale, shift, projections[0])
         through_step = fused_blocks._fold_modulation_into_step(scale, shift, folded[0], 0.1, 0.1)

@@ -1,7 +1,7 @@
-"""The stages of the two parts, in the order of what they are worth, each with its limit in seconds.
+"""The stages of the two parts, in order of importance, each with its limit in seconds.
 
-The limits of a part add up to its own: A 330 s, B 240 s. They hold the start of the processes, some 6 s each. What a
-stage leaves of its time, later ones may use.
+The limits of a part's stages add up to the part's own: A 330 s, B 240 s. They include the start of the processes, about
+6 s each. Later stages may use the time that a stage leaves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a stage's function is, how long the stage may take, and how long a row of it."""
+    """A stage's function (module, name), the limit of the stage, and the limit of each of its rows, in seconds."""
 
     where: tuple[str, str]
     limit: float
@@ -19,7 +19,7 @@ class Plan:
 
 
 STAGES = {
-    # A: is it right, where does the time go, the headline
+    # A: correctness, time per kernel, headline
     "card": Plan(("ceilings", "card"), 15, 12),
     "compile": Plan(("precompile", "compile_all"), 35, 30),
     "ceilings": Plan(("ceilings", "ceilings"), 20, 10),
@@ -30,7 +30,7 @@ STAGES = {
     "profile": Plan(("profiles", "profiles"), 20, 15),
     "end to end": Plan(("end_to_end", "end_to_end"), 35, 60),
     "sanitizer": Plan(("tools", "sanitizer"), 30, 40),
-    # B: after what A taught
+    # B: counters, other sizes, peers
     "counters": Plan(("tools", "counters"), 55, 30),
     "again": Plan(("denoisers_gpu", "again"), 25, 20),
     "batches": Plan(("denoisers_gpu", "batches"), 45, 25),

@@ -1,6 +1,6 @@
-"""Every kernel and every candidate, compiled beforehand by as many processes as there are cores.
+"""Compile every kernel and every candidate in advance, with one process per core.
 
-The processes launch nothing (`drylaunch.py`); what they compile lies in Triton's own cache, where later stages find it.
+The processes launch nothing (`drylaunch.py`). The binaries go to Triton's cache, where later stages find them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from rows import Line
 from setting import Setting
 
-Job = tuple[str, int]  # an op, and which of its candidates
+Job = tuple[str, int]  # an op and the index of its candidate
 
 
 def compile_all(s: Setting) -> None:
-    """Compile for the card that is here; on a CPU, which none is compiled for, one op for sm_90 tries the machinery."""
+    """Compile all kernels for this machine's card; on a CPU, compile one op for sm_90, to test the code."""
     if "TRITON_INTERPRET" in os.environ:
-        return  # nothing is compiled where kernels are interpreted
+        return  # interpreted kernels are not compiled
     arch = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1] if s.on_gpu else 90
     jobs = [job for job in _jobs() if s.on_gpu or job == ("mssa", 0)]
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
@@ -49,7 +49,7 @@ def _jobs() -> list[Job]:
 
 
 def compile_job(job: Job, arch: int) -> Line:
-    """Compile one op with one candidate in bf16, and with the first in fp32 too; runs in a process of its own."""
+    """Compile one op with one candidate in bf16, and with the first in fp32 too; runs in a separate process."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import uninstalled  # noqa: F401
     from codegen import launches
@@ -71,7 +71,7 @@ def compile_job(job: Job, arch: int) -> Line:
 
 @contextlib.contextmanager
 def offering(module: ModuleType, index: int) -> Iterator[None]:
-    """Offer the candidate of an index alone; the first where there is none."""
+    """Context in which a module offers only the candidate of an index, or the first if there is none."""
     offered = module.candidates
 
     def candidates(*given: object) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Where the time goes: a table of kernels for one forward, one training step, one replayed call of sampling."""
+"""Profiles: a table of kernels for one forward, one training step, and one replayed call of sampling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 25
 
 
 def profiles(s: Setting) -> None:
-    """Write one table per phase, the kernels that take the longest first."""
+    """Write one table per phase, the slowest kernels first."""
     for name, prepare in (("forward", _forward), ("train", _train), ("sampling call, replayed", _replayed)):
         s.rows.attempt(name, lambda prepare=prepare: _profile(s, prepare))
         s.free()

@@ -1,4 +1,4 @@
-"""A run's lines as Markdown, what is red or failed first: `python bench/gpu/report.py bench/out/gpu-A.jsonl`."""
+"""Markdown report of a run, red and failed rows first: `python bench/gpu/report.py bench/out/gpu-A.jsonl`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_report(path: Path) -> str:
 
 
 def markdown(lines: list[Line]) -> str:
-    """Return the whole report."""
+    """Return the report of a run's lines."""
     card = next((line for line in lines if line["stage"] == "card" and "card" in line), {})
     versions = card.get("versions", {})
     parts = [
@@ -68,7 +68,16 @@ def _denoisers(rows: list[Line], lines: list[Line]) -> str:
     known = {
         (r["config"], r["batch"], r["task"], r["name"]): r["seconds"] for r in lines if "task" in r and "seconds" in r
     }
-    head = ["model", "cells", "task", "row", "ms", *(f"times {name}" for name in BASELINES), "of its floor", "off fp64"]
+    head = [
+        "model",
+        "cells",
+        "task",
+        "row",
+        "ms",
+        *(f"times {name}" for name in BASELINES),
+        "of its floor",
+        "fp64 error",
+    ]
     table = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         case = row["config"], row["batch"], row["task"]

@@ -1,4 +1,4 @@
-"""One line appended to a file after each row: whatever happens next, what was measured is there."""
+"""Rows of a stage: each appends a line to a file when it ends, so that a later failure loses no measurement."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-POISONED = 3  # exit status of a stage whose GPU context an error has spoilt: a new process goes on
+POISONED = 3  # exit status of a stage with a broken GPU context; a new process continues
 FAULTS = ("hang", "crash", "raise", "red")
 
 
 class AbsentError(Exception):
-    """What a row needs is not here; says what."""
+    """A row's requirement is missing; the message names it."""
 
 
 @dataclass
@@ -27,13 +27,13 @@ class Rows:
     Parameters
     ----------
     path
-        The file, which lines are only ever appended to.
+        The file; lines are only appended.
     run, stage
-        Names that each line carries.
+        Names of the run and the stage, written to each line.
     done
-        Rows that an earlier process of this stage wrote, or broke off at: they are not tried again.
+        Rows that an earlier process of this stage wrote or failed in; they are not tried again.
     faults
-        Faults to rehearse, by row: one of `FAULTS`.
+        Faults to simulate, by row: one of `FAULTS`.
     """
 
     path: Path
@@ -42,15 +42,15 @@ class Rows:
     done: set[str] = field(default_factory=set)
     faults: dict[str, str] = field(default_factory=dict)
     parent: int = field(default_factory=os.getppid)
-    probe: Callable[[], object] = lambda: None  # raises where the GPU's context is spoilt
+    probe: Callable[[], object] = lambda: None  # raises if the GPU context is broken
 
     @property
     def now(self) -> Path:
-        """The file that names the row being measured, for whoever must stop it."""
+        """The file with the name of the current row, which the parent process reads if it must stop the row."""
         return self.path.with_suffix(".now")
 
     def attempt(self, row: str, measure: Callable[[], Line]) -> Line | None:
-        """Measure a row and append its line, whatever comes of it; None where it is no result or was done before."""
+        """Measure a row and append its line; return None if it has no result or was done before."""
         if row in self.done:
             return None
         if os.getppid() != self.parent:
@@ -77,7 +77,7 @@ class Rows:
         return {line["row"]: line for line in read(self.path, self.run) if line["stage"] == stage}
 
     def _is_poisoned(self, error: Exception) -> bool:
-        """Whether later rows of this process would fail with this one."""
+        """Whether the error breaks later rows of this process too."""
         if any(mark in str(error) for mark in ("CUDA error", "[CUDA]")) and not _is_out_of_memory(error):
             return True
         try:
@@ -99,7 +99,7 @@ class Rows:
 
 
 def append(path: Path, line: Line) -> None:
-    """Append a line and see it onto the disk."""
+    """Append a line and flush it to disk."""
     with path.open("a") as file:
         file.write(json.dumps(line, default=str) + "\n")
         file.flush()
@@ -107,7 +107,7 @@ def append(path: Path, line: Line) -> None:
 
 
 def read(path: Path, run: str | None = None) -> Iterator[Line]:
-    """Yield the lines of a run, by default of the last one; a line cut off by a kill is passed over."""
+    """Yield the lines of a run, by default the last one; incomplete lines from a killed process are skipped."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -119,7 +119,7 @@ def read(path: Path, run: str | None = None) -> Iterator[Line]:
 
 
 def describe(line: Line) -> str:
-    """Say in a few words what came of a row."""
+    """Return a short description of a row's result."""
     if "failed" in line:
         return f"FAILED, {line['failed']}"
     if "absent" in line:
@@ -133,7 +133,7 @@ def describe(line: Line) -> str:
     if "of_roofline" in line:
         parts.append(f"{line['of_roofline']:.0%} of its roofline")
     if "error" in line:
-        parts.append(f"off fp64 by {line['error']:.1e} of {line['allowed']:.0e}{'' if line['green'] else ', RED'}")
+        parts.append(f"fp64 error {line['error']:.1e}, {line['allowed']:.0e} allowed{'' if line['green'] else ', RED'}")
     return ", ".join(parts) or "done"
 
 

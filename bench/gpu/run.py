@@ -1,12 +1,12 @@
-"""The parent of a run: each stage in a process of its own, with a limit, begun again where it broke off.
+"""The parent process of a run: it runs each stage in its own process, with a time limit, and restarts failed stages.
 
-    bench/gpu.sh A                                # is it right, where does the time go, the headline: at most 330 s
+    bench/gpu.sh A                                # correctness, time per kernel, headline: at most 330 s
     bench/gpu.sh B                                # counters, other sizes, peers: at most 240 s
-    bench/gpu.sh A --device cpu --quick           # rehearses it; with TRITON_INTERPRET=1 the kernels too
+    bench/gpu.sh A --device cpu --quick           # rehearses the run; TRITON_INTERPRET=1 includes the kernels
 
-Lines are appended to gpu-A.jsonl or gpu-B.jsonl as rows end; gpu-A.md is made of them at the end, and by
-`python bench/gpu/report.py FILE` at any time. Exit status 1 where a row is red or failed. This process loads no torch:
-what hangs or crashes is a stage.
+Each row appends a line to gpu-A.jsonl or gpu-B.jsonl when it ends. The report gpu-A.md or gpu-B.md is written from them
+at the end, and by `python bench/gpu/report.py FILE` at any time. The exit status is 1 if a row is red or failed. This
+process does not import torch, so only a stage can hang or crash.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rows import FAULTS, POISONED, append, read
 
 HERE = Path(__file__).resolve().parent
 POLL = 0.1
-LEAST = 5.0  # seconds under which no process is started
-START = 30.0  # seconds that a process may take to its first row
+LEAST = 5.0  # no process is started with fewer seconds left
+START = 30.0  # seconds that a process may take until its first row
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Run:
         return self.deadline - time.monotonic()
 
     def stage(self, stage: str, later: float) -> None:
-        """Run a stage to its end, or until its time is up; a row that broke it off is named and left out."""
+        """Run a stage until it ends or its time is up; a row that ends a process is recorded and skipped."""
         ends = time.monotonic() + max(STAGES[stage].limit, self.left() - later)
         ends = min(ends, self.deadline)
         broken: list[str] = []
@@ -63,7 +63,7 @@ class Run:
             why = self._process(stage, ends, broken)
             if why is None:
                 return
-            if why != "poisoned":  # then the row has its line
+            if why != "poisoned":  # a row that poisons the context writes its own line
                 row = self.now.read_text() if self.now.exists() else "start"
                 self.note(stage, row, failed=why)
                 broken.append(row)
@@ -71,7 +71,7 @@ class Run:
                     return
 
     def _process(self, stage: str, ends: float, broken: list[str]) -> str | None:
-        """Run one process of a stage; return why it ended early, None where it did not."""
+        """Run one process of a stage; return the reason if it ended early, else None."""
         self.now.unlink(missing_ok=True)
         done = {line["row"] for line in read(self.path, self.name) if line["stage"] == stage} | set(broken)
         command = [sys.executable, HERE / "stage.py", stage, "--file", self.path, "--run", self.name, *self.arguments]
@@ -101,20 +101,20 @@ class Run:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def note(self, stage: str, row: str, **facts: str) -> None:
-        """Append a line about a row that could not write its own."""
+        """Append a line for a row that could not write one."""
         append(self.path, {"run": self.name, "stage": stage, "row": row, **facts})
         print(f"{stage}: {row}: {', '.join(f'{k}: {v}' for k, v in facts.items())}", flush=True)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and whatever it started."""
+    """Kill a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _has_gpu() -> bool:
-    """Ask in a process of its own, which may hang without hanging this one."""
+    """Return whether a GPU is available; checked in a separate process, which may hang."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     try:
         return subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
@@ -126,34 +126,32 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/gpu.sh", description="Check and time everything on a GPU.")
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=HERE.parent / "out")
-    parser.add_argument("--seconds", type=float, help="limit of the whole; by default 330 for A, 240 for B")
+    parser.add_argument("--seconds", type=float, help="time limit of the run; default 330 for A, 240 for B")
     parser.add_argument("--device", default="cuda", help="cpu rehearses the run")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a rehearsal, no result")
     parser.add_argument("--cells", type=Path, default=HERE.parent.parent / "demo" / "train.h5ad", help="to train on")
-    parser.add_argument("--only", action="append", choices=STAGES, help="a stage, as often as needed")
-    parser.add_argument("--row-limit", type=float, help="seconds per row, in place of each stage's own")
+    parser.add_argument("--only", action="append", choices=STAGES, help="run only this stage; may be repeated")
+    parser.add_argument("--row-limit", type=float, help="seconds per row, instead of each stage's own limit")
     parser.add_argument(
-        "--fault", action="append", default=[], metavar="STAGE/ROW=FAULT", help=f"to rehearse: {', '.join(FAULTS)}"
+        "--fault", action="append", default=[], metavar="STAGE/ROW=FAULT", help=f"simulate a fault: {', '.join(FAULTS)}"
     )
     given = parser.parse_args()
     for fault in given.fault:
         stage, _, kind = fault.partition("/")[0], *fault.rpartition("=")[1:]
         if stage not in STAGES or kind not in FAULTS:
-            parser.error(f"no fault {fault!r}: give STAGE/ROW=FAULT with one of {', '.join(FAULTS)}")
+            parser.error(f"invalid fault {fault!r}: give STAGE/ROW=FAULT with one of {', '.join(FAULTS)}")
     return given
 
 
 def main() -> int:
-    """Run a part."""
+    """Run the part that the command line names."""
     given = _parse()
     if importlib.util.find_spec("torch") is None:
-        print("no module torch: install it, or name a Python that has it, PYTHON=... bench/gpu.sh A", file=sys.stderr)
+        print("no module torch: install it, or use a Python that has it: PYTHON=... bench/gpu.sh A", file=sys.stderr)
         return 2
     begun = time.monotonic()
     if given.device == "cuda" and not _has_gpu():
-        print(
-            "no GPU here: torch.cuda.is_available() is False. --device cpu --quick rehearses the run.", file=sys.stderr
-        )
+        print("no GPU: torch.cuda.is_available() is False; use --device cpu --quick to rehearse", file=sys.stderr)
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"gpu-{given.part}.jsonl"

@@ -1,4 +1,4 @@
-"""What every stage works with."""
+"""Settings that every stage receives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Setting:
     rows: Rows
     device_name: str
     quick: bool
-    cells: Path  # an .h5ad to train on from end to end
+    cells: Path  # .h5ad file for the end-to-end stage
 
     @property
     def device(self) -> torch.device:
@@ -37,20 +37,20 @@ class Setting:
 
     @property
     def batch(self) -> int:
-        """Cells per batch that the headline is measured at."""
+        """Cells per batch of the headline."""
         return 4 if self.quick else 1024
 
     def need_gpu(self) -> None:
-        """Raise where there is none."""
+        """Raise AbsentError without a GPU."""
         if not self.on_gpu:
-            raise AbsentError("it needs a GPU")
+            raise AbsentError("needs a GPU")
 
     def free(self) -> None:
-        """Give back what PyTorch keeps of the card's memory."""
+        """Release the GPU memory that PyTorch caches."""
         if self.on_gpu:
             torch.cuda.empty_cache()
 
     def ceiling(self, row: str) -> float | None:
-        """Return a ceiling of this very run in bytes or FLOPs per second; None where it could not be measured."""
+        """Return a ceiling of the current run in bytes or FLOPs per second; None if it was not measured."""
         line: dict[str, Any] = self.rows.earlier("ceilings").get(row, {})
         return line.get("bytes_per_second") or line.get("flops_per_second")

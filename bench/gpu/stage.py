@@ -1,4 +1,4 @@
-"""One stage of a run, in a process of its own: `run.py` starts it, and starts it again where it broke off."""
+"""One stage of a run, in its own process; `run.py` starts it, and restarts it after a failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
-import uninstalled  # noqa: F401  first: it says where the project lies
+import uninstalled  # noqa: F401  first: it sets the import paths
 from plan import STAGES
 from precision import exact_fp32
 from rows import Rows
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def interpret() -> None:
-    """Let Triton's interpreter serve CPU tensors: a rehearsal runs the GPU's own launches."""
+    """Make Triton's interpreter run on CPU tensors, so that a rehearsal includes the GPU's launches."""
     import interpreter
 
     from wbdit.ops import triton as engine

@@ -1,4 +1,4 @@
-"""Time on a device: by its own clock on a GPU, many launches between two events."""
+"""Timing on a device; on a GPU, many launches between two CUDA events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-ROUND = 5e-3  # seconds that a round should take
+ROUND = 5e-3  # target seconds per round
 FEWEST, MOST = 5, 25  # rounds
 
 
@@ -20,8 +20,8 @@ class Timer:
     quick: bool = False
 
     def measure(self, step: Callable[[], object], budget: float = 0.4) -> dict[str, Any]:
-        """Return a step's median seconds, the quickest and slowest round, and how many rounds there were."""
-        for _ in range(2):  # compiling, choosing block sizes, libraries' own choices
+        """Return a step's median seconds, its fastest and slowest round, and the number of rounds and launches."""
+        for _ in range(2):  # warm-up: compilation, autotuning, choices of libraries
             step()
         self.wait()
         start = time.perf_counter()
@@ -46,7 +46,7 @@ class Timer:
                 step()
             return (time.perf_counter() - start) / launches
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if launches > 1:  # short steps: the GPU waits until all are queued, so that it never waits for Python
+        if launches > 1:  # short steps: the GPU sleeps until all are queued, so that it never waits for Python
             torch.cuda._sleep(int(min(2 * queued * launches, 0.1) * 2e9))
         start.record()
         for _ in range(launches):

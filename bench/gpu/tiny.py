@@ -1,4 +1,4 @@
-"""All blocks at once on a few ragged rows, for compute-sanitizer: every launch, every mask."""
+"""Run all blocks at once on small, ragged shapes, for compute-sanitizer: every launch, every mask."""
 
 import sys
 from pathlib import Path

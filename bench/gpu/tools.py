@@ -1,4 +1,4 @@
-"""NVIDIA's own tools, where they are: compute-sanitizer on tiny blocks, Nsight Compute on four kernels."""
+"""NVIDIA's tools, if installed: compute-sanitizer on tiny blocks, Nsight Compute on four kernels."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ METRICS = {
 
 
 def sanitizer(s: Setting) -> None:
-    """Look for accesses out of bounds and for races in tiny blocks."""
+    """Check tiny blocks for out-of-bounds accesses and races."""
     for tool in ("memcheck", "racecheck"):
         s.rows.attempt(f"{tool}, tiny blocks", lambda tool=tool: _sanitize(s, tool))
 
 
 def counters(s: Setting) -> None:
-    """Read the hardware's counters for one launch of each kernel that takes most of the time."""
+    """Read the hardware counters for one launch of each of the four kernels."""
     for kernel in KERNELS:
         s.rows.attempt(f"ncu {kernel}", lambda kernel=kernel: _count(s, kernel))
 
@@ -50,7 +50,7 @@ def _sanitize(s: Setting, tool: str) -> Line:
 
 
 def _count(s: Setting, kernel: str) -> Line:
-    """Profile one launch within the named range of the phase; where no range is seen, one after the warm-up's first."""
+    """Profile one launch within the phase's NVTX range; without a range, skip the first two launches."""
     s.need_gpu()
     ncu = [_find("ncu"), "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
     ncu += ["--kernel-name", f"regex:{kernel}", "--launch-count", "1"]
@@ -68,12 +68,12 @@ def _count(s: Setting, kernel: str) -> Line:
 
 
 def _find(tool: str) -> str:
-    """Return a tool of the CUDA toolkit, from the PATH or from beside the compiler."""
+    """Return the path of a CUDA toolkit program, from PATH, nvcc's folder, or CUDA_HOME."""
     beside = [Path(found).resolve().parent for found in [shutil.which("nvcc")] if found]
     beside += [Path(home) / "bin" for home in [os.environ.get("CUDA_HOME")] if home]
     found = shutil.which(tool) or next((str(folder / tool) for folder in beside if (folder / tool).exists()), None)
     if found is None:
-        raise AbsentError(f"no {tool} here")
+        raise AbsentError(f"no program {tool}: install it, or set CUDA_HOME")
     return found
 
 

@@ -1,9 +1,9 @@
-"""How many calls of the model cells need: one training, and every metric against sampler and number of calls.
+"""Quality by number of model calls: train once, then score every sampler and number of calls.
 
     python -m bench.quality.calls DATA.h5ad --label cell_type [--sampler unipc ...] [--calls 5,8,10,15] [--draws 3]
 
-Prints a Markdown table: the floor first, then a row for each sampler and number. Counts are drawn at random, so one
-draw of the cells says little of differences under 3 %: a row can be the mean over several.
+Prints a Markdown table: the floor first, then one row per sampler and number of calls. Counts are drawn at random, so a
+single draw does not resolve differences under 3 %; with --draws, a row is the mean over several.
 """
 
 from statistics import mean
@@ -18,19 +18,19 @@ from wbdit.evaluation.scores import format_value
 
 
 def row(name: str, calls: object, values: list[dict[str, float]]) -> str:
-    """Return a row of the table, the means over the draws."""
+    """Return a row of the table, with means over the draws."""
     return f"| {name} | {calls} | " + " | ".join(format_value(mean(v[m] for v in values)) for m in SHOWN) + " |"
 
 
 @click.command()
 @click.argument("data")
 @click.option("--label", default="cell_type", show_default=True)
-@click.option("--minutes", default=10.0, show_default=True, help="Most to train.")
+@click.option("--minutes", default=10.0, show_default=True, help="Limit of the training time.")
 @click.option("--sampler", "names", multiple=True, default=["unipc"], type=click.Choice(list(samplers.BY_NAME)))
-@click.option("--spacing", help="Of the calls.  [default: uniform]")
+@click.option("--spacing", help="Spacing of the timesteps.  [default: uniform]")
 @click.option("--calls", default="5,8,10,15,20,50,100", show_default=True)
-@click.option("--draws", default=1, show_default=True, help="How often to generate and score.")
-@click.option("--seed", default=0, show_default=True, help="Of the split, the training and the first draw.")
+@click.option("--draws", default=1, show_default=True, help="Number of times to generate and score.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the split, the training and the first draw.")
 def main(data, label, minutes, names, spacing, calls, draws, seed):
     cells = DataSet.parse(data, [label])
     split = cells.split(Choice(), seed)

@@ -1,9 +1,10 @@
-"""What is left between synthetic and real cells: a picture of what ``make peers`` kept.
+"""Draw the remaining differences between real cells and the synthetic cells that ``make peers`` kept.
 
     python -m bench.quality.residual DATA.h5ad --seeds 3 --out docs/study/residual.svg
 
-Label by label, how strong fold changes are, how many genes a cell detects and how far the label's cells spread; and how
-near cells lie to training cells. Held-out cells are the measure in all four, and training cells show what chance does.
+Three panels show, per label, the strength of fold changes, the number of detected genes per cell, and the spread of the
+label's cells. The fourth shows the nearness of cells to training cells. All four compare with held-out cells; training
+cells show the differences expected by chance.
 """
 
 from __future__ import annotations
@@ -43,21 +44,22 @@ Array = np.ndarray[Any, Any]
 
 
 def fold_changes(sets: Aligned, name: str, types: Sequence[str]) -> Array:
-    """Return the slope of each label's fold changes on the held-out cells', ``(types,)``; 1 for as strong."""
+    """Return the slope of each label's fold changes on the held-out cells', ``(types,)``; 1 if equally strong."""
     real, got = (_changes(sets.sets[one], types) for one in ("real", name))
     return np.array([fold_change_slope(real[i], got[i]) for i in range(len(types))])
 
 
 def detected(sets: Aligned, name: str, types: Sequence[str]) -> Array:
-    """Return how many genes cells of each label detect, over what the held-out ones do, ``(types,)``."""
+    """Return the mean number of detected genes per cell of each label, relative to held-out cells, ``(types,)``."""
     real, got = ([_detected(sets.sets[one], label) for label in types] for one in ("real", name))
     return np.array(got) / np.array(real)
 
 
 def spread(sets: Aligned, name: str, types: Sequence[str]) -> Array:
-    """Return how far the cells of each label spread, over what the held-out ones do, ``(types,)``.
+    """Return the spread of each label's cells, relative to held-out cells, ``(types,)``.
 
-    The deviation from the label's mean along the widest components of the held-out cells, see :func:`_held_out`.
+    The spread is the standard deviation along the first principal components of the held-out cells, see
+    :func:`_held_out`.
     """
     found = []
     for measured, basis in _held_out(sets, 0):
@@ -69,10 +71,11 @@ def spread(sets: Aligned, name: str, types: Sequence[str]) -> Array:
 
 
 def nearness(sets: Aligned, names: Sequence[str], seed: int) -> dict[str, Array]:
-    """Return the share of cells as near to a training cell as ``PERCENTILES`` of training cells are to another.
+    """Return the share of cells that are close to a training cell, for each of ``PERCENTILES``.
 
-    As ``copies`` takes it (:func:`wbdit.evaluation.compare.score_memory`), but with all held-out cells, see
-    :func:`_held_out`.
+    A cell is close if its distance is at most that percentile of the distances between training cells and their nearest
+    other training cell. The metric ``copies`` does the same (:func:`wbdit.evaluation.compare.score_memory`), but here
+    all held-out cells are used, see :func:`_held_out`.
     """
     found = []
     for measured, basis in _held_out(sets, seed):
@@ -90,7 +93,7 @@ def nearness(sets: Aligned, names: Sequence[str], seed: int) -> dict[str, Array]
 def _held_out(sets: Aligned, seed: int) -> Iterator[tuple[CellSet, Basis]]:
     """Yield each half of the held-out cells with the principal components of the other half.
 
-    Components fit best the cells that they are of, which would lie apart from all others along them.
+    Components fit their own cells best, so projections of these cells would differ from those of all others.
     """
     halves = split_halves(sets.sets["real"], np.random.default_rng(seed))
     for measured, fitted in (halves, halves[::-1]):
@@ -109,8 +112,8 @@ def _detected(cells: CellSet, label: str) -> float:
 
 PANELS = {
     fold_changes: ("Strength of fold changes", "slope on held-out cells"),
-    detected: ("Detected genes a cell", "over held-out cells"),
-    spread: ("Spread within a label", f"along {WIDEST} components, over held-out cells"),
+    detected: ("Detected genes per cell", "relative to held-out cells"),
+    spread: ("Spread within a label", f"along {WIDEST} components, relative to held-out cells"),
 }
 
 
@@ -122,13 +125,13 @@ def draw(
     Parameters
     ----------
     axes
-        Four of matplotlib's.
+        Four matplotlib axes.
     per_label
-        Fold changes, detected genes and spread, ``(seeds, types)`` by the set's name.
+        Fold changes, detected genes and spread; each maps a set's name to an array ``(seeds, types)``.
     near
-        ``(seeds, percentiles)`` by the set's name.
+        Shares of close cells, ``(seeds, percentiles)``, by the set's name.
     types
-        From the one with most cells to the one with fewest.
+        Labels by decreasing number of cells.
     """
     *panels, last = axes
     for panel, gaps, (title, subtitle) in zip(panels, per_label, PANELS.values(), strict=True):
@@ -142,7 +145,7 @@ def draw(
         panel.set_ylim(len(types) - 0.5, -0.5)
     for panel in panels[1:]:
         panel.set_yticklabels([])
-    write_title(last, "Nearness to training cells", "dashed: training cells among themselves")
+    write_title(last, "Nearness to training cells", "dashed: training cells to each other")
     last.plot(PERCENTILES, PERCENTILES, color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
     for name, shares in near.items():
         last.plot(PERCENTILES, 100 * shares.mean(0), "o-", color=COLORS[name], markersize=4, label=name)
@@ -151,7 +154,7 @@ def draw(
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     last.set_xlabel("percentile of real-to-real distances", fontsize=9, color=SOFT)
-    last.set_ylabel("% of cells as near", fontsize=9, color=SOFT)
+    last.set_ylabel("% of cells at least as close", fontsize=9, color=SOFT)
     last.tick_params(axis="y", labelsize=8.5, colors=SOFT, length=3)
     for panel in axes:
         panel.tick_params(axis="x", labelsize=8.5, colors=SOFT, length=3)
@@ -160,7 +163,7 @@ def draw(
 
 
 def measure(data: DataSet, names: Sequence[str], seeds: int, plan: Plan) -> tuple[list[dict], dict, list[str]]:
-    """Return what :func:`draw` draws."""
+    """Return the arguments of :func:`draw`: per-label values, nearness, and types."""
     runs = []
     for seed in range(seeds):
         split = data.split(plan.choice, seed)
@@ -184,17 +187,17 @@ def _kept(run: Run) -> AnnData:
 
 @click.command()
 @click.argument("data")
-@click.option("--label", default="cell_type", show_default=True, help="Where DATA names none.")
+@click.option("--label", default="cell_type", show_default=True, help="Label column if DATA names none.")
 @click.option("--peer", "names", multiple=True, default=list(SHOWN), type=click.Choice(list(SHOWN)), show_default=True)
-@click.option("--minutes", default=5.0, show_default=True, help="As given to make peers.")
-@click.option("--seeds", default=3, show_default=True, help="As given to make peers.")
-@click.option("--kept", type=Path, default=Path("bench/out/peers"), show_default=True, help="What make peers kept.")
-@click.option("--out", type=Path, required=True, help="The picture, SVG or PNG.")
+@click.option("--minutes", default=5.0, show_default=True, help="Same as for make peers.")
+@click.option("--seeds", default=3, show_default=True, help="Same as for make peers.")
+@click.option("--kept", type=Path, default=Path("bench/out/peers"), show_default=True, help="Results of make peers.")
+@click.option("--out", type=Path, required=True, help="Picture to write, SVG or PNG.")
 def main(data, label, names, minutes, seeds, kept, out):
-    """Draw what is left between held-out cells and those that make peers kept of DATA."""
+    """Draw the remaining differences between held-out cells of DATA and the synthetic cells that make peers kept."""
     try:
         if out.suffix not in (".svg", ".png"):
-            raise InputError(f"--out {out}: a name that ends in .svg or .png says which picture to draw")
+            raise InputError(f"--out {out}: unknown format; give a name that ends in .svg or .png")
         found = measure(DataSet.parse(data, [label]), names, seeds, Plan(Choice(), minutes, kept))
     except InputError as error:
         refuse(f"residual: {error}")
@@ -205,7 +208,7 @@ def main(data, label, names, minutes, seeds, kept, out):
     handles, shown = axes[0].get_legend_handles_labels()
     line = axes[-1].get_lines()[1]
     figure.legend([*handles, line], [*shown, HELD_OUT], loc="outside lower left", ncols=4, frameon=False, fontsize=9)
-    # letters as letters, and the same file from the same figures
+    # text stays text in the SVG, and equal numbers give an identical file
     with replacing(out) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "residual"}):
         figure.savefig(temporary, format=out.suffix.lstrip("."), metadata={"Date": None})
     for (title, _), gaps in zip(PANELS.values(), per_label, strict=True):

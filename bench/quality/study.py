@@ -1,9 +1,10 @@
-"""What makes it learn: variants of a preset, each trained on the same cells and scored alike.
+"""Ablation study: variants of a preset, trained on the same cells and scored in the same way.
 
     python -m bench.quality.study DATA.h5ad --label cell_type --out DIR [--variant NAME ...] [--seeds 3]
 
-Each variant changes one thing of the preset ``small``. Results are kept as JSON in the folder, so that an interrupted
-study goes on; ``table.md`` there is written anew after each. The figures in ``docs/study.md`` come from it.
+Each variant changes one setting of the preset ``small``. Results are kept as JSON in the folder DIR, so an interrupted
+study continues where it stopped. ``table.md`` in DIR is rewritten after each result. The numbers in ``docs/study.md``
+come from it.
 """
 
 import json
@@ -86,7 +87,7 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
 
 
 def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> dict[str, list[float]] | None:
-    """Return the diagnostics of :mod:`wbdit.whitebox.measures` on held-out cells, where sampling ends."""
+    """Return the diagnostics of :mod:`wbdit.whitebox.measures` on held-out cells, at the last timestep of sampling."""
     model = generator.denoiser
     if not isinstance(model, wbdit.WBDiT):
         return None
@@ -99,14 +100,14 @@ def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> di
 
 
 def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:
-    """Score cells made for the held-out ones, without intervals."""
+    """Score cells generated for the held-out cells, without confidence intervals."""
     return evaluate(
         split.test, cells, train=split.train, label=label, n_cells=800, seeds=(seed,), bootstrap=0, progress=False
     ).scores
 
 
 def through_blocks(kept: list[dict[str, list[float]] | None]) -> tuple[str, str]:
-    """Return the coding rate before the first and after the last block, and the non-zeros of each; means over seeds."""
+    """Return the coding rate before and after all blocks, and each block's non-zeros, as text; means over seeds."""
     looks = [look for look in kept if look is not None]
     if not looks:
         return "", ""
@@ -117,7 +118,7 @@ def through_blocks(kept: list[dict[str, list[float]] | None]) -> tuple[str, str]
 
 
 def table(results: list[dict]) -> str:
-    """Return Markdown: a row for each data set and variant, means over the seeds; the floor first."""
+    """Return a Markdown table with a row per data set and variant (means over seeds); the floor comes first."""
     lines = [
         "| data | variant | seeds | steps | fit, s | coding rate, nats | non-zeros | "
         + " | ".join(f"`{name}`" for name in SHOWN)
@@ -152,10 +153,10 @@ def table(results: list[dict]) -> str:
 
 @click.command()
 @click.argument("data", nargs=-1, required=True)
-@click.option("--label", default="cell_type", show_default=True, help="Of files that do not name theirs: FILE:COLUMN.")
+@click.option("--label", default="cell_type", show_default=True, help="Label column of files not given as FILE:COLUMN.")
 @click.option("--variant", "variants", multiple=True, type=click.Choice(list(VARIANTS)), help="All by default.")
 @click.option("--seeds", default=1, show_default=True)
-@click.option("--minutes", default=10.0, show_default=True, help="Most to train.")
+@click.option("--minutes", default=10.0, show_default=True, help="Limit of the training time.")
 @click.option("--out", type=Path, required=True)
 def main(data, label, variants, seeds, minutes, out):
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The benchmark's machinery on tiny sizes: what it writes, that a wrong row is not reported."""
+"""Benchmark scripts at tiny sizes: their output files, and the rejection of rows with wrong results."""
 
 import importlib
 import json
@@ -81,7 +81,7 @@ register_kernel("mssa_backward", "cpu", "wrong")(lambda *arguments: 1.06 * refer
 
 
 def test_a_wrong_row_is_neither_timed_nor_printed(tmp_path):
-    """A model and a kernel, each six per cent off."""
+    """A model's output and a kernel's gradient are both 6 % too large."""
     (tmp_path / "wrong.py").write_text(WRONG)
     chosen = ("-k", "published and (mssa or forward or train)", "-p", "wrong")
     done, result = bench(
@@ -96,14 +96,14 @@ def test_a_wrong_row_is_neither_timed_nor_printed(tmp_path):
     assert operations == {("forward", "reference"), ("forward", "kernel"), ("backward", "reference")}
     assert not any(f"| {name} |" in done.stdout for name in OURS)
     red = [gone for gone in result["absent"] if gone["failed"]]
-    assert len(red) == 2 * 2 + 2  # ours: forward and train, fp32 and bf16; mssa's gradient: fp32 and bf16
+    assert len(red) == 2 * 2 + 2  # our model: forward and train, fp32 and bf16; mssa backward: fp32 and bf16
     assert all(f"RED: {gone['what']}: {gone['why']}" in done.stdout for gone in red)
 
 
 def test_a_kept_result_has_ratios_alone(quick, tmp_path):
     whole, kept = tmp_path / "whole.json", tmp_path / "results" / "kept.json"
     whole.write_text(json.dumps(quick[1]))
-    assert run(BENCH / "keep.py", whole, kept).returncode == 2  # a quick run's
+    assert run(BENCH / "keep.py", whole, kept).returncode == 2  # a quick run cannot be kept
     whole.write_text(json.dumps(quick[1] | {"quick": False}))
     assert run(BENCH / "keep.py", whole, kept).returncode == 0
     text = kept.read_text()
@@ -131,14 +131,14 @@ def flops(monkeypatch):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", [WBDiT, DiT])
 def test_the_floor_counts_every_product(kind, shared, flops, monkeypatch):
-    """Against PyTorch's own counter, on the formula with its dictionaries folded beforehand."""
+    """Compare with PyTorch's counter on the published formula with dictionaries that are already folded."""
     model = kind(43, 8, hidden_size=32, depth=2, num_heads=4, label_sizes=[3], shared_patches=shared).double().eval()
     sizes = flops.Sizes(3, 6, 32, 2, 8, 3, "white" if kind is WBDiT else "black")
     x, t, y = torch.randn(3, 1, 43).double(), torch.tensor([1, 500, 999]), torch.tensor([0, 1, 2])
-    # without a dictionary's own products: eta z F is z times a matrix that is given
+    # the weight stands for the folded matrix F, so that the products of the fold are not counted
     monkeypatch.setattr(published, "ista", lambda mlp, z: torch.relu(z + 0.1 * (z @ mlp.weight) - 0.01))
     call = published.published_forward if kind is WBDiT else kind.__call__
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no CPU kernel's products
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count fused CPU kernels
         out = call(model, x, t, y)
         once = counter.get_total_flops()
         out.square().mean().backward()
@@ -148,7 +148,7 @@ def test_the_floor_counts_every_product(kind, shared, flops, monkeypatch):
 
 
 def test_the_floor_of_a_fold(flops):
-    """The gradient's products, D dF and D dF^T, are one."""
+    """The gradient merges the products D dF and D dF^T into one, D (dF + dF^T)."""
     dictionary = torch.randn(32, 32, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         folded = dictionary - dictionary.mT @ dictionary

@@ -1,4 +1,4 @@
-"""The speed gate: what made-up times are judged to be, the whole run on made-up workers, and one real worker."""
+"""The speed gate: verdicts on simulated times, whole runs with simulated workers, and one real worker."""
 
 import json
 import math
@@ -21,12 +21,12 @@ CHECKED = {"errors": {"base": 1e-7, "head": 1e-7}, "tolerance": 1e-5}
 
 
 def made_up(slower=1.0, noise=0.01, between=0.01, generations=3, rounds=8, seed=0, **facts):
-    """Return times of a row: `noise` from round to round, `between` from process to process."""
+    """Return simulated times of a row; log times vary by `noise` between rounds and by `between` between processes."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(generations):
         level = {p: rng.normal(0, between) + (math.log(slower) if "head" in p else 0) for p in measure.PROCESSES}
-        drift = rng.normal(0, 0.3, rounds)  # a machine that others use, too
+        drift = rng.normal(0, 0.3, rounds)  # other load on the machine
         found.append([{p: math.exp(d + level[p] + rng.normal(0, noise)) for p in level} for d in drift])
     return measure.RowTimes(found, **(CHECKED | facts))
 
@@ -36,7 +36,7 @@ def verdicts(**made):
 
 
 def test_equal_code_is_hardly_ever_red():
-    """At most one red row in ten runs of sixteen rows."""
+    """At most 1 of 200 rows is red: less than one red row in ten runs of sixteen rows."""
     for between in (0.002, 0.01, 0.025):
         assert verdicts(between=between).count(judge.RED) <= 1
 
@@ -68,7 +68,7 @@ def test_a_noisy_row_is_ungated():
 
 
 def test_a_threshold_too_high_to_see_15_percent_is_ungated():
-    """Rounds agree, generations do not: such a row is measured longer, and then no verdict is given."""
+    """Rounds agree but generations do not: the row is measured longer, and then left without a verdict."""
     times = measure.RowTimes(
         [made_up(slower, noise=0.001, between=0.0, generations=1).generations[0] for slower in (1.0, 1.1, 1.2)]
     )
@@ -85,9 +85,9 @@ def test_a_threshold_too_high_to_see_15_percent_is_ungated():
         (
             {"errors": {"base": 1e-7, "head": 1e-3}},
             judge.RED,
-            "head off by 1.0e-03 from fp64, 1e-05 allowed; not timed",
+            "head: error 1.0e-03 against fp64, 1e-05 allowed; not timed",
         ),
-        ({"errors": {"base": 1e-7, "head": math.nan}}, judge.RED, "head off by nan"),
+        ({"errors": {"base": 1e-7, "head": math.nan}}, judge.RED, "head: error nan"),
         ({"failed": {"head": "ValueError: x"}}, judge.RED, "does not run: ValueError: x"),
         ({"failed": {"base": "ValueError: x"}}, judge.UNGATED, "does not run at the base"),
         ({"generations": 1}, judge.UNGATED, "out of time"),
@@ -124,7 +124,7 @@ def test_operations_beside_their_reference():
     assert judge.judge_pair("op", pair(2.0, error=1.0)).why.endswith("not timed")
 
 
-# whole runs, on workers that make their times up
+# whole runs with simulated workers
 
 WORKER = """
 import json, random, sys
@@ -158,7 +158,7 @@ TOLD = {
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """Return a function that runs the gate in a repository of made-up workers, HEAD against a changed working tree."""
+    """Return a function that runs the gate in a repository with simulated workers: HEAD against the working tree."""
     root = tmp_path / "repository"
     script = measure.worker_script(root)
     script.parent.mkdir(parents=True)
@@ -177,7 +177,7 @@ def repository(tmp_path, monkeypatch):
             (root / "told.json").write_text(json.dumps(TOLD | changed))
         monkeypatch.setattr(sys, "argv", ["gate", base, "--out", str(out)])
         status = gate.main()
-        assert not list((root / "build").glob("gate/*"))  # the base's files are gone
+        assert not list((root / "build").glob("gate/*"))  # the files of the base are removed
         lines = out.read_text().splitlines() if out.exists() else []
         return status, json.loads(lines[-1]) if lines else None
 
@@ -262,7 +262,7 @@ def test_nothing_is_timed_without_kernels(repository, capsys):
 
 
 def test_a_real_worker():
-    """Tiny sizes: the rows are checked and timed, and `wbdit` is the tree's."""
+    """A worker imports `wbdit` from its tree, and checks and times rows at tiny sizes."""
     with Process(GATE / "worker.py", ROOT, quick=True) as worker:
         hello = worker.ask("hello")
         assert Path(hello["wbdit"]) == ROOT / "wbdit"
@@ -278,7 +278,7 @@ def test_a_real_worker():
 
 
 def test_a_worker_takes_no_package_but_its_trees(tmp_path):
-    """An installed wbdit is no stand-in for a tree that has none."""
+    """A worker does not fall back on an installed wbdit if its tree has none."""
     with Process(GATE / "worker.py", tmp_path) as worker, pytest.raises(WorkerError, match="not from"):
         worker.ask("hello")
 

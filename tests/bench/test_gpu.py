@@ -1,4 +1,4 @@
-"""The GPU run rehearsed on a CPU, with faults put in: whatever happens to a row, every other one is in the file."""
+"""The GPU benchmark rehearsed on a CPU with injected faults: a faulty row must not lose the other rows."""
 
 import contextlib
 import importlib
@@ -30,7 +30,7 @@ def rehearse(out, *arguments):
 
 
 def test_every_row_but_the_faulty_is_in_the_file(tmp_path):
-    """A row that hangs, one that crashes, one that spoils the context, one that is red: all others are there."""
+    """One row hangs, one crashes, one corrupts the CUDA context and one is red; all others are in the file."""
     product = "addmm_ bf16 204800 x 768 x 768"
     faults = {"mm fp32": "hang", product: "crash", "mm bf16": "raise", "sdpa flash_attention": "red"}
     given = [word for row, fault in faults.items() for word in ("--fault", f"ceilings/{row}={fault}")]
@@ -46,12 +46,12 @@ def test_every_row_but_the_faulty_is_in_the_file(tmp_path):
     assert {"copy", "mm bf16 204800 x 768 x 768", "sdpa backward"} <= good
     assert lines["card", "card"]["card"] == "CPU"
     report = (tmp_path / "gpu-A.md").read_text()
-    for wrong in ("mm fp32: FAILED", "sdpa flash_attention: off fp64 by 1.0e+00 of 0e+00, RED"):
-        assert report.index(wrong) < report.index("## Ceilings")  # what is wrong comes first
+    for wrong in ("mm fp32: FAILED", "sdpa flash_attention: fp64 error 1.0e+00, 0e+00 allowed, RED"):
+        assert report.index(wrong) < report.index("## Ceilings")  # failures are listed first
 
 
 def test_a_kill_in_the_middle_loses_one_row(tmp_path):
-    """Nothing is written at the end that was not in the file before."""
+    """Each row is written when it is finished, so a kill loses only the current row."""
     file = tmp_path / "gpu-A.jsonl"
     process = start(tmp_path, "A", "--device", "cpu", "--only", "ceilings", "--fault", "ceilings/mm fp32=hang")
     written = f'"row": "{CEILINGS[1]}"'
@@ -101,7 +101,7 @@ def test_the_stages_fit_their_part(bench):
 
 
 def test_no_fp32_product_is_tf32():
-    """In a process of its own: the switches are the process's."""
+    """Run in a separate process, because the switches apply to the whole process."""
     code = (
         f"import sys; sys.path.insert(0, {str(BENCH / 'gpu')!r})\n"
         "import torch; from precision import exact_fp32; exact_fp32()\n"
@@ -123,7 +123,7 @@ def test_no_fp32_product_is_tf32():
     ],
 )
 def test_a_spoilt_context_ends_the_process(bench, tmp_path, error, probe, status):
-    """And the row's line is written first; another error, or too little memory, ends nothing."""
+    """The row is written before the process ends. Other errors, including out-of-memory, do not end it."""
 
     def throw(what):
         if what is not None:
@@ -143,7 +143,7 @@ def test_a_roofline_is_the_slower_of_two(bench):
     assert cost.seconds(3e12, 8e14) == pytest.approx(1e-3)
     assert cost.seconds(1e12, 8e14) == pytest.approx(3e-3)
     published = roofline.Shape(1024, 200, 768, 8, 2000)
-    # one product of 204,800 tokens by 768 x 768: 242 GFLOP, .30 ms at 800 TFLOP/s, as counted in the review
+    # by hand: a product of 204,800 tokens by 768 x 768 is 242 GFLOP, which takes 0.30 ms at 800 TFLOP/s
     assert roofline.predicted("block_project Tiles(...)", published) == pytest.approx(0.302e-3, rel=0.01)
     assert roofline.predicted("block_compress", published) == pytest.approx(0.419e-3, rel=0.01)
 
@@ -169,7 +169,7 @@ print(wbdit.__file__, importlib.util.find_spec("wbdit.kernels").submodule_search
 
 
 def test_a_profile_runs_from_an_unpacked_tree(tmp_path):
-    """Without an installed package: kernels and C++ sources are found beside it."""
+    """Without an installed package, the kernels and C++ sources of the unpacked tree are found."""
     for part in ("wbdit", "kernels", "csrc", "bench", "tests"):
         shutil.copytree(BENCH.parent / part, tmp_path / part, ignore=shutil.ignore_patterns("out", "__pycache__"))
     code = UNINSTALLED.format(bench=str(tmp_path / "bench"))

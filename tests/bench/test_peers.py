@@ -1,4 +1,4 @@
-"""The comparison with other generators: one split for all, what each learns, what is kept, the table."""
+"""The comparison with other generators: the shared split, each generator, the kept runs, and the table."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def split(data):
 
 
 def bound_genes(n=600, types=("a", "b")):
-    """Return cells whose genes 0 and 1 rise and fall together within each type, the rest by themselves."""
+    """Return cells in which genes 0 and 1 are correlated within each type; the other genes are independent."""
     rng = np.random.default_rng(0)
     code = np.arange(n) % len(types)
     counts = rng.poisson(20, (n, 8)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_a_file_names_its_columns(text, path, labels):
 
 
 def correlation(cells):
-    """Return by type how genes 0 and 1 go together."""
+    """Return the correlation of genes 0 and 1 per type."""
     X = np.log1p(cells.X.toarray())
     return [np.corrcoef(X[(cells.obs["type"] == name).to_numpy(), :2].T)[0, 1] for name in ("a", "b")]
 
@@ -158,7 +158,7 @@ def test_diffusion_conditions_on_the_joined_labels(dit, split):
 
 
 def test_a_run_knows_its_denoiser(dit, tmp_path):
-    """What is saved with black-box blocks is loaded with them; all else is the preset small."""
+    """A model saved with black-box blocks is loaded with them. Otherwise `dit` equals the preset `small`."""
     dit.generator.save(tmp_path / "run")
     loaded = wbdit.load(tmp_path / "run")
     assert type(dit.generator.model.denoiser) is type(loaded.model.denoiser) is DiT
@@ -167,7 +167,7 @@ def test_a_run_knows_its_denoiser(dit, tmp_path):
 
 
 def test_training_cells_are_redrawn_in_turn():
-    """No training cell is taken twice before all of its label were taken once."""
+    """No training cell is drawn twice before all cells of its label are drawn once."""
     rows = {"a": np.array([3, 5, 8]), "b": np.array([0])}
     wanted = pd.Series(["a", "b"] * 5)
     donors = _Vae.donors(SimpleNamespace(rows=rows), wanted, 0)
@@ -187,12 +187,12 @@ def test_scvi(name, split):
     assert 0 <= fitted.facts.get("best_epoch", 0) <= fitted.facts["epochs"]
     assert fitted.facts["epochs"] >= 1
     assert (fitted.generate(wanted, 0).X != cells.X).nnz == 0
-    # library sizes are those of training cells, give or take the draw of the counts
+    # library sizes equal those of the training cells, up to the sampling noise of the counts
     totals = [np.asarray(x.X.sum(1)).mean() for x in (cells, split.train)]
     assert 0.8 < totals[0] / totals[1] < 1.25
 
 
-# what is kept, and the table
+# kept runs, and the table
 
 
 class Counted(IndependentGenes):
@@ -205,7 +205,7 @@ class Counted(IndependentGenes):
 
 @pytest.fixture
 def no_scores(monkeypatch):
-    """Score in no time."""
+    """Replace the evaluation by fixed scores, to save time."""
     scores = {"metrics": {"w1": {"value": 2.0, "floor": 1.0}}, "n": 20}
     monkeypatch.setattr(runs, "evaluate", lambda *sets, **options: SimpleNamespace(to_dict=lambda: scores))
 
@@ -244,7 +244,7 @@ def test_a_crash_costs_one_run(data, tmp_path, no_scores, monkeypatch):
 
 
 def test_the_table(data, tmp_path):
-    """Real scores: a floor for each metric, the labels scored by the first column, times beside them."""
+    """Real scores: one floor per metric, per-type scores by the first label column, and times."""
     results = [Run(data, peer, 0, Plan(Choice(genes=30), 1.0, tmp_path)).result(print) for peer in (PcaGaussian(),)]
     assert set(results[0]["scores"]["per_type"]) <= {"B", "NK", "T"}
     other = {**results[0], "settings": {**results[0]["settings"], "seed": 1}}
@@ -257,12 +257,12 @@ def test_the_table(data, tmp_path):
     w1 = results[0]["scores"]["metrics"]["w1"]
     mean, spread = (w1["value"] + 9) / 2, abs(w1["value"] - 9) / 2**0.5
     assert rows["`w1`"][1] == f"{mean:.2f} ± {spread:.2f}"
-    assert rows["`w2`"] == ["", ""]  # not there for every seed
+    assert rows["`w2`"] == ["", ""]  # missing for one seed
     assert rows["measure"] == ["floor", "PCA, Gaussian"]
     assert {"training, s", "generating, s", "parameters"} <= rows.keys()
 
 
-# the picture of what is left
+# the figure of the remaining differences
 
 
 def test_what_is_left_is_nothing_between_a_set_and_itself(split):
@@ -278,10 +278,10 @@ def test_weaker_fold_changes_and_copies_are_seen():
     cells.X = cells.X.toarray()
     cells.X[1::2, 2:5] *= 4  # in type b
     weak = cells.copy()
-    weak.X[1::4] = cells.X[0::4]  # half of type b are cells of type a
+    weak.X[1::4] = cells.X[0::4]  # half of the cells labeled b are cells of type a
     sets = align({"real": cells, residual.TRAINING: cells[:300], "weak": weak}, label="type", n_genes=8)
     assert (residual.fold_changes(sets, "weak", ["a", "b"]) < 0.7).all()
-    assert residual.spread(sets, "weak", ["a", "b"])[1] > 1.2  # label b is two types now
+    assert residual.spread(sets, "weak", ["a", "b"])[1] > 1.2  # label b now mixes two types
     near = residual.nearness(sets, ["weak"], 0)
     assert near["weak"][0] > 0.4  # half of its cells are training cells
 

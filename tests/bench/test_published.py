@@ -1,4 +1,4 @@
-"""The formula written out in published.py, against the recorded numbers and against the model beyond the paper."""
+"""The formula in published.py, against recorded numbers and against models with options beyond the paper."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_sampling_path(model, golden):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("labels", [(), (3,)])
 def test_beyond_the_paper_it_is_the_model(heads, shared, labels):
-    """In fp64, where two ways to the same formula agree to the last digits; 43 genes do not fill the last patch."""
+    """In fp64, two implementations of one formula agree to 1e-9. The 43 genes do not fill the last patch."""
     generator = torch.Generator().manual_seed(0)
     model = WBDiT(43, 8, hidden_size=32, depth=2, num_heads=heads, label_sizes=labels, shared_patches=shared).double()
     with torch.no_grad():

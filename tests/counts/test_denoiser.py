@@ -1,4 +1,4 @@
-"""The likelihood of counts: Bayes' rule by hand, levels, label rates, draws, and what training makes of it."""
+"""The count likelihood: Bayes' rule by hand, count bins, label rates, drawn counts, and a trained model."""
 
 import anndata as ad
 import numpy as np
@@ -19,7 +19,7 @@ GENES, NOISE_STEPS = 12, 1000
 
 @pytest.fixture
 def cells():
-    """Two types of cells whose genes differ, with library sizes of their own."""
+    """Return counts ``(200, 12)`` of two types with varying library sizes, and label codes ``(200, 1)``."""
     rng = np.random.default_rng(0)
     y = np.arange(200) % 2
     rates = np.stack([rng.gamma(1, 3, GENES), rng.gamma(1, 3, GENES)])[y]
@@ -65,7 +65,7 @@ def test_levels_of_noise_as_tensors(kind, dtype):
 
 
 def test_the_prior_begins_as_negative_binomials(cells):
-    """Before training: at no signal each gene has its own negative binomial, at no noise a nearly Poisson one."""
+    """Before training, the prior is each gene's own negative binomial at no signal, and nearly Poisson at no noise."""
     counts, codes = cells
     model = model_of(counts, codes)
     known = model.likelihood
@@ -81,7 +81,7 @@ def test_the_prior_begins_as_negative_binomials(cells):
 
 
 def test_the_posterior_is_bayes_rule(cells):
-    """The denoiser's mean and likelihood against prior times density, written out with scipy."""
+    """Compare the denoiser's mean and likelihood with prior times density, computed with scipy."""
     counts, codes = cells
     model = model_of(counts, codes).double()
     known = model.likelihood
@@ -94,7 +94,7 @@ def test_the_posterior_is_bayes_rule(cells):
         known_levels := CountBins.of(CountBins(known.lowest.numpy(), known.highest.numpy()), counts[:2])
     )
     mean, nll = model(x, t, conditioning=given), model.nll(x, t, given, levels).detach()
-    rates, shapes = given[:, 16:].chunk(2, dim=1)  # at the start the denoiser answers zero
+    rates, shapes = given[:, 16:].chunk(2, dim=1)  # the untrained denoiser outputs zero
     torch.testing.assert_close(shapes, model.label_dispersion[:2])
     eta, weight = (term.detach() for term in known.terms(rates, shapes, t))
     for cell in range(2):
@@ -123,17 +123,17 @@ def test_counts_are_drawn_from_the_posterior(cells):
     u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
     middle = (model.likelihood.lowest + model.likelihood.highest) / 2
     p = model._probabilities(x[:1], t[:1], *model._answer(x[:1], t[:1], given[:1]))[0].detach()
-    own = (p @ middle).sum().expand(n)  # the library size that they expect as they are: nothing is moved
+    own = (p @ middle).sum().expand(n)  # the expected library size, so that `draw` leaves the rates unchanged
     drawn, p = model.draw(x, t, given, u, own).numpy(), p.numpy()
     lowest, highest = model.likelihood.lowest.numpy(), model.likelihood.highest.numpy()
     for gene in range(GENES):
         seen = np.bincount(CountBins(lowest, highest).of(drawn[:, gene]), minlength=len(lowest)) / n
         np.testing.assert_allclose(seen, p[gene], atol=0.015)
-    assert (np.diff(drawn[np.argsort(u[:, 0].numpy()), 0]) >= 0).all()  # more u, more counts
+    assert (np.diff(drawn[np.argsort(u[:, 0].numpy()), 0]) >= 0).all()  # counts increase with u
 
 
 def test_counts_are_drawn_in_fp32_whatever_the_denoiser_computes_in(cells, monkeypatch):
-    """Under bf16 autocast the answers may change; what is drawn from the same answers may not."""
+    """Under bf16 autocast the denoiser's output may change, but counts drawn from equal outputs may not."""
     model, n = model_of(*cells), 2000
     answer = torch.randn(n, GENES), torch.rand(n, GENES)
     monkeypatch.setattr(model, "_answer", lambda *given: answer)
@@ -145,7 +145,7 @@ def test_counts_are_drawn_in_fp32_whatever_the_denoiser_computes_in(cells, monke
 
 
 def test_bins_are_drawn_evenly():
-    """Where a level is a bin of counts, each of them comes as often."""
+    """All counts within one bin are equally likely."""
     counts = np.tile(np.array([[0.0, 200.0]], np.float32), (50, 1))
     model = model_of(counts, np.zeros((50, 0), np.int64), sizes=())
     n = 6000
@@ -175,7 +175,7 @@ def test_drawn_counts_add_up_to_the_library_size(cells):
 
 
 def test_labels_have_spreads_of_their_own():
-    """A gene of one mean in two labels, nearly Poisson in one, mostly zero in the other: shapes tell them apart."""
+    """A gene has equal means in two labels, but is nearly Poisson in one and mostly zero in the other."""
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
     spread = np.where(y == 0, 1.0, 8.0 * (rng.random(400) < 1 / 8))
@@ -204,7 +204,7 @@ def test_labels_have_spreads_of_their_own():
 
 
 def test_a_cell_has_spreads_of_its_own(cells):
-    """The second channel adds to the labels' shapes, and nothing to the rates; it is learned."""
+    """The second output channel adds to the labels' dispersion, leaves the rates alone, and gets gradients."""
     counts, codes = cells
     one, two = model_of(counts, codes), model_of(counts, codes, n_outputs=2)
     x, t, y = torch.randn(9, 1, GENES), torch.full((9,), 700), torch.from_numpy(codes[:9, 0])
@@ -212,7 +212,7 @@ def test_a_cell_has_spreads_of_its_own(cells):
     (rates, shapes), (own_rates, own_shapes) = (
         model._answer(x, t, model.embed(y, log_library)) for model in (one, two)
     )
-    torch.testing.assert_close(own_rates, rates)  # at the start the denoiser answers zero
+    torch.testing.assert_close(own_rates, rates)  # the untrained denoiser outputs zero
     torch.testing.assert_close(own_shapes, shapes)
     with torch.no_grad():
         two.denoiser.final_layer.linear.weight.normal_(std=0.1)
@@ -221,7 +221,7 @@ def test_a_cell_has_spreads_of_its_own(cells):
     own_rates, own_shapes = two._answer(x, t, given)
     torch.testing.assert_close(own_rates, rates + answer[:, 0])
     torch.testing.assert_close(own_shapes, shapes + answer[:, 1])
-    assert answer[:, 1].std(0).min() > 1e-3  # from cell to cell
+    assert answer[:, 1].std(0).min() > 1e-3  # varies between cells
     levels = torch.from_numpy(CountBins(two.likelihood.lowest.numpy(), two.likelihood.highest.numpy()).of(counts[:9]))
     (gradient,) = torch.autograd.grad(two.nll(x, t, given, levels).mean(), two.denoiser.final_layer.linear.bias)
     assert (gradient != 0).all()
@@ -240,7 +240,7 @@ def test_label_rates_are_ratios_of_counts(cells):
 
 
 def test_label_rates_of_two_columns_multiply():
-    """Counts made as type rate times condition rate give both back."""
+    """Both rates are recovered from counts generated as type rate times condition rate."""
     rng = np.random.default_rng(1)
     codes = rng.integers(0, [3, 2], (4000, 2))
     effects = [rng.normal(0, 0.5, (3, 8)), rng.normal(0, 0.5, (2, 8))]
@@ -248,7 +248,7 @@ def test_label_rates_of_two_columns_multiply():
     rates = label_rates(counts, codes, [3, 2], strength=1e-9)
     first, second = rates[:3], rates[4:6]
 
-    # an effect is known up to what all labels share, gene by gene and in the library size
+    # effects are identifiable up to a constant per gene and a constant per label (the library size)
     def contrast(table):
         differences = table[1:] - table[:1]
         return differences - differences.mean(1, keepdims=True)
@@ -267,7 +267,7 @@ def test_conditions_without_labels_are_of_the_depth_alone(cells):
 
 
 def test_guidance_at_a_depth(cells):
-    """A guided model repeats each cell's library size for each term."""
+    """A guided model repeats each cell's library size for each guidance term."""
     counts, codes = cells
     model = model_of(counts, codes)
     torch.nn.init.normal_(model.denoiser.final_layer.linear.weight)
@@ -288,7 +288,7 @@ def adata_of(counts, codes):
 def trained():
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
-    programme = rng.gamma(4, 1 / 4, (400, 1)) * rng.choice([0.2, 1.0, 3.0], (1, 40))  # what genes share within a type
+    programme = rng.gamma(4, 1 / 4, (400, 1)) * rng.choice([0.2, 1.0, 3.0], (1, 40))  # gene program within types
     rates = rng.gamma(1, 3, (2, 40))[y] * (1 + programme) / 2
     counts = rng.poisson(rates * rng.gamma(8, 1 / 8, (400, 1))).astype(np.float32)
     adata = adata_of(counts, y[:, None])
@@ -304,7 +304,7 @@ def test_generated_counts_have_the_genes_means_and_zeros(trained):
         inside, of = (adata.obs["type"] == label).to_numpy(), (cells.obs["type"] == label).to_numpy()
         assert np.corrcoef(real[inside].mean(0), made[of].mean(0))[0, 1] > 0.97
     assert abs((real == 0).mean(0) - (made == 0).mean(0)).mean() < 0.04
-    # library sizes are asked for, and come out
+    # generated library sizes follow the requested ones
     assert stats.wasserstein_distance(real.sum(1), made.sum(1)) < 0.1 * real.sum(1).mean()
 
 

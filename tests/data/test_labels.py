@@ -1,4 +1,4 @@
-"""Label columns: combinations, names, compositions, and the library sizes that go with them."""
+"""Label columns: combinations, names, compositions, and library sizes per combination."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CELLS = two_columns()
 
 
 def labels_of(sizes, columns=("type", "condition"), categories=(("B", "NK", "T/reg"), ("ctrl", "stim"))):
-    """Return labels whose combinations have such numbers of cells, ``(3, 2)``."""
+    """Return labels with the given number of cells per combination, by default of shape ``(3, 2)``."""
     sizes = np.asarray(sizes)
     combinations = np.argwhere(sizes > 0)
     return Labels(tuple(columns), categories, combinations, sizes[tuple(combinations.T)])
@@ -46,7 +46,7 @@ def test_labels_are_learned():
 def test_the_joint_composition_is_reproduced():
     labels = Labels.fit(CELLS, COLUMNS)
     _, counts = np.unique(labels.training_codes(240), axis=0, return_counts=True)
-    assert counts.tolist() == (2 * labels.sizes).tolist()  # the columns alone would allow T/reg under stim
+    assert counts.tolist() == (2 * labels.sizes).tolist()  # independent columns would allow T/reg/stim
     some = labels.codes(CELLS)[[0, 1, 1, 5, 5, 5]]
     kept = labels.codes_like(some, 12)
     assert np.unique(kept, axis=0, return_counts=True)[1].tolist() == [2, 4, 6]

@@ -1,4 +1,4 @@
-"""From AnnData to tensors and back, and every kind of cells that cannot be used."""
+"""Conversion from AnnData to tensors and back, and the errors for unusable cells."""
 
 import anndata as ad
 import numpy as np
@@ -49,7 +49,7 @@ def test_spaces_are_told_apart(values, space):
         (-COUNTS, "negative counts"),
         (COUNTS / COUNTS.sum(1, keepdims=True) * 1e4, "take the logarithm"),
         (np.where(COUNTS.max() == COUNTS, -0.5, COUNTS) * (COUNTS > 4), "most entries are zero"),
-        (np.zeros((3, 3)), "nothing but zeros"),
+        (np.zeros((3, 3)), "only zeros"),
     ],
 )
 def test_what_is_none_of_them_is_refused(values, words):
@@ -125,7 +125,7 @@ def test_files_that_are_not_there_or_damaged(tmp_path, cells):
             read_h5ad(tmp_path / f"{name}.h5ad")
 
 
-# there and back
+# round trips
 
 
 @pytest.mark.parametrize("lognorm", [False, True])
@@ -136,7 +136,7 @@ def test_counts_come_back(lognorm, centered, cells):
     if centered:
         assert abs(x.mean(0)).max() < 1e-5
         assert x.std() == pytest.approx(1, abs=1e-5)
-    # the library size is not in normalized values; counts that are drawn have it already
+    # normalized values become counts by the given library size; drawn counts already have theirs
     back = preprocessor.decode(x if lognorm else COUNTS, np.full(60, 500.0))
     assert sp.issparse(back.X)
     assert back.X.format == "csr"
@@ -166,7 +166,7 @@ def test_other_spaces_come_back(values, space):
 
 
 def test_a_little_is_nothing():
-    """Between zero and a gene's smallest value there are no values: the nearer of the two is taken."""
+    """A gene has no values between zero and its smallest value, so `decode` takes the nearer of the two."""
     preprocessor = Preprocessor.fit(holding(LOGNORM.astype(np.float32)), centered=False)
     x = np.tile(preprocessor.smallest, (2, 1)) * np.array([[0.4], [0.6]], np.float32)
     back = preprocessor.decode(x, np.ones(2)).X.toarray()
@@ -222,7 +222,7 @@ def test_variable_genes_are_kept(space):
     counts = rng.poisson(rate).astype(np.float32)
     keep = variable_genes(counts if space == "counts" else np.log1p(counts), space, 15)
     assert keep.sum() == 15
-    assert keep[:20].sum() >= 10  # by chance it would be one or two
+    assert keep[:20].sum() >= 10  # one or two by chance
     assert not keep[199]
 
 
@@ -233,7 +233,7 @@ def test_too_many_genes_are_said(log):
 
 
 def test_scaled_values_do_not_tell_variable_genes():
-    with pytest.raises(InputError, match="scaled values do not tell"):
+    with pytest.raises(InputError, match="from scaled values"):
         variable_genes(SCALED, "scaled", 5)
 
 
@@ -244,7 +244,7 @@ def test_apportion():
 
 
 def test_choosing_genes_leaves_the_number_of_threads_alone(cells):
-    """Who asks for one thread, by OMP_NUM_THREADS too, trains with one."""
+    """A user who sets one thread, for example by OMP_NUM_THREADS, also trains with one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -29,7 +29,7 @@ def test_wasserstein_of_a_shifted_cloud_is_the_shift(rng):
 def test_wasserstein_of_unequal_sizes_and_orders_by_hand():
     one, two = np.array([[0.0]]), np.array([[0.0], [2.0]])
     assert distances.wasserstein(one, two, 1) == pytest.approx(1.0)  # half the mass moves by 2
-    assert distances.wasserstein(one, two, 2) == pytest.approx(math.sqrt(2.0))  # half of 2 squared, then the root
+    assert distances.wasserstein(one, two, 2) == pytest.approx(math.sqrt(2.0))  # sqrt(2^2 / 2)
     assert distances.wasserstein(two, one, 1) == distances.wasserstein(one, two, 1)
 
 
@@ -40,7 +40,7 @@ def test_wasserstein_refuses_other_orders():
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_error_of_transport_is_what_new_cells_make_of_it(order):
-    """Apart enough, the distance is nearly a mean over cells, and its error that of a difference of means."""
+    """For distant sets, the distance is nearly a mean over cells; its error is that of a difference of means."""
     rng = np.random.default_rng(5)
     drawn = [distances.transport(rng.normal(size=(60, 1)), 20 + rng.normal(size=(60, 1)), order) for _ in range(200)]
     spread = np.std([each.distance for each in drawn])
@@ -61,13 +61,13 @@ def test_ilisi_knows_the_even_and_the_parted():
     a, b = rng.normal(size=(2, 150, 4))
     assert 0.25 < distances.ilisi(a, b) < 0.6
     assert distances.ilisi(a, b + 50) == pytest.approx(0, abs=1e-9)
-    # neighbors at one distance have equal weights: the mean of the corners of a simplex
+    # the corners of a simplex are equidistant, so all neighbors have equal weights
     corners = np.eye(7)
     assert distances.ilisi(corners[:3], corners[3:], n_neighbors=6) == pytest.approx(1 / (0.5**2 + 0.5**2) - 1)
 
 
 def test_ilisi_is_harmonys_lisi():
-    """Recorded from harmonypy 2.1.0: median of compute_lisi at perplexity 10 / 3, less 1."""
+    """Compare with harmonypy 2.1.0: the median of compute_lisi at perplexity 10 / 3, minus 1."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(120, 20)), rng.normal(size=(120, 20)) + 0.3
     assert distances.ilisi(a, b) == pytest.approx(0.35948443669942054, rel=2e-4)
@@ -170,7 +170,7 @@ def test_forest_holds_out_both_kinds_at_any_size(n):
 
 @pytest.fixture
 def typed(rng):
-    """Three types with different means: cells ``(90, 25)`` and labels ``(90,)``."""
+    """Return cells ``(90, 25)`` of three types with different means, and their labels ``(90,)``."""
     labels = np.repeat(["a", "b", "c"], 30)
     return rng.normal(rng.uniform(0, 3, size=(3, 25)).repeat(30, axis=0), 0.1), labels
 

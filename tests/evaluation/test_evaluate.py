@@ -1,4 +1,4 @@
-"""The evaluation: real cells score at their floor, broken ones do not, bad input is refused in one line."""
+"""The evaluation: real cells score at the floor, broken ones do not, and bad input gives a one-line error."""
 
 import json
 from functools import partial
@@ -24,7 +24,7 @@ quietly = partial(evaluate, seeds=(0,), bootstrap=4, progress=False)
 
 
 def counts(n, seed, *, attenuation=1.0, dropout=0.0):
-    """Negative binomial cells ``(n, N_GENES)`` of three types; ``attenuation`` below 1 brings the types together."""
+    """Return negative binomial cells ``(n, N_GENES)`` of three types; ``attenuation`` scales the type differences."""
     centers = np.random.default_rng(1).normal(0, 1, size=(3, N_GENES)) * attenuation
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, size=n)
@@ -46,13 +46,13 @@ def scaled(adata):
 
 @pytest.fixture(autouse=True)
 def small_forests(monkeypatch):
-    """1000 trees take seconds; what is asked here, 25 can answer."""
+    """Use 25 trees: enough for these tests, while 1000 take seconds."""
     monkeypatch.setattr(distances, "forest_votes", partial(distances.forest_votes, n_trees=25))
 
 
 @pytest.fixture(scope="module")
 def sets():
-    """Real, perfect (other real cells) and training cells."""
+    """Return real cells, the cells of a perfect generator (other real cells), and training cells."""
     return counts(300, 1), counts(300, 2), counts(300, 3)
 
 
@@ -96,7 +96,7 @@ def test_copies_of_the_training_cells_stand_exactly_at_the_floor(sets):
     result = quietly(real, train.copy(), train=train, label="kind")
     for name in ("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "scc", "var_r2", "zero_mae", "library_w1", "lfc_slope"):
         assert result.scores[name].value == pytest.approx(result.scores[name].floor, rel=1e-6), name
-    for name, bar in (("mia_auc", 0.7), ("copies", 0.9)):  # only memorization sees it; half of the twins are drawn
+    for name, bar in (("mia_auc", 0.7), ("copies", 0.9)):  # others cannot see it; half of the copies are drawn
         assert result.scores[name].value > bar > 0.65 > result.scores[name].floor
         assert result.scores[name].grade == "apart"
     assert result.scores["dcr_ratio"].value < 0.9 < result.scores["dcr_ratio"].floor
@@ -335,7 +335,7 @@ def test_rare_missing_and_new_labels_are_noted_not_refused(sets):
     real, perfect, train = sets
     without = perfect[perfect.obs["kind"] != "NK"].copy()
     without.obs["kind"] = without.obs["kind"].astype(str)
-    without.obs.iloc[0, 0] = "platelet"  # a single cell of its own
+    without.obs.iloc[0, 0] = "platelet"  # a label of one cell
     result = quietly(real, without, train=train, label="kind")
     assert "NK" not in result.per_type
     notes = " | ".join(result.notes)
@@ -369,7 +369,7 @@ def test_progress_names_the_stages_on_stderr(sets, capsys):
         ("w1", 10.5, 10.0, "at the floor", 1.0),
         ("w1", 11.5, 10.0, "close", 2.0),
         ("w1", 20.0, 10.0, "apart", 10.5),
-        ("rf_auc", 0.40, 0.50, "at the floor", 0.0),  # below a coin is chance, not a fault
+        ("rf_auc", 0.40, 0.50, "at the floor", 0.0),  # below 0.5 is chance, not a fault
         ("rf_auc", 0.95, 0.55, "apart", 1 + 0.34 / 0.14),
         ("lfc_slope", 1.0, 0.9, "at the floor", -0.1 / 0.06),
         ("lfc_slope", 1.5, 0.95, "apart", 1 + 0.39 / 0.09),
@@ -409,7 +409,7 @@ def test_the_verdict_follows_the_grades():
 
 
 def test_real_cells_of_another_tissue_sample():
-    """On real cells: held-out ones pass, independent genes with the right means per type do not."""
+    """On real data, held-out cells pass; independent genes with the right mean per type do not."""
     cells = blood_cells()
     order = np.random.default_rng(0).permutation(cells.n_obs)
     real, other, train = (cells[order[i::3]].copy() for i in range(3))
@@ -420,5 +420,5 @@ def test_real_cells_of_another_tissue_sample():
     independent = ad.AnnData(sp.csr_matrix(drawn.astype(float)), obs=train.obs, var=train.var)
     result = quietly(real, independent, train=train, label="bulk_labels")
     assert result.scores["rf_auc_genes"].grade == "apart"
-    assert result.scores["scc"].value > 0.95  # means alone do not make a cell
+    assert result.scores["scc"].value > 0.95  # the means alone look right
     assert result.verdict.level in ("mixed", "apart")

@@ -17,7 +17,7 @@ def rng():
 
 @pytest.fixture
 def sets(rng):
-    """Two sets of counts ``(40, 12)``, logarithms taken."""
+    """Return two sets of log1p counts, ``(40, 12)`` each."""
     return np.log1p(rng.poisson(np.arange(12) / 3, size=(2, 40, 12)))
 
 
@@ -41,7 +41,7 @@ def test_var_r2_by_hand_and_below_one_for_shrunken_variance():
     spread = (1 - 14 / 3) ** 2 + (4 - 14 / 3) ** 2 + (9 - 14 / 3) ** 2
     assert genes.var_r2(real, generated) == pytest.approx(1 - 25 / spread)
     assert genes.var_r2(real, real + 7) == pytest.approx(1)
-    assert genes.var_r2(real, real / 2) < 0.5  # perfectly correlated, and still wrong
+    assert genes.var_r2(real, real / 2) < 0.5  # perfectly correlated, but too small
     assert math.isnan(genes.var_r2(np.ones((3, 2)), np.ones((3, 2))))
 
 

@@ -1,4 +1,4 @@
-"""The intervals: as wide as the scores really spread, against closed forms and libraries."""
+"""Confidence intervals: their width matches the scores' spread, closed forms and libraries."""
 
 import numpy as np
 import pytest

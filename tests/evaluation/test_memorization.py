@@ -1,4 +1,4 @@
-"""Memorization: copies are found, honest cells are not accused."""
+"""Memorization: copies are found, and independent cells are not flagged."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from wbdit.evaluation import memorization
 
 @pytest.fixture
 def sets():
-    """Training, held-out and other cells of one distribution, ``(150, 8)`` each."""
+    """Return training, held-out and synthetic cells of one distribution, ``(150, 8)`` each."""
     return np.random.default_rng(0).normal(size=(3, 150, 8))
 
 
@@ -22,7 +22,7 @@ def test_membership_is_the_auc_of_the_published_score(sets):
     labels = np.repeat([1, 0], 150)
     by_hand = roc_auc_score(labels, np.concatenate([score(train), score(heldout)]))
     assert memorization.mia_auc(train, heldout, synthetic) == pytest.approx(by_hand)
-    far = memorization.mia_auc(1000 * train, 1000 * heldout, 1000 * synthetic)  # where exp(-d^2) is 0
+    far = memorization.mia_auc(1000 * train, 1000 * heldout, 1000 * synthetic)  # exp(-d^2) underflows to 0
     assert far == pytest.approx(by_hand)
 
 
@@ -46,7 +46,7 @@ def test_copies_are_found(sets):
 
 def test_dcr_ratio_by_hand():
     train, heldout = np.array([[0.0], [10.0]]), np.array([[4.0], [14.0]])
-    synthetic = np.array([[1.0], [12.0], [11.0]])  # 1, 2, 1 from training cells; 3, 2, 3 from held-out ones
+    synthetic = np.array([[1.0], [12.0], [11.0]])  # distances: 1, 2, 1 to training cells; 3, 2, 3 to held-out
     assert memorization.dcr_ratio(train, heldout, synthetic) == pytest.approx(1 / 3)
     assert np.isnan(memorization.dcr_ratio(train, heldout, heldout))
     with pytest.raises(ValueError, match="equal"):

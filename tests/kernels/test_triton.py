@@ -1,7 +1,7 @@
-"""The Triton kernels without a GPU: their values by the interpreter, and their machine code for GPUs that are not here.
+"""The Triton kernels without a GPU: values in Triton's interpreter, and machine code compiled for absent GPUs.
 
-The values are held to fp64 by the same tests as the C++ kernels' (``tests/ops/test_kernels.py``), run in a process in
-which the Triton kernels serve CPU tensors (see conftest).
+The C++ kernels' tests (``tests/ops/test_kernels.py``) compare the values with fp64. They run in a process in which the
+Triton kernels serve CPU tensors (see conftest).
 """
 
 import importlib
@@ -30,13 +30,13 @@ def run(*arguments, **environment):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
 
 
-# the interpreter is slow: one of each kernel in `make test`, everything in `make test-triton`
+# the interpreter is slow: `make test` runs a test per kernel, `make test-triton` runs all
 SOME = "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or draws_its_noise or its_parts"
 
 
 @pytest.mark.parametrize("chosen", [SOME, pytest.param("test", marks=pytest.mark.slow)], ids=["some", "all"])
 def test_values(chosen):
-    """Forward and every gradient, fp32 and bf16, ragged shapes, memory filled with NaN."""
+    """Run the tests of values: forward and every gradient, fp32 and bf16, ragged shapes, NaN-filled memory."""
     done = run(
         *("-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", chosen, TESTS / "ops" / "test_kernels.py"),
         TRITON_INTERPRET="1",
@@ -48,7 +48,7 @@ def test_values(chosen):
 
 @pytest.mark.slow
 def test_the_values_can_be_wrong(tmp_path):
-    """The test above fails where a kernel is wrong: it runs the kernels, and not the reference."""
+    """With a wrong kernel the tests of values fail: they run the kernels, not the reference."""
     broken = tmp_path / "conftest_broken.py"
     broken.write_text(
         "import wbdit.kernels.adaln as kernels\n"
@@ -81,7 +81,7 @@ def codegen():
         sys.path.remove(str(BENCH))
 
 
-# one architecture in `make test`, all in `make test-triton`
+# `make test` compiles for one architecture, `make test-triton` for all
 SOME_SLOWLY = [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 100))]
 MATRIX_OPS = ("mssa", "mssa_backward")
 ROW_OPS = ("adaln", "adaln_backward", "gated_adaln", "gated_adaln_backward", "ista_adaln", "ista_adaln_backward")
@@ -123,7 +123,7 @@ def test_the_blocks_products_are_too(codegen, arch):
 
 @pytest.mark.slow
 def test_sizes_of_one_compile(codegen):
-    """Triton makes a constant of an argument that is 1; the interpreter does not, so it cannot see what that breaks."""
+    """Triton turns arguments of 1 into constants. The interpreter does not, so only compiling shows such errors."""
     dtype = torch.bfloat16
     for op, d in (*dict.fromkeys(codegen.launches(dtype, d=1, heads=1), 1).items(), ("run_blocks", 16)):
         assert codegen.compile_op(op, 90, dtype, batch=1, tokens=1, d=d, heads=1, genes=1, levels=1), op
@@ -132,7 +132,7 @@ def test_sizes_of_one_compile(codegen):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
 def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
-    """Each block size that an architecture is offered compiles there, in its shared memory and without spills."""
+    """Each candidate block size of an architecture compiles, fits in shared memory and does not spill."""
     from drylaunch import dry
     from wbdit.kernels import blocks as fused_blocks
     from wbdit.kernels import mssa
@@ -151,7 +151,7 @@ def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
 
 
 def test_the_guards_fire(codegen, monkeypatch):
-    """A program of too many rows spills; one of too many numbers at a time does not fit into shared memory."""
+    """A block with too many rows spills registers; a block that is too large exceeds shared memory."""
     from triton.runtime.errors import OutOfResources
     from wbdit.kernels import mssa
 
@@ -168,7 +168,7 @@ def test_the_guards_fire(codegen, monkeypatch):
 
 @pytest.mark.slow
 def test_amd_compiles(codegen):
-    """For CDNA 3, where no tool here reads the registers off the binary."""
+    """Compile for CDNA 3. No tool here reads the register count from such a binary."""
     from drylaunch import dry
 
     for op, launch in codegen.launches(torch.bfloat16).items():
@@ -178,7 +178,7 @@ def test_amd_compiles(codegen):
         assert all("amdgcn" in kernel.asm for kernel in compiled), op
 
 
-# who serves
+# dispatch
 
 
 def test_importing_wbdit_needs_no_triton():
@@ -214,7 +214,7 @@ def test_a_head_is_split_where_that_saves(width):
 
 
 def test_kernels_have_names_of_their_own():
-    """A profiler shows the names of kernels alone."""
+    """A profiler shows only the name of a kernel."""
     from triton.runtime.jit import JITFunction
 
     from wbdit import kernels
@@ -234,7 +234,7 @@ def test_kernels_have_names_of_their_own():
 
 @pytest.mark.parametrize("switch", ["torch.backends.cuda.matmul", "torch.backends"])
 def test_products_follow_the_users_precision(switch):
-    """Both of PyTorch's switches, the one named fp32_precision and the older allow_tf32."""
+    """Both of PyTorch's switches count: fp32_precision and the older allow_tf32."""
     code = (
         "import torch\nfrom wbdit.kernels import mssa\n"
         "w, (blocks,) = torch.empty(1, 2, 96), mssa.FORWARD_FP32[False]\n"
@@ -252,7 +252,7 @@ def test_products_follow_the_users_precision(switch):
 
 
 def made_up_card(monkeypatch, capability, shared):
-    """Let CUDA tensors, which need no GPU while they are fake, be of a card of our choice."""
+    """Simulate a card for CUDA tensors; fake tensors need no GPU."""
     from wbdit.kernels import card
 
     from wbdit.ops import triton as engine
@@ -265,7 +265,7 @@ def made_up_card(monkeypatch, capability, shared):
 
 @pytest.fixture
 def fits(monkeypatch):
-    """Return a function that says whether attention, forward and backward, fits a made-up card."""
+    """Return a function that tells whether attention, forward and backward, fits a simulated card."""
     from wbdit.ops import triton as engine
 
     def fits(capability, shared, dtype, width=96):
@@ -282,15 +282,15 @@ def fits(monkeypatch):
 def test_attention_fits_what_the_card_has(fits):
     bf16, fp32 = torch.bfloat16, torch.float32
     assert fits((9, 0), 232448, bf16) == fits((8, 6), 101376, bf16) == (True, True)
-    assert fits((9, 0), 232448, fp32) == fits((8, 6), 101376, fp32) == (True, False)  # PyTorch's products are faster
+    assert fits((9, 0), 232448, fp32) == fits((8, 6), 101376, fp32) == (True, False)  # PyTorch's backward is faster
     for dtype in (bf16, fp32):
-        assert fits((7, 5), 65536, dtype) == (False, False)  # an architecture that Triton does not serve
+        assert fits((7, 5), 65536, dtype) == (False, False)  # Triton does not support this architecture
         assert fits((8, 6), 16384, dtype) == (False, False)
     assert fits((8, 6), 36000, bf16) == (True, False)  # the backward reads twice as much
 
 
 def test_tiles_never_exceed_the_card(monkeypatch):
-    """144 KB are no first choice on a card of 99; where no tile fits, the blocks go op by op."""
+    """A tile of 144 KB is not offered first on a card with 99 KB. If no tile fits, the blocks run op by op."""
     from wbdit.kernels import blocks as fused_blocks
 
     bf16 = torch.bfloat16

@@ -1,4 +1,4 @@
-"""Choosing block sizes: the expected best untried where it cannot be timed, else the fastest, once, and remembered."""
+"""Choosing block sizes: the first candidate if timing is impossible, else the fastest, timed once and cached."""
 
 import json
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ CANDIDATES = tuple(SECONDS)
 
 @pytest.fixture
 def timed(monkeypatch, tmp_path):
-    """Return the candidates that were timed; "faster" is, and nothing is remembered from other tests."""
+    """Return the list of timed candidates; "faster" is the fastest, and no cache is shared between tests."""
     seen = []
 
     def time(launch):
@@ -76,7 +76,7 @@ def test_a_spoilt_file_is_searched_again(timed, tmp_path, text):
 
 
 def test_other_candidates_are_searched_again(timed, monkeypatch):
-    """A choice is kept by what it was made among, not by its place in a table that has changed."""
+    """A cached choice is valid only for the candidates that it was made from."""
     choose()
     monkeypatch.setattr(tuning, "_chosen", {})
     assert choose(candidates=("slower", "expected")) == "expected"
@@ -93,7 +93,7 @@ def test_a_search_cut_short_is_not_kept(timed, monkeypatch, tmp_path):
 
 
 def test_compiling_takes_none_of_the_time(timed, monkeypatch):
-    """Every candidate is launched once before the clock starts."""
+    """Every candidate is launched once, and so compiled, before the time limit starts."""
     launched = []
 
     def clock():
@@ -118,7 +118,7 @@ def test_what_does_not_compile_is_passed_over(timed, error):
 def test_what_spills_is_passed_over(timed):
     assert choose(launch=lambda name: kernel(name, spills=4 * (name == "faster"))) == "expected"
     assert timed == ["expected", "slower"]
-    assert choose(shape=(64, 200), launch=lambda name: kernel(name, spills=4)) == "faster"  # all do
+    assert choose(shape=(64, 200), launch=lambda name: kernel(name, spills=4)) == "faster"  # all spill
 
 
 def test_where_nothing_compiles_the_first_says_why(timed):
@@ -130,7 +130,7 @@ def test_where_nothing_compiles_the_first_says_why(timed):
 
 
 def test_a_round_is_many_launches_behind_a_busy_gpu(monkeypatch):
-    """The GPU sleeps while a round is queued, so that its clock is not Python's."""
+    """The GPU sleeps while a round is queued, so that Python's overhead is not timed."""
     order, clock = [], iter(())
 
     class Event:
@@ -150,7 +150,7 @@ def test_a_round_is_many_launches_behind_a_busy_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep") if cycles > 0 else None)
     monkeypatch.setattr(tuning.time, "perf_counter", lambda: next(clock))
-    # first one launch, which says how many make a round: not more than are needed, nor than time Python
+    # a first launch determines the launches per round: about ROUND seconds in total, at most LAUNCHES
     for seconds, count in ((1e-9, tuning.LAUNCHES), (tuning.ROUND / 4, 4), (1.0, 1)):
         order.clear()
         clock = iter([0.0, 1e-6, seconds])

@@ -1,4 +1,4 @@
-"""Several label columns at once: embedded, dropped, computed once."""
+"""Several label columns: their embedding, label dropout, and one computation per combination."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_one_column_is_as_it_was():
     torch.manual_seed(1)
     dropped = embed.train()(y, 5)
     torch.manual_seed(1)
-    drop = torch.rand(5) < 0.5  # one number a sample
+    drop = torch.rand(5) < 0.5  # one random number per sample
     assert torch.equal(dropped, embed.eval()(torch.where(drop, 3, y), 5))
 
 
@@ -44,13 +44,13 @@ def test_the_vectors_of_the_columns_are_summed():
     )
     torch.testing.assert_close(embed(None, 2), (first[3] + second[2]).expand(2, -1))
     with pytest.raises(IndexError):
-        embed(torch.tensor([[4, 0]]), 1)  # not the second column's first label
+        embed(torch.tensor([[4, 0]]), 1)  # must not read the second column's rows
 
 
 def test_columns_are_dropped_one_by_one_and_together():
     p, n = 0.3, 40_000
     embed = LabelEmbedder([1, 1, 1], 3, p).train()
-    with torch.no_grad():  # each column shows in a number of its own whether it is null
+    with torch.no_grad():  # component k of the sum is 1 where column k is null
         embed.embedding_table.weight.copy_(torch.eye(3).repeat_interleave(2, 0) * torch.tensor([0.0, 1.0] * 3)[:, None])
     torch.manual_seed(0)
     null = embed(torch.zeros(n, 3, dtype=torch.long), n) == 1
@@ -79,12 +79,12 @@ def test_a_combination_is_computed_once(monkeypatch):
         mixed = model(x, t.expand(5), conditioning=model.embed(y))
     assert relative_error(torch.cat(parts), out) < 1e-5
     assert relative_error(mixed, out) < 1e-6
-    assert [len(rows) for rows in computed] == [3, 1, 1, 1, 1, 1, 5]  # vectors are not looked up
+    assert [len(rows) for rows in computed] == [3, 1, 1, 1, 1, 1, 5]  # conditioning vectors are not cached
 
 
 @pytest.mark.parametrize("label_sizes", [[1, 1], [3, 2], [4]])
 def test_one_timestep_for_all(monkeypatch, label_sizes):
-    """A GPU's way: a row for each combination that can be, where these are fewer than the samples."""
+    """On a GPU, compute one row per possible label combination if there are fewer of them than samples."""
     monkeypatch.setattr("wbdit.nn.conditioning.may_cache", lambda *weights: False)
     model, n = stirred(label_sizes), 9
     y = torch.stack([torch.randint(k + 1, (n,)) for k in label_sizes], 1)
@@ -98,18 +98,18 @@ def test_one_timestep_for_all(monkeypatch, label_sizes):
 @pytest.mark.parametrize(
     ("label_sizes", "y", "words"),
     [
-        ([3, 2], torch.zeros(4, dtype=torch.long), r"one label a sample is \(4, 2\)"),
-        ([3, 2], torch.zeros(4, 3, dtype=torch.long), r"one label a sample is \(4, 2\)"),
-        ([3], torch.zeros(4, 2, dtype=torch.long), r"one label a sample is \(4,\)"),
+        ([3, 2], torch.zeros(4, dtype=torch.long), r"expected \(4, 2\)"),
+        ([3, 2], torch.zeros(4, 3, dtype=torch.long), r"expected \(4, 2\)"),
+        ([3], torch.zeros(4, 2, dtype=torch.long), r"expected \(4,\)"),
     ],
 )
 def test_labels_that_do_not_fit(label_sizes, y, words):
     with pytest.raises(ValueError, match=words):
         stirred(label_sizes)(torch.zeros(4, 1, 12), torch.ones(4), y)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         WBDiT(**SMALL, label_sizes=[3, 0])
 
 
 def test_vectors_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"one vector per sample is \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"expected \(4, 8\)"):
         stirred([3])(torch.zeros(4, 1, 12), torch.ones(4), conditioning=torch.zeros(4, 2))

@@ -1,4 +1,4 @@
-"""Replaying a denoiser: the recorder made up, since a graph needs a GPU; what is copied in and out is ours."""
+"""CUDA-graph replay of a denoiser. The recorder is simulated, since a graph needs a GPU; the copies are real."""
 
 import warnings
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from wbdit.schedule import NoiseSchedule
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Let CPU tensors be recorded, by a recorder that calls again; return the calls it was given."""
+    """Simulate recording on CPU tensors: a replay calls the function again. Return the list of recorded calls."""
     calls = []
 
     def capture(call):
@@ -87,7 +87,7 @@ def test_a_recording_holds_for_its_backend_and_mode(recorded):
 
 
 def test_recording_and_replaying_are_on_the_inputs_device(recorded, monkeypatch):
-    """A model on cuda:1 while cuda:0 is current: made up, the device being where `device_of` was told to go."""
+    """A model is on cuda:1 while cuda:0 is current. Devices are simulated: `device_of` sets the current one."""
     current, seen = ["cuda:0"], []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The denoisers: sizes, padding, labels, types, compilation, and what they refuse."""
+"""The denoisers: sizes, padding, labels, dtypes, export, and input errors."""
 
 import inspect
 
@@ -18,7 +18,7 @@ def test_published_defaults():
     assert len(model.blocks) == 1
     x, t = batch(2000)
     assert model(x, t).shape == x.shape
-    assert (model(x, t) == 0).all()  # adaLN-Zero: a fresh model answers zero
+    assert (model(x, t) == 0).all()  # adaLN-Zero: an untrained model outputs zero
 
 
 AUTHORS = {
@@ -48,7 +48,7 @@ def test_the_number_of_classes_is_accepted_and_unused(kind):
 @pytest.mark.parametrize("options", [{}, {"shared_patches": False, "cell_token": True, "label_sizes": [3]}], ids=str)
 @torch.no_grad()
 def test_weights_are_drawn_anew(kind, options):
-    """As when the model was made: the same zeros, and the same deviations."""
+    """Initializing again restores the zeros and standard deviations of a new model."""
     made, anew = kind(**SMALL, **options), stirred(kind(**SMALL, **options))
     anew.initialize_weights()
     assert (anew(*batch()) == 0).all()
@@ -60,7 +60,7 @@ def test_weights_are_drawn_anew(kind, options):
 @BOTH
 def test_unpatchify_puts_values_where_their_genes_are(kind):
     model = kind(7, 3, hidden_size=8, num_heads=2, learn_sigma=True)
-    patches = torch.arange(18).reshape(1, 3, 6)  # a patch holds its genes in turn, and for each the two channels
+    patches = torch.arange(18).reshape(1, 3, 6)  # per patch: gene by gene, two channels each
     expected = torch.stack([torch.arange(0, 14, 2), torch.arange(1, 14, 2)])
     assert torch.equal(model.unpatchify(patches)[0], expected)
 
@@ -132,7 +132,7 @@ def test_other_shapes(kind, change):
 
 
 def test_one_subspace_has_no_output_map():
-    """As published: with one head there is nothing to mix, and the checkpoints have no such weights."""
+    """As published: with one head there is no output projection, and checkpoints hold no such weights."""
     assert not [name for name in WBDiT(**{**SMALL, "num_heads": 1}).state_dict() if "to_out" in name]
 
 
@@ -145,7 +145,7 @@ def test_heads_that_do_not_divide_the_width():
 
 
 def test_own_patches_see_their_own_genes():
-    """The same patch in two places gives the same shared token, up to position, but not the same own token."""
+    """Equal patches give equal tokens (before positions) if the embedding is shared, and different tokens if not."""
     x = torch.randn(1, 1, 8).repeat(1, 1, 5)
     shared, own = (stirred(WBDiT(**SMALL, shared_patches=value)).x_embedder(x) for value in (True, False))
     torch.testing.assert_close(shared[:, 0], shared[:, 1])
@@ -177,7 +177,7 @@ def test_a_model_in_a_low_type(kind, dtype, tolerance, grad):
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("shared", [True, False])
 def test_autocast_to_bfloat16(heads, shared):
-    """Output and gradients against the published formula in fp64; no value lies at the kink, where a mask may flip."""
+    """Compare with the published formula in fp64. No value lies at the threshold, where rounding may flip the mask."""
     sizes = {**SMALL, "num_heads": heads, "shared_patches": shared, "label_sizes": [3]}
     model, wide = stirred(WBDiT(**sizes), seed=1), stirred(WBDiT(**sizes), seed=1).double()
     x, t = batch()
@@ -196,7 +196,7 @@ def test_autocast_to_bfloat16(heads, shared):
     assert max(errors.values()) < 5e-2, errors
 
 
-# without gradients: in place, and perhaps a few samples at a time
+# without gradients: ops run in place, possibly on a few samples at a time
 
 
 @BOTH
@@ -244,7 +244,7 @@ def test_export():
 
 
 def test_foreign_checkpoint(tmp_path):
-    """A state dict saved by torch.save is read with weights_only, as the README shows."""
+    """A state dict saved by torch.save loads with weights_only, as the README shows."""
     model = stirred(WBDiT(**SMALL))
     torch.save(model.state_dict(), tmp_path / "theirs.pt")
     fresh = WBDiT(**SMALL).eval()
@@ -270,14 +270,14 @@ def test_refused_sizes(change, words):
 def test_refused_inputs():
     model = WBDiT(**SMALL)
     x, t = batch()
-    with pytest.raises(ValueError, match=r"takes \(B, 1, 40\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 1, 40\)"):
         model(x[..., :30], t)
-    with pytest.raises(ValueError, match="one timestep a sample"):
+    with pytest.raises(ValueError, match="one timestep per sample"):
         model(x, t[:2])
 
 
 def test_all_blocks_as_one_op(monkeypatch):
-    """What a GPU runs: the model hands the op the right weights and modulations."""
+    """On a GPU one op runs all blocks: the model passes it the right weights and modulations."""
     model = WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=3, num_heads=2, label_sizes=[2]).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -291,7 +291,7 @@ def test_all_blocks_as_one_op(monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(), (2,), (9,)])
 def test_one_timestep_for_all(monkeypatch, sizes):
-    """A timestep that is a view of one number, as samplers give it, is conditioned on once a label: a GPU's way."""
+    """On a GPU, a timestep expanded from one number, as samplers pass it, is embedded once per label."""
     monkeypatch.setattr("wbdit.nn.conditioning.may_cache", lambda *weights: False)
     model = stirred(WBDiT(**SMALL, label_sizes=sizes)).eval()
     x, t = torch.randn(5, 1, 40), torch.tensor([123])

@@ -1,4 +1,4 @@
-"""Tied projections: against the formula written out in fp64, and off where not asked for."""
+"""Tied projections: compared with the formula in fp64, and off by default."""
 
 import inspect
 from dataclasses import replace
@@ -27,17 +27,17 @@ def make(options, seed=0):
 
 
 def largest_error(model, wide):
-    """Return the largest relative error of a gradient, and check that there is one of every weight."""
+    """Return the largest relative error of a gradient, and assert that every weight has a gradient."""
     weights = [pair for pair in zip(model.parameters(), wide.parameters(), strict=True) if pair[1].requires_grad]
     assert all(right.grad.norm() > 0 for _, right in weights)
     return max(relative_error(weight.grad, right.grad) for weight, right in weights)
 
 
-# the formula, on the weights by the names that checkpoints hold
+# the formula, on weights by their checkpoint names
 
 
 def expected(model, x, t, y):
-    """Answer as the model in fp64, by the formulas of the papers."""
+    """Return the model's output in fp64, by the formulas of the papers."""
     c = timestep_embedding(model.t_embedder, t) + F.embedding(y, model.y_embedder.embedding_table.weight)
     tokens = patch_embedding(model.x_embedder.proj, x, model.patch_size) + model.pos_embed
     for block in model.blocks:
@@ -50,7 +50,7 @@ def expected(model, x, t, y):
 
 
 def subspace_attention(attn, z, heads):
-    """Sum over the subspaces U_k of ``softmax(z U_k^T U_k z^T / sqrt(p)) z U_k^T U_k``."""
+    """Return the sum over the subspaces U_k of ``softmax(z U_k^T U_k z^T / sqrt(p)) z U_k^T U_k``."""
     weights = dict(attn.named_parameters())
     bases = weights["qkv.weight"].chunk(heads)  # (p, d) each
     parts = [(z @ u.mT @ (z @ u.mT).mT / len(u) ** 0.5).softmax(-1) @ z @ u.mT for u in bases]
@@ -91,7 +91,7 @@ def test_every_gradient_is_the_formulas(options, given):
 
 @EACH
 def test_an_option_changes_the_answer(options, given):
-    """Else these tests would hold of a model that ignores it."""
+    """Otherwise these tests would also pass for a model that ignores the option."""
     plain = {name: value for name, value in options.items() if name in SMALL}
     model = make(options)
     other = make(plain)
@@ -116,7 +116,7 @@ def test_without_gradients_the_answer_is_the_same(options, n):
 
 @EACH
 def test_autocast_to_bfloat16(options, given):
-    """With weights that put no value so near the kink that rounding moves it to the other side."""
+    """With these weights, no value is so close to the threshold that rounding moves it across."""
     x, t, y = given
     model, wide = make(options, seed=1), make(options, seed=1).double()
     right = expected(wide, x.double(), t, y)
@@ -159,7 +159,7 @@ def test_export(options, given):
 
 @EACH
 def test_what_one_op_can_do(options, given, monkeypatch):
-    """What a GPU runs where the op takes such blocks: the model hands it the right weights."""
+    """On a GPU one op runs all blocks that it supports: the model passes it the right weights."""
     model = make(options)
     with torch.no_grad():
         by_blocks = model(*given)
@@ -169,7 +169,7 @@ def test_what_one_op_can_do(options, given, monkeypatch):
 
 
 def test_fitted_saved_and_read_again(monkeypatch, tmp_path):
-    """A preset hands the option on as it does others; a run's config brings it back."""
+    """A preset passes the option to the model, and the config of a saved run restores it."""
     options = {"tie_out": True}
     small = replace(PRESETS["small"], model={**PRESETS["small"].model, "hidden_size": 32, "patch_size": 8, **options})
     monkeypatch.setitem(PRESETS, "whiter", small)
@@ -182,11 +182,11 @@ def test_fitted_saved_and_read_again(monkeypatch, tmp_path):
     assert (first.X != second.X).nnz == 0
 
 
-# off where not asked for
+# off by default
 
 
 def test_off_is_as_published():
-    """The same names and the same random weights, whether the options are left out or off."""
+    """Names and random weights are the same whether the options are omitted or off."""
     off = {"tie_out": False}
     models = []
     for options in ({}, off):
@@ -202,7 +202,7 @@ def test_off_is_as_published():
 
 
 def test_the_arguments_of_a_denoiser_are_kept():
-    """Written out twice, they are the same: names, order, kinds and defaults."""
+    """`WBDiT` repeats the arguments of `Denoiser` with the same names, order, kinds and defaults."""
     shared = [p for p in inspect.signature(Denoiser).parameters.values() if p.kind is not p.VAR_KEYWORD]
     own = list(inspect.signature(WBDiT).parameters.values())
     assert own[: len(shared)] == shared
@@ -225,7 +225,7 @@ def test_tied_projections_have_no_weights_of_their_own(heads):
 
 
 def test_what_tied_attention_adds_lies_in_the_subspaces():
-    model = make({"tie_out": True, "num_heads": 5})  # five of width 6 in 32 dimensions: two are left over
+    model = make({"tie_out": True, "num_heads": 5})  # five of width 6 in 32 dimensions leave two unused
     attn = model.blocks[0].attn
     out = attn(torch.randn(2, 7, 32))
     _, _, axes = torch.linalg.svd(attn.qkv.weight)

@@ -1,4 +1,4 @@
-"""What inference keeps between calls is what a fresh copy of the model would compute, and is computed once."""
+"""The inference cache: its values equal those of a fresh copy of the model, and are computed once."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ def fresh_copy(model):
 
 
 def call(model, times=TIMES, labels=LABELS):
-    """Ask the model about cells that are the same in every call."""
+    """Run the model on the same cells in every call."""
     x = torch.randn(len(times), 1, 40, generator=torch.Generator().manual_seed(1))
     y = torch.tensor(labels) if model.label_sizes else None
     return model(x.to(model.pos_embed.dtype), torch.tensor(times), y)
@@ -40,7 +40,7 @@ def sample(model, *arguments):
 
 @pytest.fixture
 def watch(monkeypatch):
-    """Return a function that returns the list of all that a model computes of its weights from now on."""
+    """Return a function that starts recording what a model computes from its weights, and returns the record."""
 
     def watched(model):
         computed = []
@@ -89,7 +89,7 @@ def change_data_in_place(model):
 
 
 def replace_data_twice(model):
-    """The second may take up the memory that the first gave back, so that a weight lies again where it lay."""
+    """The second tensor may reuse freed memory, so that the changed weight has its old address again."""
     for p in model.parameters():
         p.data = 1.2 * p.data
         p.data = 1.2 * p.data
@@ -153,7 +153,7 @@ def test_a_changed_weight_is_seen(kind, change, labels):
 
 
 def test_a_few_labels_trained_alone_are_seen():
-    """PyTorch's fused optimizers change weights without counting a version, and here only a few rows of a table."""
+    """Fused optimizers do not increase a weight's version; here they also change only a few rows of a table."""
     model, labels = make(labels=(100,)), (1, 2, 2, 3)
     optimizer = torch.optim.AdamW(model.y_embedder.parameters(), lr=0.1, weight_decay=0.0, fused=True)
     before = sample(model, TIMES, labels)
@@ -187,7 +187,7 @@ def test_each_type_of_product_has_its_own_dictionary():
         assert torch.equal(sample(model), sample(fresh_copy(model)))
 
 
-# what is computed, and how often
+# number of computations
 
 
 @BOTH
@@ -195,7 +195,7 @@ def test_a_second_call_computes_nothing(kind, watch):
     model = make(kind)
     computed = watch(model)
     first = sample(model)
-    assert len(computed) == (3 if kind is WBDiT else 1)  # the modulations, and two dictionaries
+    assert len(computed) == (3 if kind is WBDiT else 1)  # the modulations, and two folded dictionaries
     computed.clear()
     assert torch.equal(sample(model), first)
     assert computed == []
@@ -285,7 +285,7 @@ def test_inference_mode(kind):
         assert torch.equal(call(model), expected)
         assert torch.equal(call(model), expected)
     assert torch.equal(sample(model), expected)
-    call(model).sum().backward()  # tensors of inference mode may not enter a graph
+    call(model).sum().backward()  # inference-mode tensors cannot enter an autograd graph
 
 
 @BOTH
@@ -321,7 +321,7 @@ def test_labels_are_dropped_in_training_without_gradients_too():
 
 
 def test_a_gpu_folds_in_fp32(monkeypatch):
-    """The dictionary is rounded once, after it is folded; a fake tensor has a device without there being one."""
+    """The dictionary is rounded once, after the fold. A fake tensor simulates the GPU."""
     seen = []
     monkeypatch.setattr(ops, "fold", lambda weight: seen.append(weight.dtype) or torch.empty_like(weight))
     monkeypatch.setattr(crate, "product_dtype", lambda weight: torch.bfloat16)  # as under autocast on a GPU

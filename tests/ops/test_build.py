@@ -1,4 +1,4 @@
-"""Compiling the CPU kernels: once, into a folder nobody else can write to, and never half a library."""
+"""Compiling the CPU kernels: once, into a folder that only the user can write to, and never a partial library."""
 
 import ctypes
 import os
@@ -55,7 +55,7 @@ class Place:
         (self.sources / name).write_text(text)
 
     def compile_with(self, before=""):
-        """Let the compiler run shell code before it compiles or links."""
+        """Make the compiler run shell code before it compiles or links."""
         script = f'case "$*" in *--version*) ;; *) echo x >>{shlex.quote(str(self.calls))}\n{before}\n;; esac\n'
         self.compiler.write_text(f'#!/bin/sh\n{script}exec {shlex.quote(COMPILER)} "$@"\n')
         self.compiler.chmod(0o755)
@@ -67,7 +67,7 @@ class Place:
         return set(self.cache.glob("wbdit_cpu-*"))
 
     def process(self, code):
-        """Start another Python that has these sources."""
+        """Start another Python process with these sources."""
         sources = f"build.source_dir = lambda: Path({str(self.sources)!r})"
         code = f"from pathlib import Path\nfrom wbdit.ops import build\n{sources}\n{code}"
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -93,7 +93,7 @@ def no_compiler(place, monkeypatch):
 
 @pytest.fixture
 def no_home(place, monkeypatch):
-    """Give a cache that cannot be made, even by root."""
+    """Set a cache folder that cannot be created, even by root."""
     (place.cache.parent / "file").touch()
     monkeypatch.delenv("WBDIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place.cache.parent / "file"))
@@ -103,7 +103,7 @@ def _answer(library):
     return ctypes.CDLL(str(library)).answer()
 
 
-# once, and again when it must be
+# compiled once, and again after a change
 
 
 def test_an_op_is_built_and_loaded(place, log):
@@ -115,7 +115,7 @@ def test_an_op_is_built_and_loaded(place, log):
     assert torch.ops.wbdit_test_build.scaled(torch.tensor([1.0, 3.0])).tolist() == [2.0, 6.0]
     assert len(log) == 1
     assert log[0].startswith("wbdit: compiling the CPU kernels")
-    assert place.n_calls() == 3 + 1  # and one to link
+    assert place.n_calls() == 3 + 1  # three files and one link
     (library,) = place.libraries()
     assert build.status() == f"built, {library}"
     assert library.stat().st_mode & 0o777 == 0o600
@@ -170,13 +170,13 @@ def test_libraries_out_of_use_are_swept(place):
     used = build.build()
     os.utime(old, (month, month))
     os.utime(used, (month, month))
-    assert build.build() == used  # used again today
+    assert build.build() == used  # now last used today
     place.write("answer.cpp", ANSWER % 44)
     assert place.libraries() | {build.build()} == {old, used, build.build()}
     assert place.libraries() == {used, build.build()}
 
 
-# only from a folder nobody else can write to
+# only in a folder that no other user can write to
 
 
 def test_a_home_that_cannot_be_written_to(place, no_home):
@@ -230,7 +230,7 @@ def test_a_library_others_can_write_to_is_not_loaded(place):
     assert _answer(build.build()) == 42
 
 
-# where it cannot be done
+# failures
 
 
 def test_no_compiler(no_compiler, monkeypatch):
@@ -247,7 +247,7 @@ def test_no_compiler(no_compiler, monkeypatch):
         run()
     assert answers == [False] * 8
     assert len(caught) == 1
-    monkeypatch.setenv("CXX", COMPILER)  # too late for this process
+    monkeypatch.setenv("CXX", COMPILER)  # no effect: the failure is remembered
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not build.available()
@@ -319,13 +319,13 @@ def test_a_killed_build_leaves_nothing_to_load(place):
     assert not leftover.exists()
 
 
-# the sources, the command
+# the source folder, the command
 
 
 def test_the_sources_are_found(tmp_path, monkeypatch):
     assert build.source_dir() == ROOT / "csrc"
     (tmp_path / "wbdit" / "csrc").mkdir(parents=True)
-    (tmp_path / "csrc").mkdir()  # of some other package
+    (tmp_path / "csrc").mkdir()  # of another package
     monkeypatch.setattr(build, "__file__", str(tmp_path / "wbdit" / "ops" / "build.py"))
     assert build.source_dir() == tmp_path.resolve() / "wbdit" / "csrc"
     monkeypatch.setattr(build, "__file__", str(tmp_path / "other" / "wbdit" / "ops" / "build.py"))

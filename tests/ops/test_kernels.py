@@ -1,7 +1,7 @@
 """The C++ kernels against the reference in fp64: forward and every gradient, fp32 and bf16, ragged shapes.
 
-The tolerances are relative errors of whole tensors; conftest fills fresh memory with NaN, so a number that a kernel did
-not write cannot pass. ``make test-sanitized`` runs this file with every read and write checked.
+Tolerances are relative errors of whole tensors. conftest fills uninitialized memory with NaN, so that a test fails if a
+kernel leaves an element unwritten. ``make test-sanitized`` runs this file with every read and write checked.
 """
 
 import os
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(not build.available(), reason="the kernels canno
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
-INTERPRETED = "WBDIT_TEST_ENGINE" in os.environ  # Triton's kernels, row by row in Python: see test_triton.py
-MANY = 34 if INTERPRETED else 130  # tokens that are more than a part of a sum, 16 there and 64 here
-WHOLE = 40 if INTERPRETED else 300  # tokens whose scores are kept whole by the C++ kernel, in two blocks
-LONG = 70 if INTERPRETED else 513  # tokens whose scores are not
-# (samples, tokens, width): ones, primes, less and more than a vector, a tile and a part of a sum
+INTERPRETED = "WBDIT_TEST_ENGINE" in os.environ  # Triton's kernels in its interpreter: see test_triton.py
+MANY = 34 if INTERPRETED else 130  # more tokens than two chunks of a sum (16 for Triton, 64 for C++)
+WHOLE = 40 if INTERPRETED else 300  # tokens for which the C++ kernel keeps all scores, in two blocks
+LONG = 70 if INTERPRETED else 513  # tokens for which it does not
+# (samples, tokens, width): ones, primes, sizes below and above a vector, a tile and a chunk of a sum
 SHAPES = pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (3, 17, 48), (2, MANY, 65), (1, 5, 256)], ids=str)
 HEADS = pytest.mark.parametrize(
     ("batch", "tokens", "heads", "width"),
@@ -40,7 +40,7 @@ def rand(*shape, dtype=torch.float32, seed=0):
 def check(function, inputs, tolerance, seed=100, least=1e-3):
     """Compare outputs and gradients of `function` with those of its reference in fp64 at the same inputs.
 
-    The errors allowed are `tolerance` times a tensor's norm, or `least` where it has less.
+    The allowed error is `tolerance` times the norm of the expected tensor, or times `least` if the norm is smaller.
     """
     low = [t.detach().requires_grad_() for t in inputs]
     wide = [t.detach().double().requires_grad_() for t in inputs]
@@ -59,7 +59,7 @@ def _tuple(value):
 
 
 def modulation(batch, d, parts, dtype):
-    """Return slices of one table, as the model has them: rows that are not dense."""
+    """Return slices of one table, as the model passes them: rows are not adjacent in memory."""
     return (0.5 * rand(batch, parts * d, dtype=dtype, seed=5)).chunk(parts, dim=1)
 
 
@@ -76,7 +76,7 @@ def test_adaln(shape, dtype):
 @DTYPES
 @SHAPES
 def test_gated_adaln(shape, dtype):
-    """The residual stream stays fp32 while what is added to it is of the product's type."""
+    """The residual stream stays fp32, while the added branch has the dtype of the products."""
     batch, _, d = shape
     inputs = [rand(*shape), rand(*shape, dtype=dtype, seed=1), *modulation(batch, d, 3, dtype)]
     check(ops.gated_adaln, inputs, TOLERANCE[dtype])
@@ -124,13 +124,13 @@ def test_mssa(batch, tokens, heads, width, dtype):
 
 
 def test_mssa_of_large_scores():
-    """Scores of 2,500, which fp32 itself holds to some 1e-4 only, and rows without weight outside a few tokens."""
+    """Scores of 2,500, which fp32 holds only to about 1e-4, and rows with all weight on a few tokens."""
     w = 100 * torch.nn.functional.one_hot(torch.arange(40) % 16, 16)[None].float() + 0.01 * rand(1, 40, 16)
     check(lambda w: ops.mssa(w, 1), [w], 1e-3)
 
 
 def off_the_kink(shape, dtype, eta=0.1, lam=0.1, band=1e-2):
-    """Return z and F such that no value lies within a band round the threshold, where the mask may differ."""
+    """Return z and F such that no value lies in a band around the threshold, where the mask may differ."""
     d = shape[-1]
     z, folded = rand(*shape, dtype=dtype), (rand(d, d, seed=2) / d**0.5).to(dtype)
     for _ in range(20):
@@ -141,7 +141,7 @@ def off_the_kink(shape, dtype, eta=0.1, lam=0.1, band=1e-2):
 
 @DTYPES
 def test_band_round_the_threshold(dtype):
-    """Two tiers: within a narrow band round the kink the mask may differ from fp64, everywhere else it may not."""
+    """Only within a narrow band around the threshold may the mask differ from fp64."""
     z, folded = rand(4, 50, 64, dtype=dtype), (rand(64, 64, seed=2) / 8).to(dtype)
     value = z.double() + 0.1 * (z.double() @ folded.double()) - 0.01
     x, zero = torch.zeros(4, 50, 64), torch.zeros(4, 64, dtype=dtype)
@@ -156,7 +156,7 @@ def test_band_round_the_threshold(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_one_modulation_for_all(dtype):
-    """A row expanded over the batch, as in sampling, is read where it lies."""
+    """A row expanded over the batch, as in sampling, is read correctly."""
     shift, scale = (0.5 * rand(1, 20, dtype=dtype, seed=i).expand(3, -1) for i in (1, 2))
     x = rand(3, 6, 20)
     assert relative_error(ops.adaln(x, shift, scale), reference.adaln(x, shift, scale, 1e-6)) < 1e-6
@@ -190,9 +190,9 @@ def test_nothing_to_do(shape):
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("shared", [True, False], ids=["one embedding", "one a patch"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one embedding", "one per patch"])
 def test_a_model_takes_the_kernels_throughout(monkeypatch, shared, autocast):
-    """No tensor inside a model is laid out so that an op would go back to the reference, which is right but slow."""
+    """No tensor layout inside a model makes an op fall back to the reference, which is correct but slow."""
     for name in ("adaln", "gated_adaln_", "ista_adaln_", "mssa"):
         monkeypatch.setattr(reference, name, lambda *args, name=name: pytest.fail(f"{name} ran on the reference"))
     model = WBDiT(input_size=24, patch_size=8, hidden_size=16, depth=2, num_heads=2, shared_patches=shared).eval()
@@ -209,7 +209,7 @@ def test_other_types_take_the_reference():
 
 
 def blocks_inputs(tokens, d, heads, depth=2, batch=2, rows=None):
-    """Return a stream whose rows are far from centered, and blocks that do something to it."""
+    """Return a residual stream whose rows are not centered, and blocks that change it noticeably."""
     p = d // heads
     parts = [(0.3 * rand(rows or batch, d, seed=i)).expand(batch, -1) for i in range(6 * depth + 2)]
     weights = [
@@ -232,10 +232,10 @@ def blocks_in(inputs, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("rows", [None, 1], ids=["a row a sample", "a row for all"])
+@pytest.mark.parametrize("rows", [None, 1], ids=["one row per sample", "one row for all"])
 @pytest.mark.parametrize(("tokens", "d", "heads"), [(9, 48, 3), (70, 144, 3), (5, 64, 2), (6, 128, 4)], ids=str)
 def test_run_blocks(tokens, d, heads, rows, dtype):
-    """Against fp64 on the same weights, rounded first: what is measured is the arithmetic."""
+    """Compare with fp64 on weights that are rounded first, so that only the arithmetic is measured."""
     inputs = blocks_inputs(tokens, d, heads, rows=rows)
     inputs = (*inputs[:2], *([t.to(dtype).float() for t in ts] for ts in inputs[2:6]), heads)
     out = blocks_in(inputs, dtype)
@@ -243,10 +243,10 @@ def test_run_blocks(tokens, d, heads, rows, dtype):
     assert relative_error(out, blocks_in(inputs, torch.float64)) < TOLERANCE[dtype]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="a CPU has one way")
+@pytest.mark.skipif(not INTERPRETED, reason="the C++ kernels have one implementation")
 @pytest.mark.parametrize("way", range(5))
 def test_every_way_of_the_blocks(way, monkeypatch):
-    """Each block size, and op by op; a tile's rows lie in two samples, or in more."""
+    """Each block size, and op by op; a tile covers rows of two or more samples."""
     from wbdit.kernels import blocks as fused_blocks
 
     every = fused_blocks.ways
@@ -257,7 +257,7 @@ def test_every_way_of_the_blocks(way, monkeypatch):
 
 
 def test_the_blocks_inputs_may_have_gaps():
-    """Rows, channels and biases that are not neighbors in memory are read for what they are."""
+    """Rows, channels and biases that are not adjacent in memory are read correctly."""
     x, parts, *weights, heads = blocks_inputs(9, 48, 3)
     weights = [[t.bfloat16() for t in ts] for ts in weights]
     dense = ops.run_blocks(x.bfloat16(), parts, *weights, heads)
@@ -322,7 +322,7 @@ def test_sampler_step(dtype):
 
 
 def test_sampler_step_draws_its_noise():
-    """The noise drawn inside is the noise written out, whatever the batching."""
+    """The noise drawn inside the op equals explicit noise, whatever the batch."""
     x, out, samples = rand(4, 1, 301), rand(4, 1, 301, seed=1), torch.arange(4)
     drawn = ops.sampler_step(x, out, a=1.5, b=-0.5, e=0.3, samples=samples, seed=11, step=3)
     noise = reference.normal(11, samples, 3, 301).view(4, 1, 301)
@@ -332,11 +332,11 @@ def test_sampler_step_draws_its_noise():
     assert torch.equal(ops.sampler_step(x, out, a=1.5, b=-0.5, e=0.3, samples=samples.int(), seed=11, step=3), drawn)
 
 
-# counts of a few levels a gene
+# counts with a few levels per gene
 
 
 def count_inputs(cells, genes, levels, sigma=None, seed=0):
-    """Return a gene's tables, NaN at the levels that it does not have, and cells noised from levels that it has."""
+    """Return per-gene tables, NaN at levels that a gene lacks, and cells noised from existing levels."""
     draws = torch.Generator().manual_seed(seed)
     rows = torch.arange(levels)
     counts = torch.where(rows < 9, rows, 8 * 1.4 ** (rows - 8)).round()
@@ -370,10 +370,10 @@ def check_counts(inputs, tolerance):
             mean = ops.count_mean(*given)
         return torch.stack((ops.count_nll(*given, target), mean))
 
-    check(both, [log_odds, mixture, log_base0, log_base1], tolerance, least=0.1)  # a level alone has the likelihood 1
+    check(both, [log_odds, mixture, log_base0, log_base1], tolerance, least=0.1)  # a single level has loss 0
 
 
-# cells: one, less and more than two vectors, more than a strip; genes and levels too
+# cells, genes and levels: one, below and above two vectors, more than a strip
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (1, 130, 27), (3, 5, 2), (17, 5, 64), (64, MANY, 27), (0, 5, 3), (130, 17, 9)], ids=str
 )
@@ -383,16 +383,16 @@ def test_counts(shape):
 
 @pytest.mark.parametrize(("sigma", "tolerance"), [(1e-3, 2e-3), (1.0, 1e-5)], ids=str)
 def test_counts_at_the_ends_of_the_schedule(sigma, tolerance):
-    """At 1e-3 fp32's own rounding of x is 1e-3 standard deviations; at 1 alpha is 0 and x says nothing."""
+    """At sigma = 1e-3, fp32 rounds x by 1e-3 standard deviations. At sigma = 1, alpha is 0 and x is pure noise."""
     inputs = count_inputs(9, 21, 12, sigma=sigma)
     if sigma < 1:
-        inputs[-1].random_(1, generator=torch.Generator())  # levels that the cells are not of: likelihoods of thousands
+        inputs[-1].random_(1, generator=torch.Generator())  # wrong target levels: losses in the thousands
     check_counts(inputs, tolerance)
 
 
 @pytest.mark.parametrize("rate", [1e4, -1e4, 1e20])
 def test_counts_of_any_rate(rate):
-    """Logits of a million and more: the largest level, or the smallest, has all the weight."""
+    """With logits of a million and more, the largest or the smallest level has all the weight."""
     x, log_odds, *rest, n_levels, _ = count_inputs(5, 7, 12)
     mean = ops.count_mean(x, torch.full_like(log_odds, rate), *rest, n_levels)
     level = (n_levels - 1).long() if rate > 0 else torch.zeros(7, dtype=torch.long)
@@ -402,7 +402,7 @@ def test_counts_of_any_rate(rate):
 
 
 def test_counts_of_a_cell_do_not_depend_on_the_batch():
-    """Nor on how the tensors lie: rows apart, one row for all, and what autocast would lower."""
+    """Nor do they depend on the layout: strided rows, one row for all, inputs under autocast."""
     x, log_odds, mixture, alpha, sigma, *tables, target = count_inputs(70, 19, 9)
     mixture = mixture[:1].expand(70, -1)
     given = x, log_odds, mixture, alpha, sigma, *tables
@@ -449,11 +449,11 @@ def test_sums_do_not_depend_on_the_threads():
 
 @pytest.mark.parametrize("level", cpu.LEVELS)
 def test_every_instruction_set(level):
-    """The agreement tests again with the kernels held to lower levels, each in a process of its own."""
+    """Run these tests at each lower instruction set, each in a separate process."""
     if INTERPRETED or "WBDIT_CPU" in os.environ:
-        pytest.skip("this is such a process, or one of other kernels")
+        pytest.skip("already inside such a process, or testing other kernels")
     if cpu.LEVELS.index(level) > cpu.LEVELS.index(cpu.cpu_level()):
-        pytest.skip("this processor does not have it")
+        pytest.skip("this processor lacks the instruction set")
     said = f"import pytest, wbdit.ops.cpu as c; assert c.cpu_level() == {level!r}; "
     run = f"raise SystemExit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', {__file__!r}]))"
     environment = {**os.environ, "WBDIT_CPU": level}

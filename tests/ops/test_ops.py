@@ -1,4 +1,4 @@
-"""Each op: its reference against the formula written out in fp64, its gradient, its registration, its kernels."""
+"""Each op: its reference against the formula in fp64, its gradient, its registration, its kernels."""
 
 import math
 import subprocess
@@ -19,7 +19,7 @@ def rand(*shape, dtype=torch.float64, grad=False):
 
 
 def leaves(shape, number, **kinds):
-    """Return `number` different tensors of one shape that take gradients."""
+    """Return `number` different tensors of one shape that require gradients."""
     draws = torch.Generator().manual_seed(0)
     return [
         torch.randn(*shape, dtype=torch.float64, generator=draws).to(**kinds).requires_grad_() for _ in range(number)
@@ -58,7 +58,7 @@ def test_ista_folded_is_ista_written_out():
     gradient = z @ dictionary - z @ dictionary.T @ dictionary
     expected = torch.relu(z + ETA * gradient - ETA * LAM)
     torch.testing.assert_close(ops.ista(z, ops.fold(dictionary), ETA, LAM), expected)
-    assert (expected == 0).any()  # the threshold does something
+    assert (expected == 0).any()  # the threshold is active
 
 
 def test_gated_adaln_is_a_residual_then_adaln():
@@ -95,7 +95,7 @@ def test_sampler_step():
 
 
 def counts(dtype=torch.float64, grad=False):
-    """Return five cells of three genes with 1, 2 and 4 of four levels, and where they stand."""
+    """Return the ops' inputs for five cells of three genes with 1, 2 and 4 of four levels, and the target levels."""
     draws = torch.Generator().manual_seed(3)
     log_odds, log_base0, log_base1 = (
         torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((5, 3), (3, 4), (3, 4))
@@ -111,7 +111,7 @@ def counts(dtype=torch.float64, grad=False):
 
 
 def test_counts_are_bayes_rule():
-    """The prior times the density of the noised value, gene by gene, over their sum."""
+    """The posterior of each gene is the prior times the density of the noised value, normalized."""
     x, log_odds, w, alpha, sigma, log_base0, log_base1, values, levels, n_levels, target = given = counts()
     nll, mean = ops.count_nll(*given), ops.count_mean(*given[:-1])
     for b in range(5):
@@ -207,7 +207,7 @@ def test_low_precision_follows_the_wide_result():
 
 
 def test_philox_known_answers():
-    """The vectors that the authors of Philox publish with it (Random123, kat_vectors)."""
+    """Compare with the known answers published by the authors of Philox (Random123, kat_vectors)."""
     ones = 0xFFFFFFFF
     cases = [
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -229,7 +229,7 @@ def test_noise_depends_on_its_address_alone():
     torch.testing.assert_close(ops.normal(3, torch.arange(10), 5, 40), whole[:, :40], rtol=0, atol=0)
     for other in (ops.normal(4, torch.arange(10), 5, 101), ops.normal(3, torch.arange(10), 6, 101)):
         assert (other == whole).double().mean() < 0.01
-    far = ops.normal(3, torch.arange(10) + 2**32, 5, 101)  # the sample's upper word counts too
+    far = ops.normal(3, torch.arange(10) + 2**32, 5, 101)  # the upper word of the sample counts too
     assert (far == whole).double().mean() < 0.01
 
 
@@ -239,7 +239,7 @@ def test_noise_is_standard_normal():
     assert abs(z.mean()) < 4 / math.sqrt(n)
     assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)
     assert abs(z.pow(4).mean() - 3) < 4 * math.sqrt(96 / n)
-    assert abs((z[:-1] * z[1:]).mean()) < 4 / math.sqrt(n)  # the pairs of Box and Muller are independent
+    assert abs((z[:-1] * z[1:]).mean()) < 4 / math.sqrt(n)  # Box-Muller pairs are independent
 
 
 # backends
@@ -270,7 +270,7 @@ print(len(calls))
     [("auto", "1 test True 1 reference 2"), ("reference", "0 reference True 0 reference 0")],
 )
 def test_a_kernel_enters(variable, expected, monkeypatch):
-    """In a process of its own, since a registered kernel stays."""
+    """Run in a separate process, because a kernel cannot be unregistered."""
     monkeypatch.setenv("WBDIT_BACKEND", variable)
     done = subprocess.run([sys.executable, "-c", ONE_OF_OUR_OWN], capture_output=True, text=True, check=True)
     assert done.stdout.split() == expected.split()

@@ -1,4 +1,4 @@
-"""The report: valid, complete, self-contained, honest about bad scores, written whole or not at all."""
+"""The report: valid, complete and self-contained HTML, clear about bad scores, never partly written."""
 
 import json
 import os
@@ -23,7 +23,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 def evaluation(*, labels=True, space="counts", off=1.0, omitted=()):
-    """An evaluation made by hand: values ``off`` times as far from the best as the floor is."""
+    """Return a synthetic evaluation whose values are ``off`` times as far from the best value as the floor."""
     rng = np.random.default_rng(0)
     kinds = np.array(["T & B <mixed>", "NK"])[rng.integers(0, 2, N)] if labels else None
     values = {name: np.log1p(rng.poisson(2.0, size=(N, N_GENES))) for name in ("real", "synthetic", "floor")}
@@ -55,7 +55,7 @@ def evaluation(*, labels=True, space="counts", off=1.0, omitted=()):
 
 
 class Page(HTMLParser):
-    """Collects tags, attributes and text; remembers tags that do not close in order."""
+    """A parsed page: its tags, attributes and text, and the tags that do not close in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -135,10 +135,10 @@ def test_the_page_says_everything(written):
     for phrase in (
         "n = 40 cells of each set, 30 genes, seeds 0, 1",
         "real training cells against real held-out cells",
-        "By every measure here, these cells pass for real ones",
+        "By every metric here, these cells are like real cells",
         "distance alone does not measure privacy",
-        "95 % interval",
-        "Nearness to the training cells",
+        "95% interval",
+        "Memorization of training cells",
         "model hash abc123",
         "30 of 50 shared",
         "numpy 1.2.3",
@@ -157,9 +157,9 @@ def test_what_users_write_is_escaped(written):
 
 def test_bad_scores_get_a_bad_headline():
     words = Page(report.render(evaluation(off=9.0), title="t", facts={})).text
-    assert "Do not take these cells for real ones" in words
-    assert "What does not" in words
-    assert "pass for real ones" not in words
+    assert "These cells differ clearly from real cells" in words
+    assert "Different from real cells" in words
+    assert "are like real cells" not in words
 
 
 def test_left_out_metrics_and_their_reasons_are_shown():
@@ -235,7 +235,7 @@ def test_gene_panels_put_equal_values_on_the_diagonal():
     [
         (np.array([0.0, 0.25, 1.0]), False, 0.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
         (np.array([0.02, 0.5, 8.0]), True, 0.01, [0.01, 0.1, 1.0]),
-        (np.array([-2.0, 3.0]), True, -2.0, [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]),  # no logarithm of scaled values
+        (np.array([-2.0, 3.0]), True, -2.0, [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]),  # scaled values have no log axis
         (np.array([0.0, 0.0]), True, 0.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
     ],
 )

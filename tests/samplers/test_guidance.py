@@ -1,4 +1,4 @@
-"""Guidance by a weight for each column of labels, and paths between two ends."""
+"""Guidance with one weight per label column, and interpolation between two sets of labels."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def stirred(label_sizes, seed=0, **settings):
 
 @pytest.fixture
 def asked():
-    """Return a model of three columns, and the labels of each call it was given."""
+    """Return a model with three label columns, and the list of the labels of its calls."""
     model, calls = stirred([3, 2, 2]), []
 
     class Listening:
@@ -41,7 +41,7 @@ NULL = torch.tensor([3, 2, 2])
 
 @torch.no_grad()
 def given(model, *columns):
-    """Ask the model with the labels of some columns alone."""
+    """Run the model with the labels of the given columns; the other columns are null."""
     keep = torch.tensor([column in columns for column in range(3)])
     return model(X, T, torch.where(keep, Y, NULL))
 

@@ -1,4 +1,4 @@
-"""The solvers for few steps against another library's and against exact distributions; spacings; where they end."""
+"""The samplers against diffusers and against exact distributions; timestep spacings; final timesteps."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 
 from wbdit import NoiseSchedule, ops, samplers
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by diffusers
 
 PUBLISHED = NoiseSchedule()
 COSINE = NoiseSchedule(kind="cosine")
@@ -23,11 +23,11 @@ TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 PREDICTIONS = pytest.mark.parametrize("prediction", TYPES)
 
 
-# another library's steps
+# the steps of diffusers
 
 
 def toy_model(prediction):
-    """Return a nonlinear function of x and t that stands for a denoiser."""
+    """Return a nonlinear function of x and t in place of a denoiser."""
 
     def model(x, t):
         return torch.tanh(1.5 * x + t.to(x.dtype).view(-1, 1, 1) / 300) - 0.3 * x.roll(1, -1)
@@ -37,7 +37,7 @@ def toy_model(prediction):
 
 
 def diffusers_scheduler(kind, prediction, path, stop):
-    """Return diffusers' scheduler at our noise levels; its own would be rounded to whole timesteps and fp32."""
+    """Return diffusers' scheduler with our noise levels; its own are rounded to whole timesteps and fp32."""
     betas = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     options = {"prediction_type": TYPES[prediction], "solver_order": 2, **betas}
     if kind == "unipc":
@@ -50,7 +50,7 @@ def diffusers_scheduler(kind, prediction, path, stop):
     levels = [PUBLISHED.levels(t) for t in (*path, stop)]
     ratios = [sigma / alpha for alpha, sigma in levels]
     scheduler.sigmas = torch.tensor(ratios if stop else [*ratios[:-1], 0.0], dtype=torch.float64)
-    scheduler.timesteps = torch.arange(len(path))  # used as indices alone
+    scheduler.timesteps = torch.arange(len(path))  # used only as indices
     return scheduler
 
 
@@ -77,7 +77,7 @@ def test_steps_are_those_of_diffusers(kind, spacing, stop, prediction):
         options = {"variance_noise": noise[i]} if kind == "sde_dpmpp_2m" else {}
         x = theirs[-1]
         theirs.append(scheduler.step(model(x, t), i, x, **options).prev_sample.double())
-    for x, expected in zip(ours, theirs[1:], strict=True):  # not one is skipped, so a slip shows where it is
+    for x, expected in zip(ours, theirs[1:], strict=True):  # compare every step, to find the first error
         assert (x - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
     assert torch.equal(end, ours[-1])
 
@@ -106,7 +106,7 @@ def test_ddim_steps_are_those_of_diffusers(eta, prediction):
 
 
 class Mixture:
-    """Data of a few Gaussians on a line, with the exact denoiser: E[x_0 | x_t] in closed form."""
+    """The exact denoiser of a one-dimensional Gaussian mixture: E[x_0 | x_t] in closed form."""
 
     means = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
     sds = torch.tensor([0.3, 0.05, 0.6], dtype=torch.float64)
@@ -139,7 +139,7 @@ LEVELS = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
 
 
 def transported(sampler, schedule, steps, stop, **options):
-    """Return where a deterministic sampler takes the quantiles of pure noise: a map on a line keeps their order."""
+    """Return the quantiles of a deterministic sampler's output: its map in one dimension is monotonic."""
     x_T = torch.special.ndtri(LEVELS)[:, None, None]
     path = samplers.timesteps(schedule, steps, "logsnr", stop=stop)
     return sampler(Mixture(schedule), x_T, schedule, path, stop=stop, clamp_min=None, **options)[:, 0, 0]
@@ -161,7 +161,7 @@ def finely_transported(schedule):
     ids=["ddim", "dpmpp_2m", "unipc"],
 )
 def test_order_of_convergence(schedule, sampler, options, falls):
-    """Halving the steps divides the error by 2 for first order and 4 for second; UniPC's corrector brings it near 8."""
+    """Halving the step divides the error by 2 at first order and by 4 at second; UniPC's corrector nears 8."""
     exact = finely_transported(schedule)
     errors = [(transported(sampler, schedule, n, 200, **options) - exact).square().mean().sqrt() for n in (20, 40, 80)]
     for coarse, fine in pairwise(errors):
@@ -185,7 +185,7 @@ def ode_of_ddim(*arguments, **options):
 
 @SCHEDULES
 def test_fresh_noise_leads_to_the_distribution(schedule):
-    """The second order shows at 20 calls, beside DDIM with as much fresh noise."""
+    """At 20 calls, the second-order solver beats DDIM with as much fresh noise."""
     x_T = torch.randn(8_000, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     path, away = samplers.timesteps(schedule, 20, "logsnr"), {}
     exact = Mixture(schedule).quantiles((torch.arange(8_000) + 0.5) / 8_000)
@@ -198,9 +198,9 @@ def test_fresh_noise_leads_to_the_distribution(schedule):
 
 
 def spread(sampler, schedule, steps, spacing, stop):
-    """Return the standard deviation that a sampler gives N(0, 4) at `stop`, and the right one.
+    """Return the standard deviation of a sampler's output at `stop` for data N(0, 4), and the exact one.
 
-    The exact denoiser is linear, so x is linear in the noise: each row of the batch carries one draw's share.
+    The exact denoiser is linear, so x is linear in the noise: each row of the batch follows one of the draws.
     """
     path = samplers.timesteps(schedule, steps, spacing, stop=stop)
 
@@ -229,7 +229,7 @@ def test_a_walk_in_two_parts(name):
     sampler, model, path = SAMPLERS[name], toy_model("v"), samplers.timesteps(PUBLISHED, 9)
     x_T, *noise = torch.randn(10, 4, 1, 8, generator=torch.Generator().manual_seed(0))
     half = sampler(model, x_T, PUBLISHED, path[:4], stop=path[4], noise=noise)
-    assert (half < 0).any()  # not clamped: it is no cell yet
+    assert (half < 0).any()  # intermediate states are not clamped
     assert torch.equal(
         sampler(model, half, PUBLISHED, path[4:], noise=noise[4:]), sampler(model, x_T, PUBLISHED, path, noise=noise)
     )
@@ -250,19 +250,19 @@ def test_only_a_jump_to_cells_is_without_fresh_noise(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_step_from_pure_noise_is_of_first_order(name):
-    """Where no signal is left, x is all noise, and the model's x_0 comes in as it is."""
+    """At the first timestep x is pure noise, so the step uses only the model's estimate of x_0."""
     model, x_T = toy_model("x0"), torch.randn(3, 1, 6, dtype=torch.float64)
     noise = torch.randn(1, 3, 1, 6, dtype=torch.float64)
     alpha, sigma = COSINE.levels(800.5)
     x = SAMPLERS[name](model, x_T, COSINE, [999], stop=800.5, noise=noise)
     fresh = noise[0] if name in STOCHASTIC else x_T
     expected = alpha * model(x_T, torch.tensor([999])) + sigma * fresh
-    if name == "ddpm":  # whose variance, beta, is not the posterior's
+    if name == "ddpm":  # its variance is beta, not that of the posterior
         expected += (1 - sigma) * noise[0]
     torch.testing.assert_close(x, expected)
 
 
-# the loop
+# the sampling loop
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -291,7 +291,7 @@ def test_the_parametrisation_does_not_change_the_path(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("prediction", TYPES)
 def test_passes_over_memory(name, prediction, monkeypatch):
-    """Each step is one pass, and one more where an estimate of x_0 is kept that is not the output itself."""
+    """Each step is one pass, plus one if the sampler keeps an estimate of x_0 that is not the model's output."""
     passes, step = [], ops.sampler_step
     monkeypatch.setattr("wbdit.ops.sampler_step", lambda *terms, **factors: passes.append(1) or step(*terms, **factors))
     SAMPLERS[name](toy_model(prediction), torch.randn(2, 1, 3), PUBLISHED, [900, 500, 100, 20])
@@ -324,11 +324,11 @@ def test_what_the_model_is_given(timesteps, dtype):
     ("timesteps", "stop"), [([900, 5], 5), ([900, 4.5], 5), ([900], -1), ([900], 999), ([900, 0.5], 0), (None, 999)]
 )
 def test_refused_ends(timesteps, stop):
-    with pytest.raises(ValueError, match="must fall within|stop must be"):
+    with pytest.raises(ValueError, match="must decrease|stop must be"):
         samplers.unipc(toy_model("v"), torch.zeros(1, 1, 2), PUBLISHED, timesteps, stop=stop)
 
 
-# spacings and what lies between whole timesteps
+# spacings and fractional timesteps
 
 
 @SCHEDULES
@@ -342,7 +342,7 @@ def test_between_whole_timesteps():
     alpha, sigma = PUBLISHED.levels(499.5)
     assert alpha**4 == pytest.approx(float(PUBLISHED.alpha_hat[499] * PUBLISHED.alpha_hat[500]))
     assert alpha**2 + sigma**2 == pytest.approx(1)
-    # a third of 1000 timesteps: 30 degrees
+    # a third of 1000 timesteps is an angle of 30 degrees
     assert NoiseSchedule(1001, kind="cosine").levels(1000 / 3) == pytest.approx((math.sqrt(0.75), 0.5))
 
 
@@ -415,7 +415,7 @@ def test_refused_grids(arguments, words):
 
 
 def test_samplers_share_a_signature():
-    """Any takes another's place; those with fresh noise take its share, `eta`, besides."""
+    """Samplers are interchangeable; those with fresh noise also take `eta`, its share."""
 
     def parameters(sampler):
         return [p for p in inspect.signature(sampler).parameters.values() if p.name != "eta"]

@@ -1,4 +1,4 @@
-"""Starting noise that lets cells of a label spread as far as real ones."""
+"""Calibration of the initial noise, so that generated cells of a label vary as much as real ones."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from wbdit.training.trainer import Trainer
 
 
 def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b"), code=None):
-    """Return cells that vary along two directions of their own within each label, `factor` times as far."""
+    """Return cells that vary along two directions within each label, with deviations scaled by `factor`."""
     rng = np.random.default_rng(seed)
     code = np.arange(n) % len(labels) if code is None else code
     directions = np.linalg.qr(np.random.default_rng(9).normal(size=(genes, 2)))[0].T * genes**0.5
@@ -30,7 +30,7 @@ def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b"), code=None):
 
 
 class Narrow:
-    """A generator whose cells spread 0.7 times as far as real ones, times its noise's factors."""
+    """A stub generator whose cells deviate 0.7 times as much as real ones, times the factors of its noise."""
 
     def __init__(self):
         self.config = SimpleNamespace(seed=0)
@@ -50,7 +50,7 @@ def test_noise_is_wider_along_the_axes_alone():
     cells = make_cells(40, 30)
     generator = wbdit.fit(cells, label="type", steps=1, progress=False)
     model, noise = generator.model, torch.randn(5, 1, 30)
-    assert torch.equal(model.start(noise), noise)  # of so few cells no axis is learned
+    assert torch.equal(model.start(noise), noise)  # too few cells for axes
     axes = torch.linalg.qr(torch.randn(30, NOISE_AXES))[0].T.contiguous()
     model.noise_axes.copy_(axes)
     model.noise_factors.copy_(torch.linspace(0.8, 2, NOISE_AXES))
@@ -67,7 +67,7 @@ def test_factors_give_back_the_spread_that_is_lost():
     generator = Narrow()
     noise = calibration.calibrate_noise(generator, data)
     assert noise["noise_factors"][:2].numpy() == pytest.approx(np.full(2, 1 / 0.7), rel=0.1)
-    assert noise["noise_factors"][2:].mean() == pytest.approx(1, abs=0.1)  # sequencing's own
+    assert noise["noise_factors"][2:].mean() == pytest.approx(1, abs=0.1)  # sequencing noise only
     torch.testing.assert_close(noise["noise_axes"] @ noise["noise_axes"].T, torch.eye(NOISE_AXES), atol=1e-4, rtol=0)
     assert generator.asked == [calibration.CELLS] * calibration.ROUNDS
     again = calibration.calibrate_noise(generator, data)
@@ -83,7 +83,7 @@ def test_what_follows_from_library_sizes_is_no_spread():
     assert abs(np.corrcoef(preprocessor.encode(cells).mean(1), depth)[0, 1]) > 0.9
     beyond = calibration.within_labels(
         TrainingData.of(preprocessor, cells)
-    )  # label by label, as the cells lie alternately
+    )  # rows are grouped by label, while the labels of the cells alternate
     assert abs(np.corrcoef(beyond.mean(1), np.concatenate([depth[::2], depth[1::2]]))[0, 1]) < 1e-3
     assert beyond.mean(0) == pytest.approx(np.zeros(60), abs=1e-5)
 
@@ -125,7 +125,7 @@ def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monke
     quick = {"label": "type", "progress": False}
     made = wbdit.fit(cells, steps=3, out=run, **quick)
     assert (made.model.noise_factors != 1).any()
-    assert f"times the noise along {NOISE_AXES} directions" in log[-1]
+    assert f"along {NOISE_AXES} directions" in log[-1]
     loaded = wbdit.load(run)
     assert torch.equal(loaded.model.noise_factors, made.model.noise_factors)
     assert torch.equal(loaded.model.noise_axes, made.model.noise_axes)
@@ -148,9 +148,9 @@ def test_what_was_trained_is_saved_before_the_spread_is_matched(tmp_path, monkey
     assert wbdit.load(tmp_path).config.trained.steps == 3
 
 
-@pytest.mark.parametrize(("estimate", "reserved"), [(0.5, 0.5), (60.0, 1.5)])  # a quarter of 6 s at most
+@pytest.mark.parametrize(("estimate", "reserved"), [(0.5, 0.5), (60.0, 1.5)])  # at most a quarter of 6 s
 def test_the_clock_includes_the_matching(monkeypatch, estimate, reserved):
-    """The minutes are shortened by what matching will take; the trainer's clock is not run, so no speed matters."""
+    """The training time is shortened by the estimated calibration time. No time is measured in this test."""
     budgets, train = [], Trainer.train
 
     def two_steps(trainer, *given):

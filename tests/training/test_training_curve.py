@@ -1,4 +1,4 @@
-"""The kernels train as the reference does, and bf16 as fp32: the same seed gives the same curve of the loss."""
+"""For the same seed, kernels and reference give the same loss curve, and so do bf16 and fp32."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ STEPS, WINDOW = 200, 20
 
 
 def curve(precision, kernels="auto"):
-    """Train a small model on three made-up types of cells; return the mean loss of every 20 steps."""
+    """Train a small model on three synthetic cell types; return the mean loss of every 20 steps."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(300) % 3
     x = torch.randn(3, 60, generator=generator)[y] + 0.3 * torch.randn(300, 60, generator=generator)
@@ -50,12 +50,12 @@ def test_the_model_learns(fp32):
 
 @pytest.mark.skipif(not build.available(), reason="the kernels cannot be built here")
 def test_kernels_train_as_the_reference(fp32):
-    """They differ by 1e-7; a gradient that is wrong by a tenth, in one op, differs by more than 1e-3."""
+    """The curves differ by 1e-7; with a gradient 10 % off in one op they would differ by more than 1e-3."""
     np.testing.assert_allclose(fp32, curve("fp32", "reference"), rtol=1e-3)
 
 
 def test_bf16_trains_as_fp32(fp32):
-    """On a processor without bf16 products they are emulated, slowly but with the same roundings."""
+    """A processor without bf16 products emulates them, slowly but with the same rounding."""
     low = curve("bf16")
     assert (low != fp32).all()
     np.testing.assert_allclose(low, fp32, rtol=1e-2)

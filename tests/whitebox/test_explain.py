@@ -1,4 +1,4 @@
-"""The readout of a run: its figures, its words, its files, and what it refuses."""
+"""The readout of a run: its numbers, findings, files and input errors."""
 
 import dataclasses
 import json
@@ -87,16 +87,16 @@ def test_findings_follow_the_figures(readout):
     yes |= {"fit_before": ones, "size_before": ones, "fit_after": 0.5 * ones, "size_after": 0.5 * ones}
     answers = verdicts(yes)
     assert [answer.verdict for answer in answers[:5]] == ["yes"] * 5
-    assert "every level of noise" in answers[0].answer
+    assert "every noise level" in answers[0].answer
     no = {**yes, "rate_before": ones / 2, "rate_after": ones * [1.0, 2.0, 3.0], "non_zero": ones * [0.1, 0.2, 0.3]}
     no |= {"fit_after": 2 * ones, "margin": 50 * ones}
     answers = verdicts(no)
     assert [answer.verdict for answer in answers[:5]] == ["no"] * 5
-    assert "at no level of noise" in answers[1].answer
+    assert "at no noise level" in answers[1].answer
     partly = {**yes, "rate_after": np.where(np.arange(8)[:, None] < 3, falling, falling[:, ::-1])}
     answer = verdicts(partly)[1]
     assert answer.verdict == "in part"
-    assert f"at t = {', '.join(map(str, readout.timesteps[:3]))} alone" in answer.answer
+    assert f"only at t = {', '.join(map(str, readout.timesteps[:3]))}" in answer.answer
 
 
 def test_a_type_is_named_only_below_the_level(readout):
@@ -126,7 +126,7 @@ class Words(HTMLParser):
 
 def test_files(readout, tmp_path):
     page = Words(write_explanation(readout, tmp_path / "out", title="run <1> on cells").read_text())
-    assert page.links == []  # nothing is fetched
+    assert page.links == []  # no external resources
     assert "run <1> on cells" in page.text
     for finding in findings(readout):
         assert finding.answer in page.text
@@ -179,7 +179,7 @@ def test_training_looks_into_the_blocks_and_is_not_changed_by_it(cells, monkeypa
 
 
 def test_looking_is_kept_to_its_share_of_the_time(cells, monkeypatch):
-    """After a look that took long, none for as long as its share of the time asks for."""
+    """After a slow measurement, the next one waits until its share of the training time allows it."""
     monkeypatch.setattr("wbdit.training.trainer.LOG_SECONDS", 0.0)
     monkeypatch.setattr("wbdit.training.trainer.DIAGNOSTICS_SHARE", 1e-4)
     looks = []

@@ -1,4 +1,4 @@
-"""What the blocks are measured to do: against the formulas written out in fp64, on the recorded model."""
+"""The measures of the blocks against the formulas in fp64, on the recorded model."""
 
 import math
 
@@ -31,7 +31,7 @@ def recorded(golden):
 
 
 def direct_rate(z, projection, heads):
-    """R^c with the N x N matrix and its determinant."""
+    """Return the coding rate R^c from the N x N matrix and its determinant."""
     total = []
     for cell in z:
         for rows in (cell @ projection.T).chunk(heads, dim=1):
@@ -42,7 +42,7 @@ def direct_rate(z, projection, heads):
 
 
 def by_hand(model, x, t, swapped_gates=False):
-    """Every block's measures, the block's formulas written out."""
+    """Return the measures of every block, computed by the formulas."""
 
     def norm(x, shift, scale):
         return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
@@ -94,7 +94,7 @@ def test_measures_are_those_of_the_formulas(recorded):
 
 @torch.no_grad()
 def test_a_swap_would_be_seen(recorded):
-    """Before and after, and the two gates, differ on this model by far more than the tolerance."""
+    """On this model, values before and after, and with swapped gates, differ by far more than the tolerance."""
     model, x, t = recorded
     right, swapped = by_hand(model, x, t), by_hand(model, x, t, swapped_gates=True)
     for block in right:
@@ -117,7 +117,7 @@ def test_coding_rate_lies_between_one_direction_and_all():
     assert float(coding_rate(apart, 1)) == pytest.approx(largest_rate(6, 8, 1))
     torch.manual_seed(0)
     assert coding_rate(torch.randn(50, 30, 32), 4).sum(1).max() < largest_rate(30, 32, 4)
-    # sizes do not count
+    # the rate does not depend on the scale
     torch.testing.assert_close(coding_rate(3 * apart, 1), coding_rate(apart, 1))
 
 
@@ -143,7 +143,7 @@ def test_weights_of_orthogonal_subspaces():
 @pytest.mark.parametrize("option", [{"tie_out": True}, {"num_heads": 1}])
 @torch.no_grad()
 def test_every_kind_of_block_is_walked(option):
-    """What is shown of the last block leads to what the model's own blocks give."""
+    """The measured activations of the last block give the same output as the model's own blocks."""
     torch.manual_seed(0)
     model = WBDiT(24, 4, hidden_size=16, depth=2, **{"num_heads": 2, **option}).eval()
     for p in model.parameters():
@@ -160,7 +160,7 @@ def test_every_kind_of_block_is_walked(option):
 
 
 def _stream(model, x, t):
-    """The residual stream before the last shrinkage, by the blocks' own half-steps."""
+    """Return the residual stream before the last ISTA step, computed by the blocks' half-steps."""
     modulations = model.modulations(t)
     stream = model.embed_cells(x)
     z = wbdit.ops.adaln(stream, *modulations[0][:2])
@@ -193,7 +193,7 @@ def test_a_glance_is_the_mean_of_the_measures(recorded):
 @pytest.mark.parametrize("options", [{"cell_token": True}, {}, {"shared_patches": False}])
 def test_gene_embedding_is_what_a_gene_adds(options):
     torch.manual_seed(0)
-    model = WBDiT(10, 4, hidden_size=8, num_heads=2, **options)  # the last patch is filled up
+    model = WBDiT(10, 4, hidden_size=8, num_heads=2, **options)  # the last patch is padded
     x = torch.randn(1, 1, 10)
     site = (
         (lambda m, x: m.embed_cells(x)[:, -1]) if "cell_token" in options else (lambda m, x: m.embed_cells(x).mean(1))
@@ -204,18 +204,18 @@ def test_gene_embedding_is_what_a_gene_adds(options):
 
 
 def planted(n=120, genes=200, seed=0):
-    """Cells of two types in which the first 50 genes are high in one; a network whose first head looks at them."""
+    """Return a network whose first head reads 50 genes, cells in which these mark one of two types, and the labels."""
     rng = np.random.default_rng(seed)
     labels = np.where(np.arange(n) % 2 == 0, "a", "b")
     values = rng.normal(size=(n, genes)).astype(np.float32)
     values[labels == "a", :50] += 2
-    values /= values.std(0)  # chance permutes genes that vary alike: here all do
+    values /= values.std(0)  # the test permutes genes of similar variance: here all are equal
     torch.manual_seed(seed)
     model = WBDiT(genes, 50, hidden_size=16, num_heads=2, cell_token=True).eval()
     with torch.no_grad():
         model.cell_token.proj.weight.normal_(std=0.02)
         model.cell_token.proj.weight[0, :50] = 0.1
-        model.cell_token.proj.bias.copy_(5 * torch.randn(16))  # a long token, whose norm no gene changes much
+        model.cell_token.proj.bias.copy_(5 * torch.randn(16))  # no gene changes the norm of the token much
         model.blocks[0].attn.qkv.weight[:8].normal_(std=0.05)
         model.blocks[0].attn.qkv.weight[0, 0] = 1.0
     return model, torch.from_numpy(values)[:, None], labels
@@ -233,13 +233,13 @@ def test_a_planted_head_is_found_and_chance_is_not():
     assert hits["a"].fires == "a"
     assert hits["a"].shared >= 45
     assert hits["a"].p == 0.001
-    # the same question of markers that are none
+    # control: random genes as markers
     noise = {"c": np.random.default_rng(1).permutation(200)[:50]}
     assert enrichment(units, noise, labels, spread.numpy())["head"][0].p > 0.05
 
 
 def test_units_answer_as_their_loadings_say():
-    """A gene's standard deviation moves the first block's units by its loading, norms apart."""
+    """One standard deviation of a gene moves a unit of the first block by its loading, up to normalization."""
     model, x, _ = planted()
     spread = x[:, 0].std(0)
     units = read_units(model, x, torch.full((len(x),), 10), None, spread)

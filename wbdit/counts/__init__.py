@@ -1,13 +1,16 @@
-"""Counts, not rounded values: a denoiser whose answer is a distribution over each gene's counts.
+"""A denoiser that predicts a distribution over each gene's integer counts.
 
-The diffusion runs over values ``v = (ln(1 + count) - center) / scale``. At a noised value ``x = alpha v + sigma noise``
-the denoiser gives the logarithm of each gene's expected count, and Bayes' rule the rest::
+The diffusion runs over values ``v = (ln(1 + count) - center) / scale``. The denoiser sees noised values
+``x = alpha v + sigma noise`` and predicts the logarithm of each gene's expected count. Bayes' rule then gives the
+distribution of the count::
 
     p(count | x)  proportional to  prior(count | mean) exp(-(x - alpha v(count))^2 / (2 sigma^2))
 
-What a gene's own noised value says of its count is known exactly and need not be learned; what the other genes, the
-labels and the library size say of it is the network's part. The prior is a negative binomial at the start, and learns
-its shape. The mean of ``v`` under this distribution is the estimate of x_0 that a sampler goes by (score interpolation,
-Dieleman et al. 2022), and sampling ends by drawing the counts from it, at a noise level that drowns the sequencing's:
+The exponential is the likelihood of the gene's own noised value; it is exact and needs no learning. The network learns
+the mean, from the other genes, the labels and the library size. The prior starts as a negative binomial, and its shape
+is learned.
+
+Samplers use the mean of ``v`` under this distribution as their estimate of x_0 (score interpolation, Dieleman et al.
+2022). Sampling ends by drawing the counts from the distribution, at a timestep with more noise than sequencing adds:
 the discrete decoder (L_0) of the variational bound (Ho et al. 2020, section 3.3).
 """

@@ -1,4 +1,4 @@
-"""Bins of counts: the levels that a likelihood tells apart."""
+"""Bins of counts: the discrete levels of the count likelihood."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-EXACT_COUNTS = 10  # counts below this have a bin each; above, bins widen
-WIDENING = 1.25
-MAX_BINS = 64  # as many as the kernels take
-HEADROOM = 1.3  # the last bin reaches this far beyond the largest count seen
+EXACT_COUNTS = 10  # each count below this has its own bin; above, bins widen
+WIDENING = 1.25  # ratio of successive edges of the wide bins
+MAX_BINS = 64  # limit of the kernels
+HEADROOM = 1.3  # the bins cover this multiple of the largest training count
 
 
 class CountBins(NamedTuple):
-    """Bins of counts: 0, 1, ... each for itself, then ever wider ones; from `lowest` to `highest`, both ``(L,)``."""
+    """Bins of counts: one per count for small counts, ever wider ones above.
+
+    Attributes
+    ----------
+    lowest, highest
+        Smallest and largest count of each bin, ``(L,)`` integers.
+    """
 
     lowest: np.ndarray
     highest: np.ndarray
 
     @classmethod
     def up_to(cls, largest: float) -> CountBins:
-        """Return the levels that reach beyond a largest count."""
-        # wider where MAX_BINS would not reach the largest count
+        """Return bins that cover :data:`HEADROOM` times a largest count."""
+        # steeper if MAX_BINS bins would not reach the largest count
         widening = max(WIDENING, ((HEADROOM * largest + 2) / EXACT_COUNTS) ** (1 / (MAX_BINS - EXACT_COUNTS - 1)))
         edges = list(range(EXACT_COUNTS + 1))
         while edges[-1] <= HEADROOM * largest + 2:
@@ -31,9 +37,9 @@ class CountBins(NamedTuple):
 
     @property
     def middle(self) -> np.ndarray:
-        """Mean count of each level, ``(L,)`` fp64."""
+        """Mean count of each bin, ``(L,)`` fp64."""
         return (self.lowest + self.highest) / 2
 
     def of(self, counts: np.ndarray) -> np.ndarray:
-        """Return the level of each count, uint8."""
+        """Return the bin index of each count, uint8."""
         return np.searchsorted(self.highest, counts, side="left").astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A denoiser whose answer is a distribution over each gene's counts."""
+"""A denoiser that predicts a distribution over each gene's counts."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from wbdit.nn.denoiser import Denoiser
 from wbdit.ops import reference
 from wbdit.schedule import NoiseSchedule, Prediction
 
-ROUNDS = 4  # of bringing the expected counts to the library size
-NOISE_AXES = 16  # directions that starting noise may be wider along; beyond them spread is mostly sequencing's
+ROUNDS = 4  # iterations that scale the expected counts to the library size
+NOISE_AXES = 16  # principal components with scaled initial noise; later ones are mostly sequencing noise
 
 
 class CountDenoiser(nn.Module):
-    """A denoiser, and the likelihood that makes counts of what it answers.
+    """A denoiser with a likelihood of counts.
 
-    The conditioning is one vector per cell, made by :meth:`embed`: the denoiser's own, of labels and library
-    size, and for each gene the logarithm of how much more the labels and the library size make of it than the average
-    cell has, and how much wider than other labels' its counts are.
+    The conditioning is one vector per cell, made by :meth:`embed`. It concatenates the denoiser's own conditioning
+    (labels and library size), the log ratio of each gene's expected count to the average cell's, and the labels' offset
+    of each gene's dispersion.
 
     Parameters
     ----------
     denoiser
-        What answers each gene's logarithm of the mean count, beyond what the conditions make of it; with two outputs
-        also what is added to :attr:`CountLikelihood.dispersion_knots`: how wide the count's distribution is. A gene
-        that is on or off in cells of a label is as uncertain as can be where both are likely, and neither before nor
-        after. With one spread for all cells of a label, counts' means come out right, and those of their logarithms,
-        which samplers go by, too close to one another.
+        Network that predicts each gene's log mean count, relative to the expectation from labels and library size. With
+        two outputs, the second is an offset of :attr:`CountLikelihood.dispersion_knots`. A gene that is on or off
+        within a label is most uncertain at timesteps at which both states are likely. One dispersion for all cells of a
+        label would give the right mean counts. But mean log counts, which samplers use, would differ too little.
     likelihood
-        The distribution of counts.
+        Distribution of the counts.
     schedule
         Noise schedule.
     input_dropout
-        Share of the genes that the denoiser does not see, in training mode.
+        Share of the genes that are hidden from the denoiser in training mode.
     stop
         Timestep at which sampling ends and counts are drawn.
 
     Attributes
     ----------
     label_rates
-        Logarithm of how much more of each gene a label makes, ``(sum of K_c + 1, G)``, see :func:`label_rates`.
+        Log ratio of each label's expression to the average, ``(sum_c (K_c + 1), G)``, see :func:`label_rates`.
     label_dispersion
-        What a label adds to :attr:`CountLikelihood.dispersion_knots`, of the same shape; learned. At high noise a
-        gene's counts are as dispersed as the label's: with one dispersion for all labels, means fit and zeros do not.
+        Each label's offset of :attr:`CountLikelihood.dispersion_knots`, ``(sum_c (K_c + 1), G)``; learned. At high
+        noise a gene's counts are as dispersed as the label's. One dispersion for all labels would fit the means but not
+        the zeros.
     noise_axes, noise_factors
-        Orthonormal directions ``(K, G)`` along which sampling begins with wider noise, and how much wider ``(K,)``; see
+        Orthonormal directions ``(K, G)`` along which the initial noise is scaled, and the factors ``(K,)``; see
         :mod:`wbdit.training.calibration`.
     """
 
@@ -82,7 +82,7 @@ class CountDenoiser(nn.Module):
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
         self.register_buffer("label_rates", torch.zeros(rows, genes))
         self.label_dispersion = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
-        self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of ln(library size)
+        self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and std of ln(library size)
         self.register_buffer("noise_axes", torch.zeros(NOISE_AXES, genes))
         self.register_buffer("noise_factors", torch.ones(NOISE_AXES))
 
@@ -93,7 +93,9 @@ class CountDenoiser(nn.Module):
 
     @torch.no_grad()
     def init_from_data(self, counts: np.ndarray, codes: np.ndarray, center: np.ndarray, scale: float) -> None:
-        """Take what is known before training from the cells.
+        """Initialize the likelihood, the label rates and the library scale from the training cells.
+
+        A denoiser with a cell token also gets the cells' principal components.
 
         Parameters
         ----------
@@ -102,7 +104,7 @@ class CountDenoiser(nn.Module):
         codes
             Labels ``(n, C)`` int64.
         center, scale
-            Of the values, see :class:`wbdit.data.preprocessor.Preprocessor`.
+            Center ``(G,)`` and scale of the values, see :class:`wbdit.data.preprocessor.Preprocessor`.
         """
         self.likelihood.init_from_data(counts, center, scale)
         log_library = log_library_sizes(counts)
@@ -113,11 +115,11 @@ class CountDenoiser(nn.Module):
 
     @property
     def network(self) -> Denoiser:
-        """The network itself, without the likelihood."""
+        """The denoiser, without the likelihood."""
         return self.denoiser
 
     def start(self, noise: Tensor) -> Tensor:
-        """Return what sampling starts from, given Gaussian noise ``(B, 1, G)``: wider along :attr:`noise_axes`."""
+        """Return the initial state of sampling: Gaussian noise ``(B, 1, G)``, scaled along :attr:`noise_axes`."""
         with torch.autocast(noise.device.type, enabled=False):
             return noise + (noise @ self.noise_axes.mT * (self.noise_factors - 1)) @ self.noise_axes
 
@@ -134,10 +136,10 @@ class CountDenoiser(nn.Module):
         Raises
         ------
         ValueError
-            If there are no library sizes.
+            If `log_library` is None.
         """
         if log_library is None:
-            raise ValueError("a model of counts is conditioned on library sizes: give log_library")
+            raise ValueError("a count model is conditioned on library sizes: give log_library")
         mean, deviation = self.log_library_scale
         vector = self.library_embedder(((log_library - mean) / deviation)[:, None])
         rates = (log_library - mean)[:, None].expand(-1, self.denoiser.input_size)
@@ -153,7 +155,7 @@ class CountDenoiser(nn.Module):
         return torch.cat([vector, rates, dispersion], dim=1)
 
     def forward(self, x: Tensor, t: Tensor, *, conditioning: Tensor) -> Tensor:
-        """Return the mean of the clean values, fp32, without gradients: what samplers go by.
+        """Return the posterior mean of the clean values, without gradients; samplers use it as x_0.
 
         Parameters
         ----------
@@ -163,40 +165,53 @@ class CountDenoiser(nn.Module):
             Timesteps ``(B,)``.
         conditioning
             ``(B, d + 2 G)``, see :meth:`embed`.
+
+        Returns
+        -------
+        Values ``(B, 1, G)`` fp32.
         """
         with torch.no_grad():
             return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, conditioning)))[:, None]
 
     def nll(self, x: Tensor, t: Tensor, conditioning: Tensor, levels: Tensor) -> Tensor:
-        """Return the negative log-likelihood ``(B, G)``, in nats, of the levels ``(B, G)`` uint8 behind noised cells.
+        """Return the negative log-likelihood of the true levels, given noised cells.
 
-        `x`, `t` and `conditioning` as in :meth:`forward`.
+        Parameters
+        ----------
+        x, t, conditioning
+            As in :meth:`forward`.
+        levels
+            True levels ``(B, G)`` uint8, see :meth:`CountLikelihood.bin_of`.
+
+        Returns
+        -------
+        Negative log-likelihood ``(B, G)`` in nats.
         """
         posterior = self._posterior(x, t, *self._answer(x, t, conditioning))
         return ops.count_nll(*(*posterior, levels))
 
     def fix_library(self, call: Any, log_library: Tensor) -> FixedLibrary:
-        """Return what samplers call for cells of given library sizes: `call`, this model or its CUDA graph, at them."""
+        """Return a model for samplers: `call` (this model or its CUDA graph) at given library sizes."""
         return FixedLibrary(call, log_library)
 
     def finish(self, x: Tensor, model: Any, uniform: Callable[[], Tensor], library: Tensor) -> Tensor:
-        """Draw counts ``(B, G)`` where sampling has ended at ``x`` ``(B, 1, G)``, see :meth:`draw`."""
+        """Draw counts ``(B, G)`` from the final state ``(B, 1, G)`` of a sampler, see :meth:`draw`."""
         t = torch.full((len(x),), self.stop, device=x.device)
         return self.draw(x, t, model.conditioning, uniform(), library)
 
     @torch.no_grad()
     def draw(self, x: Tensor, t: Tensor, conditioning: Tensor, u: Tensor, library: Tensor) -> Tensor:
-        """Draw counts from their distribution at noised cells.
+        """Draw counts from their distribution, given noised cells.
 
-        The distributions are first moved, all of a cell's rates alike, until the counts that they expect of the cell
-        add up to its library size: what a few steps of a sampler lose of it is given back.
+        First, all rates of a cell are multiplied by one factor, so that its expected counts sum to its library size.
+        This restores the counts that a sampler with few steps loses.
 
         Parameters
         ----------
         x, t, conditioning
             As in :meth:`forward`.
         u
-            Uniform numbers ``(B, G)``; one draws the level and, where that is a bin, the count in it.
+            Uniform numbers ``(B, G)``. One number draws both the level and the count within a wide bin.
         library
             Library sizes ``(B,)``.
 
@@ -205,7 +220,7 @@ class CountDenoiser(nn.Module):
         Counts ``(B, G)`` int32.
         """
         log_rate, dispersion = self._answer(x, t, conditioning)
-        # the denoiser may compute in bf16; expected counts of a whole cell, rounded to 8 bits, would miss its library
+        # bf16 keeps 8 bits: too few for the sum of a cell's expected counts to match its library size
         with torch.autocast(x.device.type, enabled=False):
             return self._draw(x, t, log_rate, dispersion, u, library)
 
@@ -217,7 +232,7 @@ class CountDenoiser(nn.Module):
         p = self._probabilities(x, t, log_rate, dispersion)
         below = p.cumsum(-1)
         level = torch.minimum((below < u[..., None]).sum(-1), known.n_levels - 1)[..., None]
-        # how far along its level's step u lies says where in the bin the count is
+        # u's position within its level's probability mass gives the count's position within the bin
         share = 1 - ((below.gather(-1, level) - u[..., None]) / p.gather(-1, level))[..., 0]
         lowest, highest = (edge[level[..., 0]] for edge in (known.lowest, known.highest))
         return (lowest + (share * (highest - lowest + 1)).int()).clamp(min=lowest, max=highest)
@@ -227,7 +242,7 @@ class CountDenoiser(nn.Module):
         return reference.count_logits(*self._posterior(x, t, log_rate, dispersion))[0].softmax(-1)
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`CountLikelihood.terms` takes: log rates and dispersions, ``(B, G)`` fp32."""
+        """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
         vector, rates, dispersion = conditioning.split([self.denoiser.hidden_size, x.shape[-1], x.shape[-1]], dim=1)
         seen = F.dropout(x, self.input_dropout, self.training)
         answer = self.denoiser(seen, t, conditioning=vector).float()
@@ -236,19 +251,19 @@ class CountDenoiser(nn.Module):
         return answer[:, 0] + rates, dispersion
 
     def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor, dispersion: Tensor) -> tuple[Tensor, ...]:
-        """Return the first arguments of :func:`wbdit.ops.count_nll` and its kin."""
+        """Return the arguments that the ``wbdit.ops.count_*`` functions share."""
         known = self.likelihood
         tables = *known.prior, known.values, known.middle, known.n_levels
         return x[:, 0], *known.terms(log_rate, dispersion, t), *self.schedule.level_tensors(t), *tables
 
 
 class FixedLibrary:
-    """A model of counts at fixed library sizes, as samplers and :class:`wbdit.samplers.GuidedModel` call a model.
+    """A count model at fixed library sizes, for samplers and :class:`wbdit.samplers.GuidedModel`.
 
     Parameters
     ----------
     model
-        A :class:`CountDenoiser`, or what calls one.
+        A :class:`CountDenoiser`, or a callable with its interface, such as its CUDA graph.
     log_library
         Natural logarithm of the library sizes ``(B,)``.
     """
@@ -261,14 +276,14 @@ class FixedLibrary:
 
     @property
     def conditioning(self) -> Tensor:
-        """What cells without labels are conditioned on, ``(B, d + 2 G)``."""
+        """Conditioning of cells without labels, ``(B, d + 2 G)``."""
         return self.embed(None)
 
     def embed(self, y: Tensor | None) -> Tensor:
-        """Return the conditioning of labels, one or several for each cell, at the cells' library sizes."""
+        """Return the conditioning of labels at the cells' library sizes; `y` may repeat the batch several times."""
         times = 1 if y is None else len(y) // len(self.log_library)
         return self.model.embed(y, self.log_library.repeat(times))
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
-        """Answer for noised cells ``(B, 1, G)`` at timesteps ``(B,)``, with labels or their conditioning."""
+        """Return the posterior mean given noised cells ``(B, 1, G)``, timesteps ``(B,)`` and labels or conditioning."""
         return self.model(x, t, conditioning=self.embed(y) if conditioning is None else conditioning)

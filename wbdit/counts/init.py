@@ -1,4 +1,4 @@
-"""What is known of counts before training: the rates of each label."""
+"""Initial values of the count model: each label's rates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int], strength: float = 1.0) -> np.ndarray:
-    """Return how much more of each gene a label makes, as logarithms ``(sum of K_c + 1, G)`` fp32.
+    """Return the log ratio of each label's expression to the average, per gene.
 
-    The counts of cells with a label over those expected of them, both enlarged by what `strength` average cells
-    have (a gamma prior of mean 1: few cells say little). Several columns multiply, fitted in turn; each column's last
-    row, of no label, is zero.
+    The ratio is the observed counts of the label's cells over their expected counts. Both are increased by the counts
+    of `strength` average cells: a gamma prior of mean 1, which shrinks the ratios of labels with few cells. With
+    several columns the ratios multiply and are fitted in turn.
 
     Parameters
     ----------
@@ -22,6 +22,12 @@ def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int
         Labels ``(n, C)`` int64.
     label_sizes
         Number of labels K_c of each column.
+    strength
+        Strength of the prior, in average cells.
+
+    Returns
+    -------
+    Log ratios ``(sum_c (K_c + 1), G)`` fp32. Each column's last row stands for no label and is zero.
     """
     share = counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64) + 1e-9
     library = counts.sum(1, dtype=np.float64)

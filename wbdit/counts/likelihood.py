@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from wbdit.counts.bins import CountBins
 
-LARGEST_SIZE = 20.0  # of the prior's negative binomial: beyond it, counts are nearly Poisson's
-KNOTS = 12  # timesteps between which the prior's shape is interpolated
+LARGEST_SIZE = 20.0  # of the prior's negative binomial, which is nearly Poisson beyond it
+KNOTS = 12  # timesteps at which the dispersion is learned; linear in between
 
 
 class CountLikelihood(nn.Module):
@@ -21,17 +21,18 @@ class CountLikelihood(nn.Module):
     genes
         Number of genes G.
     levels
-        Number of levels L, see :class:`CountBins`.
+        Number of levels L: bins of counts, see :class:`CountBins`.
     noise_steps
         Timesteps T of the schedule.
 
     Attributes
     ----------
     prior
-        Logarithm of the prior's shape at no noise and at no signal, up to the mean's part, ``(2, G, L)``; learned. A
-        prior of sharp knowledge is nearly Poisson's, one of none as wide as the gene's counts over all cells.
+        Logarithm of the prior without the factor that depends on the mean, ``(2, G, L)``; learned. The first entry is
+        for no noise and starts nearly Poisson. The second is for no signal and starts as dispersed as the gene's counts
+        over all cells.
     dispersion_knots
-        How far the shape is the second, as logits over timesteps ``(KNOTS, G)``; learned.
+        Logits of the second entry's weight, at :data:`KNOTS` timesteps, ``(KNOTS, G)``; learned.
     """
 
     def __init__(self, genes: int, levels: int, noise_steps: int) -> None:
@@ -42,9 +43,9 @@ class CountLikelihood(nn.Module):
         self.register_buffer("lowest", torch.zeros(levels, dtype=torch.int32))
         self.register_buffer("highest", torch.zeros(levels, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(genes, levels))
-        self.register_buffer("n_levels", torch.ones(genes, dtype=torch.int32))  # levels that each gene has
+        self.register_buffer("n_levels", torch.ones(genes, dtype=torch.int32))  # number of levels of each gene
         self.register_buffer("log_mean", torch.zeros(genes))
-        self.register_buffer("log_size", torch.zeros(2, genes))  # of the negative binomials that the priors begin as
+        self.register_buffer("log_size", torch.zeros(2, genes))  # of the initial negative binomials
 
     lowest: Tensor
     highest: Tensor
@@ -55,12 +56,12 @@ class CountLikelihood(nn.Module):
 
     @torch.no_grad()
     def init_from_data(self, counts: np.ndarray, center: np.ndarray, scale: float) -> None:
-        """Take levels, values and the prior's first shape from training cells ``(n, G)``."""
+        """Set the levels, their values and the initial prior from the counts ``(n, G)`` of the training cells."""
         levels = CountBins.up_to(float(counts.max()))
         middle = levels.middle
         top = levels.of(counts.max(0)).astype(int)
         mean = counts.mean(0) + 1e-4
-        # by moments: variance = mean + mean^2 / size
+        # method of moments: variance = mean + mean^2 / size
         excess = np.maximum(counts.var(0) - mean, 0.02 * mean)
         size = np.stack([np.full_like(mean, LARGEST_SIZE), np.clip(mean**2 / excess, 0.02, LARGEST_SIZE)])
         self.lowest.copy_(torch.from_numpy(levels.lowest))
@@ -74,7 +75,7 @@ class CountLikelihood(nn.Module):
         self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
 
     def bin_of(self, counts: np.ndarray) -> np.ndarray:
-        """Return the level ``(n, G)`` uint8 of each of the training cells' counts ``(n, G)``."""
+        """Return the levels ``(n, G)`` uint8 of the training cells' counts ``(n, G)``."""
         return CountBins(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
 
     @property
@@ -83,16 +84,17 @@ class CountLikelihood(nn.Module):
         return (self.lowest + self.highest) / 2
 
     def terms(self, log_rate: Tensor, dispersion: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the natural parameter and the prior's mixture weight, both ``(B, G)``.
+        """Return the natural parameter ``ln(mean / (mean + size))`` and the prior's mixture weight, both ``(B, G)``.
 
-        A negative binomial's probability of a count c goes with ``(mean / (mean + size))^c``.
+        A negative binomial's probability of a count c depends on the mean by ``(mean / (mean + size))^c``, up to
+        normalization.
 
         Parameters
         ----------
         log_rate
-            Logarithm of each count's mean over the gene's mean in all cells, ``(B, G)``.
+            Logarithm of the ratio of each count's mean to the gene's mean over all cells, ``(B, G)``.
         dispersion
-            What is added to the dispersion's logits, ``(B, G)``.
+            Offset of the mixture weight's logits, ``(B, G)``.
         t
             Timesteps ``(B,)``.
         """

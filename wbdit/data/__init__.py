@@ -1,1 +1,1 @@
-"""Cells in and out: AnnData, its labels, values and genes."""
+"""Data handling: AnnData, its expression values, labels and genes."""

@@ -1,4 +1,4 @@
-"""Cells as they come in: reading AnnData, checking it, telling its expression space."""
+"""Input cells: read AnnData, check it, and detect its expression space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wbdit.errors import InputError
 
 Space = Literal["counts", "lognorm", "scaled"]
 
-# ln(1 + x) of the deepest cell ever sequenced stays well below this; linear CPM or TPM does not.
+# ln(1 + x) of any sequenced cell is well below this; linear CPM or TPM is not
 LARGEST_LOG_VALUE = 25.0
 
 
@@ -26,21 +26,28 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     ------
     InputError
         If the file is missing or is not a readable ``.h5ad``.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import read_h5ad
+    >>> cells[:5].copy().write_h5ad("few.h5ad")
+    >>> read_h5ad("few.h5ad").shape
+    (5, 765)
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of them, check_cells says in one line
+            warnings.simplefilter("ignore")  # check_cells reports the ones that matter in one line
             return ad.read_h5ad(path)
-    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+    except Exception as error:  # h5py and anndata raise many types for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read {path} as .h5ad ({reason}); is the file complete?") from error
 
 
 def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
-    """Refuse cells that cannot be used, naming what to mend.
+    """Check that cells can be used; the error says what to fix.
 
     Parameters
     ----------
@@ -52,8 +59,16 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
     Raises
     ------
     InputError
-        No genes, fewer than two cells, no ``X``, NaN or infinite values, duplicate gene names, an unknown label column
-        or missing labels.
+        For no genes, fewer than two cells, no ``X``, NaN or infinite values, duplicate gene names, an unknown label
+        column or missing labels.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import check_cells
+    >>> check_cells(cells, "bulk_labels")
+    >>> check_cells(cells[:1])
+    Traceback (most recent call last):
+    wbdit.errors.InputError: at least two cells are needed, there is one
     """
     if adata.X is None:
         raise InputError("the file has no X matrix: put the counts into adata.X")
@@ -78,17 +93,44 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
 
 
 def check_labels(adata: ad.AnnData, label: str) -> None:
-    """Refuse a label column that is unknown or incomplete."""
+    """Check that a label column exists and is complete.
+
+    Raises
+    ------
+    InputError
+        If the column is unknown or labels are missing.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import check_labels
+    >>> check_labels(cells, "cell_type")
+    Traceback (most recent call last):
+    wbdit.errors.InputError: no column 'cell_type' in obs; the columns are: bulk_labels
+    """
     if label not in adata.obs.columns:
         keys = ", ".join(map(str, adata.obs.columns)) or "none"
         raise InputError(f"no column {label!r} in obs; the columns are: {keys}")
     missing = int(adata.obs[label].isna().sum())
     if missing:
-        raise InputError(f"{missing} cells have no {label!r}: label them, or leave them out before")
+        raise InputError(f"{missing} cells have no {label!r}: label them or remove them first")
 
 
 def check_label_sizes(adata: ad.AnnData, label: str) -> None:
-    """Refuse a label with one cell: there is nothing to learn a distribution from."""
+    """Check that each label has at least two cells; one cell does not define a distribution.
+
+    Raises
+    ------
+    InputError
+        If a label has one cell.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import check_label_sizes
+    >>> check_label_sizes(cells, "bulk_labels")
+    >>> check_label_sizes(cells[:9], "bulk_labels")
+    Traceback (most recent call last):
+    wbdit.errors.InputError: label 'CD14+ Monocyte' in 'bulk_labels' has one cell: merge it into another label or ...
+    """
     sizes = adata.obs[label].astype(str).value_counts()
     if (sizes == 1).any():
         lonely = sizes.index[sizes == 1][0]
@@ -96,16 +138,27 @@ def check_label_sizes(adata: ad.AnnData, label: str) -> None:
 
 
 def split_cells(adata: ad.AnnData, label: str, share: float, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Split cells in two at random, each label for itself.
+    """Split cells in two at random, stratified by label.
 
     Parameters
     ----------
     adata, label
         Cells, and the column of ``obs`` with their labels.
     share
-        Of each label's cells in the first part, rounded up.
+        Share of each label's cells in the first part, rounded up to whole cells.
     seed
-        Of the draw.
+        Seed of the random split.
+
+    Returns
+    -------
+    Copies of the two parts, with the cells in their original order.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import split_cells
+    >>> train, test = split_cells(cells, "bulk_labels", share=0.8, seed=0)
+    >>> train.n_obs, test.n_obs
+    (565, 135)
     """
     rng = np.random.default_rng(seed)
     first = np.zeros(adata.n_obs, bool)
@@ -115,17 +168,34 @@ def split_cells(adata: ad.AnnData, label: str, share: float, seed: int) -> tuple
 
 
 def matrix_values(X: Any) -> np.ndarray:
-    """Return the stored values of a dense or sparse matrix as a flat array (explicit entries only)."""
+    """Return the stored values of a dense or sparse matrix as a flat array.
+
+    The zeros that a sparse matrix does not store are left out.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import matrix_values
+    >>> matrix_values(np.eye(2)), len(matrix_values(cells.X))
+    (array([1., 0., 0., 1.]), 174400)
+    """
     return np.asarray(X.data if sp.issparse(X) else X).ravel()
 
 
 def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Return a dense ``(cells, genes)`` array of a dense or sparse matrix."""
+    """Return a dense or sparse matrix as a dense ``(cells, genes)`` array of a dtype.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import to_dense
+    >>> dense = to_dense(cells.X)
+    >>> type(dense).__name__, dense.shape, dense.dtype
+    ('ndarray', (700, 765), dtype('float32'))
+    """
     return np.asarray(X.toarray() if sp.issparse(X) else X, dtype=dtype)
 
 
 def detect_space(X: Any) -> Space:
-    """Tell raw counts, log-normalized and scaled expression apart by their values.
+    """Detect from the values whether expression is raw counts, log-normalized or scaled.
 
     Parameters
     ----------
@@ -134,17 +204,23 @@ def detect_space(X: Any) -> Space:
 
     Returns
     -------
-    ``"counts"`` for non-negative integers, ``"lognorm"`` for non-negative values that are small enough
-    to be logarithms, ``"scaled"`` for centered values of both signs.
+    ``"counts"`` for non-negative integers, ``"lognorm"`` for non-negative values up to :data:`LARGEST_LOG_VALUE`,
+    ``"scaled"`` for values of both signs.
 
     Raises
     ------
     InputError
-        Negative counts, normalized values without a logarithm, or a mixture that is none of the three.
+        For negative counts, normalized values without a logarithm, only zeros, or mostly zeros with negative values.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import detect_space
+    >>> detect_space(cells.X), detect_space(cells.X.log1p())
+    ('counts', 'lognorm')
     """
     values = matrix_values(X)
     if values.size == 0 or not values.any():
-        raise InputError("X holds nothing but zeros")
+        raise InputError("X holds only zeros: give cells with nonzero expression")
     integers = bool((values == np.rint(values)).all())
     lowest, highest = float(values.min()), float(values.max())
     if integers:
@@ -168,11 +244,23 @@ def detect_space(X: Any) -> Space:
 
 
 def find_expression(adata: ad.AnnData) -> tuple[Any, Space, str]:
-    """Find the matrix to work on: ``X``, or ``layers["counts"]`` where ``X`` is not counts but the layer is.
+    """Return the expression matrix: ``layers["counts"]`` if only this layer holds counts, else ``X``.
 
     Returns
     -------
-    The matrix, its space, and one sentence that says what was found.
+    The matrix, its expression space, and a message that describes them.
+
+    Raises
+    ------
+    InputError
+        As :func:`detect_space`.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import find_expression
+    >>> X, space, message = find_expression(cells)
+    >>> X.shape, space, message
+    ((700, 765), 'counts', 'X is raw counts')
     """
     space = detect_space(adata.X)
     if space != "counts" and "counts" in adata.layers:
@@ -183,7 +271,14 @@ def find_expression(adata: ad.AnnData) -> tuple[Any, Space, str]:
 
 
 def describe(space: Space) -> str:
-    """Return the words for an expression space."""
+    """Return an expression space in words.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import describe
+    >>> describe("lognorm")
+    'log-normalized'
+    """
     words = {"counts": "raw counts", "lognorm": "log-normalized", "scaled": "scaled (centered values of both signs)"}
     return words[space]
 

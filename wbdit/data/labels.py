@@ -1,4 +1,4 @@
-"""The labels that cells are conditioned on: columns of obs, their categories, which combinations there were."""
+"""Labels that cells are conditioned on: columns of ``obs``, their categories and observed combinations."""
 
 from __future__ import annotations
 
@@ -16,25 +16,35 @@ from wbdit.data.expression import check_label_sizes, check_labels
 from wbdit.errors import InputError
 
 SEPARATOR = "/"  # between the labels of several columns, as in "NK/stim"
-OPEN = "*"  # in place of a label: any, as often as in training
+OPEN = "*"  # wildcard for a label: any, in the proportions of the training cells
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The label columns of the training cells.
+    """Label columns of the training cells.
 
-    A cell's labels are indices ``(C,)``, one into each column's categories; a run without labels has no columns.
+    A cell's labels are indices ``(C,)``, one per column, into the column's categories. A run without labels has no
+    columns.
 
     Attributes
     ----------
     columns
         ``(C,)`` columns of ``obs``.
     categories
-        The ``K_c`` labels of each column, sorted.
+        ``K_c`` labels of each column, sorted.
     combinations
-        The combinations of labels that training cells had ``(M, C)`` int64, in lexicographic order.
+        Combinations of labels in the training cells, ``(M, C)`` int64, in lexicographic order.
     sizes
-        How many cells had each, ``(M,)`` int64.
+        Number of training cells with each combination, ``(M,)`` int64.
+
+    Examples
+    --------
+    >>> from wbdit.data.labels import Labels
+    >>> labels = Labels.fit(cells, "bulk_labels")
+    >>> labels.summary()
+    '10 labels'
+    >>> labels.codes_from_counts({"Dendritic": 2, "CD19+ B": 1}).ravel()
+    array([9, 9, 1])
     """
 
     columns: tuple[str, ...]
@@ -49,7 +59,7 @@ class Labels:
         Parameters
         ----------
         adata
-            The cells.
+            Training cells.
         columns
             Column of ``obs``, or several, or none.
 
@@ -61,7 +71,7 @@ class Labels:
         names = (columns,) if isinstance(columns, str) else tuple(columns or ())
         twice = [name for i, name in enumerate(names) if name in names[:i]]
         if twice:
-            raise InputError(f"label column {twice[0]!r} is named twice: once is enough")
+            raise InputError(f"label column {twice[0]!r} is named twice: name it once")
         for name in names:
             check_labels(adata, name)
             check_label_sizes(adata, name)
@@ -77,7 +87,7 @@ class Labels:
         return tuple(map(len, self.categories))
 
     def summary(self) -> str:
-        """Return the number of labels in words, such as "10 x 2 labels, 19 of their 20 combinations"."""
+        """Return the number of labels as text, such as "10 x 2 labels, 19 of their 20 combinations"."""
         if not self.columns:
             return "no labels"
         sizes = [len(categories) for categories in self.categories]
@@ -85,12 +95,12 @@ class Labels:
         return f"{' x '.join(map(str, sizes))} labels{combined}"
 
     def codes(self, adata: ad.AnnData) -> np.ndarray:
-        """Return the labels ``(cells, C)`` int64 of cells.
+        """Return the label indices ``(cells, C)`` int64 of cells.
 
         Raises
         ------
         InputError
-            If a column is missing or incomplete, or a label unknown.
+            If a column is missing or incomplete, or a label is unknown.
         """
         found = []
         for column, (name, categories) in enumerate(zip(self.columns, self.categories, strict=True)):
@@ -103,34 +113,35 @@ class Labels:
         return np.array(found, np.int64).reshape(len(found), adata.n_obs).T.copy()
 
     def training_codes(self, n: int) -> np.ndarray:
-        """Return the labels ``(n, C)`` int64 of `n` cells whose combinations are composed as the training cells'."""
+        """Return the labels ``(n, C)`` int64 of `n` cells, in the proportions of the training cells."""
         return self.combinations[apportion(self.sizes, n)]
 
     def codes_like(self, codes: np.ndarray, n: int) -> np.ndarray:
-        """Return the labels ``(n, C)`` of `n` cells, composed of combinations as cells of labels ``(cells, C)`` are."""
+        """Return the labels ``(n, C)`` of `n` cells, in the proportions of cells with labels ``(cells, C)``."""
         _, first, sizes = np.unique(self._keys(codes), return_index=True, return_counts=True)
         return codes[first][apportion(sizes, n)]
 
     def codes_from_counts(self, counts: Mapping[str | tuple[str, ...], int]) -> np.ndarray:
-        """Return the labels ``(cells, C)`` int64 of so many cells of each combination.
+        """Return the labels ``(cells, C)`` int64 of given numbers of cells per combination.
 
         Parameters
         ----------
         counts
-            Number of cells by label; with several columns by their labels in order, ``"NK/stim"`` or
-            ``("NK", "stim")``. ``"*"`` leaves a column open: drawn as the training cells that fit the rest have it.
+            Number of cells per label. With several columns, a key names one label per column, in order: ``"NK/stim"``
+            or ``("NK", "stim")``. ``"*"`` stands for any label, in the proportions of the training cells that match the
+            other columns.
 
         Raises
         ------
         InputError
-            If a name cannot be read or is unknown, or no training cell fits one with an open column.
+            If a name is ambiguous or unknown, or no training cell matches a name with ``"*"``.
         """
         if not self.columns:
-            raise InputError("this run was trained without labels: ask for a number of cells only")
+            raise InputError("this run was trained without labels: give only a number of cells")
         return np.concatenate([self._fitting(name, n) for name, n in counts.items()])
 
     def replace(self, codes: np.ndarray, toward: Mapping[str, str]) -> np.ndarray:
-        """Return the labels ``(cells, C)`` of cells with those of some columns replaced.
+        """Return the labels ``(cells, C)`` with the labels of some columns replaced.
 
         Raises
         ------
@@ -146,7 +157,7 @@ class Labels:
         return moved
 
     def position(self, column: str) -> int:
-        """Return where a column stands among the run's; an InputError if it is none of them."""
+        """Return the index of a label column; raise an InputError if the run does not have it."""
         if column not in self.columns:
             raise InputError(
                 f"{column!r} is no label column of this run, which has: {', '.join(self.columns) or 'none'}"
@@ -154,13 +165,13 @@ class Labels:
         return self.columns.index(column)
 
     def combination_index(self, codes: np.ndarray) -> np.ndarray:
-        """Return where cells' labels are in :attr:`combinations`, ``(cells,)``; -1 where no training cell had them."""
+        """Return the index of each cell's labels in :attr:`combinations`, ``(cells,)``; -1 for unseen combinations."""
         known, asked = self._keys(self.combinations), self._keys(codes)
         place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
         return np.where(known[place] == asked, place, -1)
 
     def unseen(self, codes: np.ndarray) -> list[str]:
-        """Name the combinations among cells' labels ``(cells, C)`` that no training cell had."""
+        """Return the names of the combinations in labels ``(cells, C)`` that no training cell had."""
         return [self.name(row) for row in np.unique(codes[self.combination_index(codes) < 0], axis=0)]
 
     def name(self, row: Iterable[int]) -> str:
@@ -175,7 +186,7 @@ class Labels:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Return columns and categories for ``uns``: of one column itself, of several a list and a dict."""
+        """Return the columns and categories for ``uns``: a name and an array, or an array of names and a dict."""
         categories = [np.array(labels, dtype=object) for labels in self.categories]
         if len(self.columns) == 1:
             return {"label": self.columns[0], "categories": categories[0]}
@@ -185,7 +196,7 @@ class Labels:
         return {"label": np.array(self.columns, dtype=object), "categories": by_column}
 
     def _keys(self, codes: np.ndarray) -> np.ndarray:
-        """Return a number for each cell's labels ``(cells, C)``, in lexicographic order."""
+        """Return one integer per row of labels ``(cells, C)``, which sorts like the row."""
         keys = np.zeros(len(codes), np.int64)
         for column, labels in enumerate(self.categories):
             keys = keys * len(labels) + codes[:, column]
@@ -193,48 +204,53 @@ class Labels:
 
     def _unknown(self, column: int, label: str) -> InputError:
         known = ", ".join(self.categories[column])
-        return InputError(f"unknown label {label!r} in {self.columns[column]!r}; the run knows: {known}")
+        return InputError(f"unknown label {label!r} in {self.columns[column]!r}; the run's labels are: {known}")
 
     def _fitting(self, name: str | tuple[str, ...], n: int) -> np.ndarray:
-        """Return the labels ``(n, C)`` of `n` cells that fit a name."""
+        """Return the labels ``(n, C)`` of `n` cells that match a name."""
         wanted = self._read(name)
         if (wanted >= 0).all():
             return np.tile(wanted, (n, 1))
         fits = ((wanted < 0) | (self.combinations == wanted)).all(1)
         if not fits.any():
-            raise InputError(f"no training cell is {name!r}, to tell what is open in it: name a label in each column")
+            raise InputError(f"no training cell is {name!r}, so {OPEN} has no match: name a label in each column")
         return self.combinations[fits][apportion(self.sizes[fits], n)]
 
     def _read(self, name: str | tuple[str, ...]) -> np.ndarray:
-        """Return the labels ``(C,)`` of a name, -1 where it leaves a column open.
+        """Return the labels ``(C,)`` of a name, -1 for a wildcard.
 
-        Labels may hold the separator: the name is cut where all parts are labels.
+        Labels may contain the separator, so the name is split such that all parts are known labels.
         """
         cuts = [name] if isinstance(name, tuple) else _cuts(name, len(self.columns))
         cuts = [parts for parts in cuts if len(parts) == len(self.columns)]
         if not cuts:
             form = SEPARATOR.join(self.columns)
-            raise InputError(
-                f"{name!r} does not name a label in each of {form}: write {OPEN} for one that is left open"
-            )
+            raise InputError(f"{name!r} does not name a label in each of {form}: write {OPEN} for any label")
         read = [[self._code(column, label) for column, label in enumerate(parts)] for parts in cuts]
         whole = [codes for codes in read if None not in codes]
         if len(whole) > 1:
-            raise InputError(f"{name!r} can be read in more than one way: name its labels one by one, as a tuple")
+            raise InputError(f"{name!r} can be split in more than one way: give its labels as a tuple")
         if not whole:
             parts, codes = min(zip(cuts, read, strict=True), key=lambda cut: cut[1].count(None))
             raise self._unknown(codes.index(None), parts[codes.index(None)])
         return np.array(whole[0], np.int64)
 
     def _code(self, column: int, label: str) -> int | None:
-        """Return the index of a label, -1 for an open column, None for an unknown label."""
+        """Return the index of a label, -1 for the wildcard, None for an unknown label."""
         if label in self.categories[column]:
             return self.categories[column].index(label)
         return -1 if label == OPEN else None
 
 
 def apportion(shares: np.ndarray, n: int) -> np.ndarray:
-    """Return `n` indices in the proportions of `shares`, sorted, by largest remainders."""
+    """Return `n` sorted indices in the proportions of `shares`, rounded by largest remainders.
+
+    Examples
+    --------
+    >>> from wbdit.data.labels import apportion
+    >>> apportion(np.array([2, 1, 1]), 6)
+    array([0, 0, 0, 1, 1, 2])
+    """
     exact = n * shares / shares.sum()
     whole = np.floor(exact).astype(int)
     for k in np.argsort(whole - exact, kind="stable")[: n - whole.sum()]:
@@ -243,7 +259,7 @@ def apportion(shares: np.ndarray, n: int) -> np.ndarray:
 
 
 def _cuts(name: str, columns: int) -> list[tuple[str, ...]]:
-    """Return all ways to cut a name into a label for each column at the separators."""
+    """Return all ways to split a name at separators into one label per column."""
     pieces = name.split(SEPARATOR)
     ends = combinations(range(1, len(pieces)), columns - 1)
     bounds = [(0, *cut, len(pieces)) for cut in ends]

@@ -1,4 +1,4 @@
-"""Minibatches of cells, in an order that can be stopped and taken up again."""
+"""Minibatches of cells, in an order that can be saved and resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wbdit.data.sources import TrainingData
 
 
 class Batch(NamedTuple):
-    """Cells ``(B, 1, G)``, their labels ``(B,)`` or ``(B, C)``, and the logarithms of their library sizes ``(B,)``."""
+    """Cells ``(B, 1, G)``, their labels ``(B,)`` or ``(B, C)``, and the natural log of their library sizes ``(B,)``."""
 
     x: Tensor
     y: Tensor | None
@@ -22,16 +22,16 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Shuffled minibatches from memory, epoch after epoch, drawn with torch's global random numbers.
+    """Shuffled minibatches of cells in memory. The order comes from torch's global random generator.
 
     Parameters
     ----------
     x
-        Cells ``(n, G)``, values in fp32 or levels of counts in uint8, on the device that the model is on.
+        Cells ``(n, G)`` on the model's device: fp32 values or uint8 levels of counts.
     y
         Labels ``(n,)`` or ``(n, C)`` int64, or None.
     batch_size
-        Cells a batch; fewer where there are fewer cells. The remainder of an epoch is left out of it.
+        Cells per batch, at most the number of cells. The last, incomplete batch of an epoch is dropped.
     log_library
         Natural logarithms of library sizes ``(n,)`` fp32, or None.
     """
@@ -42,19 +42,19 @@ class Batches:
         self.log_library = log_library
         self.batch_size = min(batch_size, len(x))
         self.epoch = 0
-        self.position = len(x)  # an epoch is over: the first draw shuffles
+        self.position = len(x)  # end of an epoch: the first draw shuffles
         self.order = torch.arange(len(x))
 
     @classmethod
     def of_values(cls, data: TrainingData, batch_size: int, device: torch.device) -> Batches:
-        """Return batches of cells as the model sees them, on a device."""
+        """Return batches of model values on a device."""
         return cls(torch.from_numpy(data.values).to(device), _labels(data, device), batch_size)
 
     @classmethod
     def of_counts(
         cls, data: TrainingData, bin_of: Callable[[np.ndarray], np.ndarray], batch_size: int, device: torch.device
     ) -> Batches:
-        """Return batches of counts by their bins, with library sizes, on a device."""
+        """Return batches of count levels with library sizes, on a device."""
         x = torch.from_numpy(bin_of(data.matrix)).to(device)
         log_library = torch.from_numpy(log_library_sizes(data.matrix)).to(device)
         return cls(x, _labels(data, device), batch_size, log_library)

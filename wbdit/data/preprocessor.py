@@ -1,15 +1,15 @@
-"""From AnnData to tensors and back: genes, labels, values, library sizes.
+"""Conversion from AnnData to arrays and back: genes, labels, values, library sizes.
 
-The model sees ``(value - center) / scale``, gene by gene. What the values are follows from what the cells hold:
+The model's input is ``(value - center) / scale``, per gene. The kind of values depends on the cells' expression space:
 
 ==========  ===========================================  =====================================================
-cells       values                                       back to cells
+space       values                                       decoding to cells
 ==========  ===========================================  =====================================================
 counts      ``"log1p"``: ln(1 + count)                   drawn from a likelihood (:mod:`wbdit.counts.denoiser`)
-counts      ``"lognorm"``: ln(1 + count per 10,000)      shares of the cell, times its library size, rounded
-            (the paper's kind)
-lognorm     ``"as is"``                                  values under half the gene's smallest are zero
-scaled      ``"as is"``                                  as they are
+counts      ``"lognorm"``: ln(1 + count per 10,000)      expression shares times the library size, rounded
+            (as in the paper)
+lognorm     ``"as is"``                                  values below half the gene's smallest become zero
+scaled      ``"as is"``                                  unchanged
 ==========  ===========================================  =====================================================
 """
 
@@ -35,27 +35,36 @@ logger = logging.getLogger("wbdit")
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """What is needed to bring cells to the model and its output back.
+    """Conversion of cells to the model's input, and of its output to cells.
 
     Attributes
     ----------
     space
-        What the training cells held.
+        Expression space of the training cells.
     values
-        What the model sees of them; see the module's table.
+        Kind of values that the model is trained on; see the module's table.
     genes
         ``(G,)`` names, in the model's order.
     labels
-        Label columns and their categories, in the model's order; no columns without labels.
+        Label columns and their categories, in the model's order; no columns for a run without labels.
     center
         ``(G,)`` fp32, subtracted from the values.
     scale
-        The centered values are divided by it.
+        Divisor of the centered values.
     smallest
         ``(G,)`` fp32, each gene's smallest non-zero training value.
     library
-        Total counts of the training cells over `genes`, fp32, sorted within each of ``labels.combinations``, of which
-        there are ``labels.sizes``; empty where the cells had no counts.
+        Library sizes of the training cells over `genes`, fp32. They are grouped by ``labels.combinations``, with
+        ``labels.sizes`` cells per group, and sorted within each group; empty if the cells had no counts.
+
+    Examples
+    --------
+    >>> from wbdit.data.preprocessor import Preprocessor
+    >>> preprocessor = Preprocessor.fit(cells, label="bulk_labels")
+    >>> preprocessor.space, preprocessor.values
+    ('counts', 'log1p')
+    >>> preprocessor.encode(cells).shape
+    (700, 765)
     """
 
     space: Space
@@ -77,7 +86,7 @@ class Preprocessor:
         lognorm: bool = False,
         centered: bool = True,
     ) -> Preprocessor:
-        """Learn genes, labels and values from training cells, see :meth:`fit_matrix`."""
+        """Learn genes, labels and values from training cells, as :meth:`fit_matrix`."""
         return cls.fit_matrix(adata, label=label, max_genes=max_genes, lognorm=lognorm, centered=centered)[0]
 
     @classmethod
@@ -90,7 +99,9 @@ class Preprocessor:
         lognorm: bool = False,
         centered: bool = True,
     ) -> tuple[Preprocessor, np.ndarray]:
-        """Learn genes, labels and values from training cells; logs what was found and chosen.
+        """Learn genes, labels and values from training cells.
+
+        The logger "wbdit" reports the expression space and the selection of genes.
 
         Parameters
         ----------
@@ -99,15 +110,15 @@ class Preprocessor:
         label
             Column of ``obs`` to condition on, or several.
         max_genes
-            Where there are more genes, this many variable ones are chosen.
+            Maximum number of genes. If there are more, the most variable are kept.
         lognorm
             Normalize counts by library size before the logarithm.
         centered
-            Center each gene and divide by one common scale; else the values stay as they are.
+            Center each gene and divide by one common scale; else the values are unchanged.
 
         Returns
         -------
-        The preprocessor, and what its :meth:`matrix` gives for these cells.
+        The preprocessor, and the result of its :meth:`matrix` for these cells.
 
         Raises
         ------
@@ -144,7 +155,7 @@ class Preprocessor:
         return preprocessor, dense
 
     def encode(self, adata: ad.AnnData) -> np.ndarray:
-        """Return cells as the model sees them, ``(cells, G)`` fp32.
+        """Return the model's input for cells, ``(cells, G)`` fp32.
 
         Raises
         ------
@@ -154,11 +165,11 @@ class Preprocessor:
         return self.scaled(self.matrix(adata))
 
     def scaled(self, matrix: np.ndarray) -> np.ndarray:
-        """Return what :meth:`matrix` gives as the model sees it, of the same shape."""
+        """Return the model's input for a :meth:`matrix` of expression, of the same shape."""
         return (transformed(matrix, self.values) - self.center) / np.float32(self.scale)
 
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
-        """Return cells in the training cells' space over the run's genes, ``(cells, G)`` fp32; raises as `encode`."""
+        """Return the expression of the run's genes, ``(cells, G)`` fp32; raises the errors of :meth:`encode`."""
         check_cells(adata)
         missing = [gene for gene in self.genes if gene not in adata.var_names]
         if missing:
@@ -169,19 +180,19 @@ class Preprocessor:
         return to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
 
     def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
-        """Turn what a model has made into cells, without labels.
+        """Convert a model's output to cells, without labels.
 
         Parameters
         ----------
         x
-            ``(n, G)``: counts where :attr:`values` is "log1p", else values as the model gives them.
+            ``(n, G)``: counts if :attr:`values` is "log1p", else the model's values.
         library
-            Library sizes ``(n,)``; taken where :attr:`values` is "lognorm" and the training cells held counts.
+            Library sizes ``(n,)``; used only if :attr:`values` is "lognorm".
 
         Returns
         -------
-        AnnData with ``X`` = counts (CSR fp32) and ``layers["lognorm"]`` where the training cells held counts, else
-        ``X`` in their own space.
+        AnnData with counts in ``X`` (CSR fp32) and ``layers["lognorm"]`` if the training cells held counts. Otherwise
+        ``X`` is in the training cells' space; log-normalized cells also have the layer.
         """
         if self.values == "log1p":
             return self._as_counts(x)
@@ -199,7 +210,7 @@ class Preprocessor:
     def obs(self, codes: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0) -> pd.DataFrame:
         """Return ``obs`` of cells with labels ``(n, C)``.
 
-        Each label column, categorical; with `toward` also ``f"{column}_toward"`` and ``"mix"``.
+        Each label column is categorical. With `toward`, ``obs`` also has ``f"{column}_toward"`` and ``"mix"``.
         """
         obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self.labels.obs(codes))
         if toward is None:
@@ -215,7 +226,7 @@ class Preprocessor:
         return ad.AnnData(X, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)), layers=layers)
 
     def facts(self) -> dict[str, Any]:
-        """Return what travels with the cells in ``uns``: genes, labels, and what the values were."""
+        """Return metadata for ``uns``: genes, labels, expression space and kind of values."""
         return {
             "trained_on": self.space,
             "values": self.values,
@@ -227,22 +238,22 @@ class Preprocessor:
     def draw_library(
         self, codes: np.ndarray, u: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0
     ) -> np.ndarray:
-        """Draw library sizes ``(n,)`` from those of each cell's labels: their quantiles at `u`, interpolated.
+        """Draw library sizes from those of the training cells with the same labels, as interpolated quantiles.
 
         Parameters
         ----------
         codes
-            Labels ``(n, C)`` int64. A combination that no training cell had is given the sizes of all training cells
-            with its first column's label.
+            Labels ``(n, C)`` int64. A combination that no training cell had uses all training cells with its first
+            column's label.
         u
-            Uniform numbers ``(n,)`` in (0, 1).
+            Uniform numbers ``(n,)`` in (0, 1): the quantiles' levels.
         toward, mix
-            Labels ``(n, C)`` that the cells lie toward, and how far. A size lies as far between the two that `u` draws,
-            which takes the one distribution to the other by the straightest path (McCann 1997).
+            Target labels ``(n, C)``, and the share of the way to them: 0 for `codes`, 1 for `toward`. The two sizes at
+            `u` are interpolated linearly: displacement interpolation of the distributions (McCann 1997).
 
         Returns
         -------
-        Ones where the training cells held no counts.
+        Library sizes ``(n,)``; ones if the training cells held no counts.
         """
         if self.space != "counts":
             return np.ones(len(codes))

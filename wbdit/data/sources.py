@@ -1,4 +1,4 @@
-"""The cells that a model is trained on: checked, told and made dense once."""
+"""Training cells in memory: checked, preprocessed and dense."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from wbdit.data.preprocessor import Preprocessor
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Cells in memory, with all that is known of them.
+    """Training cells as arrays, with their preprocessor.
 
     Attributes
     ----------
     preprocessor
         Genes, labels and values.
     matrix
-        Expression in the space of the cells over the preprocessor's genes, ``(n, G)`` fp32.
+        Expression of the preprocessor's genes, in the cells' own space, ``(n, G)`` fp32.
     codes
         Labels ``(n, C)`` int64, see :class:`wbdit.data.labels.Labels`.
     """
@@ -39,7 +39,7 @@ class TrainingData:
         lognorm: bool = False,
         centered: bool = True,
     ) -> TrainingData:
-        """Learn a preprocessor from cells and take them; arguments and errors as in :meth:`Preprocessor.fit_matrix`."""
+        """Fit a preprocessor and apply it; arguments and errors as in :meth:`Preprocessor.fit_matrix`."""
         preprocessor, matrix = Preprocessor.fit_matrix(
             adata, label=label, max_genes=max_genes, lognorm=lognorm, centered=centered
         )
@@ -47,12 +47,12 @@ class TrainingData:
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, adata: ad.AnnData) -> TrainingData:
-        """Take the cells of an earlier run again.
+        """Apply the preprocessor of an earlier run to cells.
 
         Raises
         ------
         InputError
-            If genes or labels are missing, or the cells are in another space.
+            If genes or labels are missing, or the cells are in another expression space.
         """
         return cls(preprocessor, preprocessor.matrix(adata), preprocessor.labels.codes(adata))
 
@@ -61,14 +61,14 @@ class TrainingData:
 
     @property
     def counts(self) -> np.ndarray | None:
-        """Raw counts ``(n, G)`` fp32 where their likelihood is modelled, else None."""
+        """Raw counts ``(n, G)`` fp32 if the model has a count likelihood, else None."""
         return self.matrix if self.preprocessor.values == "log1p" else None
 
     @property
     def values(self) -> np.ndarray:
-        """Cells as the model sees them, ``(n, G)`` fp32."""
+        """The model's input, ``(n, G)`` fp32."""
         return self.preprocessor.scaled(self.matrix)
 
     def take(self, rows: np.ndarray) -> TrainingData:
-        """Return the cells of some rows."""
+        """Return the cells at the given rows."""
         return TrainingData(self.preprocessor, self.matrix[rows], self.codes[rows])

@@ -1,1 +1,1 @@
-"""Anyone's synthetic cells beside real ones. Knows no model."""
+"""Comparison of synthetic cells from any generator with real cells. Depends on no model."""

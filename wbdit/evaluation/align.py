@@ -1,4 +1,4 @@
-"""Bringing sets of cells to the same genes and the same expression space, so that they can be compared."""
+"""Alignment of sets of cells to the same genes and the same expression space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wbdit.errors import InputError
 
 @dataclass(frozen=True)
 class CellSet:
-    """Cells ready to compare.
+    """Cells of an aligned set.
 
     Attributes
     ----------
@@ -26,8 +26,7 @@ class CellSet:
     labels
         ``(cells,)`` of str, or None.
     totals
-        ``(cells, 2)``: each cell's total counts and detected genes over all shared genes, or None where some set
-        holds no counts.
+        ``(cells, 2)``: total counts and detected genes per cell over all shared genes. None if any set holds no counts.
     """
 
     values: sp.csr_matrix
@@ -45,7 +44,7 @@ class CellSet:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Sets of cells over the same ``genes`` in the same ``space``; ``notes`` say what was done to get there."""
+    """Sets of cells over the same ``genes`` in the same ``space``; ``notes`` list the steps of the alignment."""
 
     sets: dict[str, CellSet]
     genes: np.ndarray
@@ -55,21 +54,28 @@ class Aligned:
 
 
 def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Aligned:
-    """Bring cells to shared, variable genes and one expression space.
+    """Align cells to shared, variable genes and one expression space.
 
     Parameters
     ----------
     sets
-        Cells by name; ``"real"`` comes first, chooses the variable genes and sets the order of the genes.
+        Cells by name. ``"real"`` comes first; it determines the variable genes and the order of the genes.
     label
         Column of ``obs`` with the labels, or None.
     n_genes
-        Most variable genes to keep, where more are shared.
+        Number of most variable genes to keep, if more are shared.
 
     Raises
     ------
     InputError
-        Unusable cells, an unknown or incomplete label column, no shared genes, or scaled values against others.
+        If cells are unusable, the label column is unknown or incomplete, fewer than two genes are shared, or only some
+        sets are scaled.
+
+    Examples
+    --------
+    >>> aligned = align({"real": cells[:50], "synthetic": cells[50:90]}, label="bulk_labels", n_genes=100)
+    >>> aligned.sets["synthetic"].values.shape, aligned.n_shared_genes
+    ((40, 100), 765)
     """
     for name, adata in sets.items():
         with _naming(name):
@@ -102,7 +108,7 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
 
 
 def shared_genes(sets: dict[str, ad.AnnData], notes: list[str]) -> np.ndarray:
-    """Return the genes that all sets have, in the real cells' order; note how many each set loses."""
+    """Return the genes that all sets have, in the order of the real cells; note how many genes each set loses."""
     genes = sets["real"].var_names
     for name, adata in sets.items():
         shared = genes[genes.isin(adata.var_names)]
@@ -113,7 +119,7 @@ def shared_genes(sets: dict[str, ad.AnnData], notes: list[str]) -> np.ndarray:
             )
         genes = shared
     if len(genes) < 2:
-        raise InputError(f"the cells share one gene only ({genes[0]!r}): nothing to compare")
+        raise InputError(f"the cells share only one gene ({genes[0]!r}): a comparison needs at least two")
     lost = {name: adata.n_vars - len(genes) for name, adata in sets.items()}
     if any(lost.values()):
         parts = ", ".join(f"{n} of {sets[name].n_vars} {name}" for name, n in lost.items() if n)
@@ -122,32 +128,32 @@ def shared_genes(sets: dict[str, ad.AnnData], notes: list[str]) -> np.ndarray:
 
 
 def common_space(spaces: dict[str, Space], notes: list[str]) -> Space:
-    """Return the space to compare in; refuse scaled values beside unscaled ones."""
+    """Return the common expression space; refuse a mixture of scaled and unscaled sets."""
     found = set(spaces.values())
     if len(found) == 1:
         space = next(iter(found))
         if space == "lognorm":
             notes.append("all cells are log-normalized already and are used as they are")
         if space == "scaled":
-            notes.append("all cells are scaled and are used as they are: gene means and variances say little there")
+            notes.append("all cells are scaled and used unchanged: gene means and variances carry little information")
         return space
     if "scaled" in found:
         words = ", ".join(f"{name} is {describe(space)}" for name, space in spaces.items())
         raise InputError(f"scaled values cannot be compared with unscaled ones ({words}): give raw counts for all")
     notes.append(
-        "counts are compared with log values: those were taken as natural logarithms (log1p), undone, and all cells "
+        "counts are compared with log values: the log values are read as log1p and inverted, and all cells are "
         f"normalized to {normalize.TARGET_SUM:g} over the shared genes"
     )
     return "lognorm"
 
 
 def totals_and_detected(counts: sp.csr_matrix) -> np.ndarray:
-    """Return each cell's total and its number of genes above zero, ``(cells, 2)``."""
+    """Return the total counts and the number of detected genes per cell, ``(cells, 2)``."""
     return np.column_stack([np.asarray(counts.sum(axis=1)).ravel(), np.asarray((counts > 0).sum(axis=1)).ravel()])
 
 
 def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndarray:
-    """Return the columns of the most variable genes, in order: by scanpy, or by plain variance if scaled."""
+    """Return the columns of the most variable genes, ascending: chosen by scanpy, or by variance if scaled."""
     if space == "scaled":
         variance = values.power(2).mean(axis=0) - np.square(values.mean(axis=0))
         return np.sort(np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_genes])
@@ -156,7 +162,7 @@ def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndar
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Say which set of cells an error is about."""
+    """Prefix errors with the name of the set of cells."""
     try:
         yield
     except InputError as error:

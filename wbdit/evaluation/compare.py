@@ -1,4 +1,4 @@
-"""Scoring sets of cells against real ones, the same code for synthetic cells and for the floor."""
+"""Scores of synthetic cells against real cells; the same code gives the floor."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ from wbdit.evaluation.estimators import Basis, Estimates
 from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.intervals import AT_MOST, Halves, proportion
 
-MIN_CELLS = 20  # fewer leave a forest with nothing to hold out
+MIN_CELLS = 20  # the forest needs cells to hold out
 MIN_PER_TYPE = 10
-STAGES_PER_SEED = 10  # four for the synthetic cells, four for the floor, memorization, the types
-SPLIT, HALVES, MEMORY = 3, 4, 5  # random streams; 0 to 2 draw
+STAGES_PER_SEED = 10  # four for the synthetic cells, four for the floor, one for memorization, one for the types
+SPLIT, HALVES, MEMORY = 3, 4, 5  # random streams; 0 to 2 draw the cells
 
 
 class Plan(NamedTuple):
-    """How to score: ``n`` cells of each set, at most ``n_cells`` of a type, ``resamples`` for the intervals.
+    """Sample sizes of a comparison.
 
-    ``ignored`` labels are no types: their cells stay out of everything that is taken by label.
+    Attributes
+    ----------
+    n
+        Cells per set.
+    n_cells
+        Most cells per type.
+    resamples
+        Resamples for the intervals.
+    ignored
+        Labels that are not cell types; excluded from all metrics that use labels.
     """
 
     n: int
@@ -33,7 +42,10 @@ class Plan(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Synthetic cells and the floor by metric, ``n`` cells of each set, and why a metric is missing."""
+    """Estimates by metric, of synthetic cells and of the floor, at ``n`` cells per set.
+
+    ``omitted`` gives a reason for each missing metric.
+    """
 
     n: int
     synthetic: Estimates
@@ -42,7 +54,7 @@ class Comparison(NamedTuple):
 
 
 class SeedRun(NamedTuple):
-    """Everything that one seed gives."""
+    """Results of one seed."""
 
     overall: Comparison
     memory: Comparison
@@ -51,14 +63,16 @@ class SeedRun(NamedTuple):
 
 
 def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], None]) -> SeedRun:
-    """Draw as many cells of each set and score the synthetic ones and the floor, overall and by type.
+    """Draw equally many cells from each set; score the synthetic cells and the floor, overall and per type.
 
     Parameters
     ----------
     aligned
-        The sets ``"real"``, ``"synthetic"`` and maybe ``"train"``; without it, the real cells are split.
+        The sets ``"real"``, ``"synthetic"`` and optionally ``"train"``. Without ``"train"``, the real cells are split.
+    plan, seed
+        Sample sizes, and the seed of all random draws.
     announce
-        Called with each stage's name before it starts.
+        Called with the name of each stage before it starts.
     """
     synthetic = aligned.sets["synthetic"]
     if "train" in aligned.sets:
@@ -93,24 +107,24 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
 
 
 def draw(pool: CellSet, n: int, rng: np.random.Generator) -> AlignedCells:
-    """Draw ``n`` cells without replacement, as dense arrays."""
+    """Draw ``n`` cells without replacement and return dense arrays."""
     chosen = pool.take(rng.choice(len(pool), n, replace=False))
     return AlignedCells(chosen.values.toarray(), chosen.labels, chosen.totals)
 
 
 def split_halves(cells: CellSet, rng: np.random.Generator) -> tuple[CellSet, CellSet]:
-    """Split into two random halves, each label evenly where there are labels."""
+    """Split cells into two random halves, stratified by label if there are labels."""
     order = rng.permutation(len(cells))
     if cells.labels is not None:
         order = order[np.argsort(cells.labels[order], kind="stable")]
-    # every second cell of an order that is sorted by label and random within it
+    # the order is sorted by label and random within a label, so every second cell stratifies the halves
     return cells.take(np.sort(order[0::2])), cells.take(np.sort(order[1::2]))
 
 
 def common_types(
     sets: list[np.ndarray | None], ignored: tuple[str, ...] = (), at_least: int = MIN_PER_TYPE
 ) -> list[str]:
-    """Return the labels that have ``at_least`` cells in every set and are not ignored, sorted."""
+    """Return the sorted labels that have ``at_least`` cells in every set and are not ignored."""
     counted = [dict(zip(*np.unique(labels, return_counts=True), strict=True)) for labels in sets if labels is not None]
     if len(counted) < len(sets) or not counted:
         return []
@@ -129,28 +143,28 @@ def score_cells(
     has_zeros: bool,
     announce: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Estimates, dict[str, str]]:
-    """Score ``other`` against ``real``, as many cells of each.
+    """Score ``other`` against ``real``, with equally many cells in both.
 
     Parameters
     ----------
     real, other
-        The reference, and synthetic cells or (for the floor) other real ones.
+        The reference, and synthetic cells or (for the floor) other real cells.
     basis
         CFGen's components, fitted on ``real``.
     types
-        Labels to compare fold changes of.
+        Labels whose fold changes are compared.
     halves
-        Of both, for the intervals.
+        Resamples of both sets, for the intervals.
     ignored
-        Labels whose cells take no part in fold changes and classification.
+        Labels whose cells are excluded from fold changes and classification.
     has_zeros
-        Whether zeros mean "not detected" (not so in scaled values).
+        Whether zeros mean "not detected"; False for scaled values.
     announce
-        Called with each stage's name before it starts.
+        Called with the name of each stage before it starts.
 
     Returns
     -------
-    The estimates by metric, and a reason for each metric that could not be taken.
+    The estimates by metric, and a reason for each metric that could not be computed.
     """
     values = real.values, other.values
     announce("distances")
@@ -168,7 +182,7 @@ def score_cells(
     if has_zeros:
         scores["zero_mae"] = estimators.zero_fractions(*values, halves)
     else:
-        reasons["zero_mae"] = "scaled values have no zeros to count"
+        reasons["zero_mae"] = "zeros of scaled values do not mean that a gene was not detected"
     if real.totals is not None and other.totals is not None:
         scores |= estimators.library_sizes(real.totals, other.totals, halves)
     else:
@@ -180,7 +194,7 @@ def score_cells(
 def score_labels(
     real: AlignedCells, other: AlignedCells, types: list[str], halves: Halves, ignored: tuple[str, ...] = ()
 ) -> tuple[Estimates, dict[str, str]]:
-    """Return the metrics that need labels, and reasons for those that could not be taken."""
+    """Compute the metrics that need labels, with a reason for each that could not be computed."""
     if real.labels is None or other.labels is None:
         return {}, dict.fromkeys(("lfc_slope", "tstr"), "no label column was given")
     kept = [~np.isin(labels, ignored) for labels in (real.labels, other.labels)]
@@ -193,19 +207,21 @@ def score_labels(
     else:
         reasons["lfc_slope"] = f"fewer than two types have {MIN_PER_TYPE} cells in every set"
     if len(real.values) == 0 or len(np.unique(other_labels)) < 2:
-        reasons["tstr"] = "a classifier needs two labels, and one of the sets has a single one"
+        reasons["tstr"] = "a classifier needs cells of at least two labels to train on, and real cells to test on"
     else:
         scores["tstr"] = estimators.classifier(other, real)
     return scores, reasons
 
 
 def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
-    """Score nearness to the training cells, with the held-out cells in two halves.
+    """Score memorization of the training cells, with the held-out cells split into two halves.
 
-    One half is compared with the training cells, and neither those nor the synthetic cells have a part in the
-    principal components: these are fitted on the other half, which takes the place of the synthetic cells in the floor
-    of ``mia_auc`` and ``dcr_ratio``. ``copies`` looks among all training cells; its floor is the first half.
-    The other two see fewer copies where the cells drawn are a small part: a copy counts if its original is drawn too.
+    The first half is compared with the training cells. The principal components are fitted on the second half, so that
+    neither training nor synthetic cells influence them. The second half also replaces the synthetic cells in the floor
+    of ``mia_auc`` and ``dcr_ratio``.
+
+    ``copies`` compares with all training cells; its floor is the share of copies in the first half. The other two
+    metrics compare with a sample of the training cells. They miss a copy if its original is not drawn.
     """
     names = ("mia_auc", "dcr_ratio", "copies")
     if "train" not in aligned.sets:
@@ -215,7 +231,7 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
     pools = (train, heldout, synthetic, stand_in)
     m = min(plan.n, *(len(pool) for pool in pools))
     if m < MIN_CELLS:
-        return Comparison(m, {}, {}, dict.fromkeys(names, f"needs {2 * MIN_CELLS} real cells, which are halved for it"))
+        return Comparison(m, {}, {}, dict.fromkeys(names, f"needs {2 * MIN_CELLS} real cells, which are split in half"))
     rng = np.random.default_rng([seed, MEMORY])
     rows = [rng.choice(len(pool), m, replace=False) for pool in pools]
     dense = [pool.values[chosen].toarray() for pool, chosen in zip(pools, rows, strict=True)]
@@ -236,12 +252,12 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
 def score_types(
     pools: dict[str, CellSet], plan: Plan, basis: Basis, seed: int, *, has_zeros: bool
 ) -> dict[str, Comparison]:
-    """Score each type with enough cells in every set, at the size of the smallest."""
+    """Score each type that has enough cells in every set, at the size of the smallest set."""
     runs = {}
     for name in common_types([pool.labels for pool in pools.values()], plan.ignored):
         n = min(plan.n_cells, *(int(np.sum(pool.labels == name)) for pool in pools.values()))
         halves = Halves.draw(n, min(plan.resamples, AT_MOST), np.random.default_rng([seed, HALVES]))
-        # the same seed draws the same real cells, so that synthetic cells and the floor face the same ones
+        # one draw of real cells serves as the reference for both the synthetic cells and the floor
         real, synthetic, floor = (
             draw(pool.take(np.flatnonzero(pool.labels == name)), n, np.random.default_rng([seed, min(i, 1)]))
             for i, pool in enumerate(pools.values())
@@ -256,7 +272,7 @@ def score_types(
 def score_type(
     real: AlignedCells, other: AlignedCells, basis: Basis, halves: Halves, *, has_zeros: bool
 ) -> tuple[Estimates, dict[str, str]]:
-    """Return what can be said of the few cells of one type."""
+    """Compute the metrics that are reliable for the few cells of one type."""
     scores = estimators.cfgen_distances(basis.project(real.values), basis.project(other.values), halves)
     scores["scc"] = estimators.gene_means(real.values, other.values, halves)["scc"]
     if has_zeros:
@@ -267,7 +283,7 @@ def score_type(
 
 
 def _defined(scores: Estimates, reasons: dict[str, str]) -> tuple[Estimates, dict[str, str]]:
-    """Part the scores from those that are no number, which get a reason."""
+    """Drop the scores that are not finite, and give a reason for each."""
     reasons = reasons | {
         name: "undefined for these cells" for name, estimate in scores.items() if not math.isfinite(estimate.value)
     }

@@ -1,4 +1,4 @@
-"""Synthetic cells beside real ones: every metric with its real-against-real floor."""
+"""Evaluation of synthetic cells against real cells: every metric with its real-against-real floor."""
 
 from __future__ import annotations
 
@@ -35,18 +35,24 @@ class Evaluation:
     Attributes
     ----------
     scores
-        Overall, by metric.
+        Scores over all cells, by metric.
     per_type
-        By label, what few cells can tell: ``w1``, ``w2``, ``mmd_cfgen``, ``scc``, ``zero_mae`` and ``library_w1``, each
-        with its own floor and n.
+        Scores by label and metric, for metrics that need few cells: ``w1``, ``w2``, ``mmd_cfgen``, ``scc``,
+        ``zero_mae`` and ``library_w1``. Each type has its own floor and n.
     omitted
-        Why a metric is not there.
+        The reason for each metric that was not computed.
     notes
-        What was done to the cells, and what to keep in mind.
+        Preprocessing steps, and cautions for the interpretation.
     n, seeds
-        Cells in each set, and the seeds that drew them.
+        Number of cells per set, and the seeds of the draws.
+    n_genes, n_shared_genes, space
+        Numbers of genes used and shared by all sets, and the expression space that was found.
     floor
-        What the floor is made of, in words.
+        Description of the floor.
+    versions
+        Versions of the packages that were used.
+    figures
+        Data of the first seed for the figures.
     """
 
     scores: dict[str, Score]
@@ -64,11 +70,11 @@ class Evaluation:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The scorecard in plain words."""
+        """The scores in plain words."""
         return judge(self.scores, self.per_type)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what goes into ``metrics.json``: plain values, no arrays."""
+        """Return the content of ``metrics.json``: plain values, no arrays."""
         described = {
             name: {"title": score.metric.title, "group": score.metric.group, "family": score.metric.family}
             | score.to_dict()
@@ -96,7 +102,7 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """Return aligned plain text: a row a metric, what was left out, n and the seeds."""
+        """Return a plain-text table with one row per metric, the omitted metrics, n and the seeds."""
         seeds = ", ".join(map(str, self.seeds))
         lines = [
             self.verdict.headline + ": " + self.verdict.summary,
@@ -105,7 +111,7 @@ class Evaluation:
             "",
             f"n = {self.n} cells of each set, {self.n_genes} genes, seeds {seeds}; floor: {self.floor}",
         ]
-        return "\n".join(lines + [f"{name} is left out: {reason}" for name, reason in self.omitted.items()])
+        return "\n".join(lines + [f"{name} is omitted: {reason}" for name, reason in self.omitted.items()])
 
 
 def evaluate(
@@ -121,44 +127,58 @@ def evaluate(
     ignore: Sequence[str] = (),
     progress: bool = True,
 ) -> Evaluation:
-    """Compare synthetic cells with held-out real ones, every metric beside its floor.
+    """Compare synthetic cells with held-out real cells; every metric comes with its floor.
 
-    The floor is the same code on real training cells against real held-out cells, at the same number of cells and
-    the same seeds. Without training cells each seed splits the real cells into two halves (by label, if given): one is
-    the reference for both, the other makes the floor.
+    The floor is the score that other real cells get: real training cells against real held-out cells, with the same
+    code, number of cells and seeds. Without training cells, each seed splits the real cells into two halves (stratified
+    by label, if given). One half is the reference for synthetic cells and floor; the other half gives the floor.
 
     Parameters
     ----------
     real
-        Held-out cells, which the generator has not seen.
+        Held-out cells, which the generator has not been trained on.
     synthetic
         Generated cells.
     train
-        The cells that the generator was trained on; without them nothing is said of memorization.
+        The cells that the generator was trained on. Without them, memorization is not scored.
     label
         Column of ``obs`` with the labels, in every set.
     n_cells
-        Most cells to draw of each set; all sets are drawn equally large.
+        Largest number of cells to draw from each set. Equally many cells are drawn from all sets.
     n_genes
-        Most variable genes to use.
+        Number of most variable genes to use.
     seeds
-        Each draws (and splits) anew.
+        One draw (and split) of the cells per seed.
     bootstrap
-        Resamples for the 95 % intervals, 0 for none: halves without replacement, see :mod:`wbdit.evaluation.intervals`.
+        Resamples for the 95% intervals: halves without replacement, see :mod:`wbdit.evaluation.intervals`. 0 for none.
     ignore
-        Labels that are no type, such as ``"unassigned"``: their cells stay out of the metrics by label and of
-        ``lfc_slope`` and ``tstr``, not out of the others.
+        Labels that are not cell types, such as ``"unassigned"``. Their cells are excluded from the scores per type,
+        from ``lfc_slope`` and from ``tstr``; the other metrics include them.
     progress
-        Show a bar on stderr.
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    The scores with their floors, the notes and the data for the figures.
 
     Raises
     ------
     InputError
-        Cells that cannot be used or compared; the message says why.
+        If the cells cannot be used or compared, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> synthetic = generator.generate(30)
+    >>> quick = dict(n_cells=30, n_genes=50, seeds=(0,), bootstrap=0, progress=False)
+    >>> result = wbdit.evaluate(cells[:60], synthetic, **quick)
+    >>> result.n, result.scores["scc"].grade
+    (30, 'apart')
+    >>> sorted(result.omitted)  # these need labels or training cells
+    ['copies', 'dcr_ratio', 'lfc_slope', 'mia_auc', 'tstr']
     """
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds or min(seeds) < 0 or n_cells < MIN_CELLS or n_genes < 2:
-        raise InputError(f"needed: one seed or more (0 or above), n_cells of {MIN_CELLS} or more, n_genes of 2 or more")
+        raise InputError(f"give one seed or more (0 or above), n_cells of {MIN_CELLS} or more, n_genes of 2 or more")
     if bootstrap < 0 or bootstrap == 1:
         raise InputError(f"bootstrap is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
@@ -166,7 +186,7 @@ def evaluate(
     n = _equal_size(aligned, n_cells)
     plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore))
     notes = [*aligned.notes, *_cautions(aligned, plan, label)]
-    # threads gain little on matrices this small, and lose a lot where other programs share the cores
+    # threads gain little on matrices this small, and lose much if other programs share the cores
     with _one_blas_thread(), _progress_bar(len(seeds) * STAGES_PER_SEED, progress) as announce:
         runs = [run_seed(aligned, plan, seed, announce) for seed in seeds]
     parts = {"overall": [run.overall for run in runs], "memory": [run.memory for run in runs]}
@@ -192,41 +212,41 @@ def evaluate(
 
 
 def _equal_size(aligned: Aligned, n_cells: int) -> int:
-    """Return the size that every set can give; the real cells count half where they must make their own floor."""
+    """Return the size that every set can provide; real cells count half if they must also provide the floor."""
     sizes = {name: len(cells) for name, cells in aligned.sets.items()}
     shares = sizes if "train" in sizes else sizes | {"real": sizes["real"] // 2}
     smallest = min(shares, key=lambda name: shares[name])
     if shares[smallest] < MIN_CELLS:
         needed = MIN_CELLS if smallest != "real" or "train" in sizes else 2 * MIN_CELLS
-        raise InputError(f"too few {smallest} cells: {sizes[smallest]}, at least {needed} are needed")
+        raise InputError(f"too few {smallest} cells: {sizes[smallest]}, at least {needed} are required")
     return min(n_cells, shares[smallest])
 
 
 def _ignored(aligned: Aligned, label: str | None, ignore: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels to ignore; refuse those that no cell has."""
+    """Return the labels to ignore; refuse labels that no cell has."""
     ignored = tuple(dict.fromkeys(map(str, ignore)))
     if ignored and label is None:
-        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: name it")
+        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: pass its name as label")
     known = set().union(*_label_names(aligned).values())
     if unknown := [name for name in ignored if name not in known]:
         raise InputError(
-            f"no cell is labeled {unknown[0]!r}, to be ignored; the labels are: {', '.join(sorted(known))}"
+            f"cannot ignore a label: no cell is labeled {unknown[0]!r}; the labels are: {', '.join(sorted(known))}"
         )
     return ignored
 
 
 def _cautions(aligned: Aligned, plan: Plan, label: str | None) -> list[str]:
-    """Return what a reader of the figures should keep in mind; refuse sets without a label in common."""
+    """Return cautions for the interpretation; refuse sets that share no label with the real cells."""
     notes = []
     whole = [name for name, cells in aligned.sets.items() if len(cells) == plan.n]
     if whole:
         notes.append(
-            f"every seed draws all of the {' and '.join(whole)} cells, so the spread over the seeds understates chance"
+            f"each seed draws all {' and '.join(whole)} cells, so the deviation over seeds understates sampling error"
         )
     if label is None:
         return notes
     if plan.ignored:
-        notes.append(f"left out of everything taken by label: cells labeled {', '.join(plan.ignored)}")
+        notes.append(f"excluded from all metrics that use labels: cells labeled {', '.join(plan.ignored)}")
     found = {name: names - set(plan.ignored) for name, names in _label_names(aligned).items()}
     for name, names in found.items():
         if not names & found["real"]:
@@ -239,12 +259,12 @@ def _cautions(aligned: Aligned, plan: Plan, label: str | None) -> list[str]:
 
 
 def _label_names(aligned: Aligned) -> dict[str, set[str]]:
-    """Return the labels in each set; none where no label column was given."""
+    """Return the labels in each set; empty if no label column was given."""
     return {name: set(() if cells.labels is None else map(str, cells.labels)) for name, cells in aligned.sets.items()}
 
 
 def _scores(runs: Sequence[Comparison], seeds: tuple[int, ...], with_intervals: bool) -> dict[str, Score]:
-    """Return a score for each metric that every seed could take, of the synthetic cells and of the floor."""
+    """Return a score for each metric that all seeds computed, for the synthetic cells and for the floor."""
 
     def seen(estimates: Estimates, name: str) -> Estimate:
         return estimates[name] if with_intervals else Estimate(estimates[name].value)
@@ -264,14 +284,14 @@ def _scores(runs: Sequence[Comparison], seeds: tuple[int, ...], with_intervals: 
 
 
 def _type_scores(runs: list[SeedRun], seeds: tuple[int, ...], with_intervals: bool) -> dict[str, dict[str, Score]]:
-    """Return scores by type, for types that every seed could score."""
+    """Return scores by type, for types that all seeds scored."""
     scored = [name for name in runs[0].per_type if all(name in run.per_type for run in runs)]
     return {name: _scores([run.per_type[name] for run in runs], seeds, with_intervals) for name in scored}
 
 
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that names the stage which begins, and counts the one before as done."""
+    """Yield a function that announces the next stage and counts the previous one as done."""
     with tqdm(total=total, desc="evaluate", unit="stage", file=sys.stderr, disable=not show) as bar:
         done = -1
 

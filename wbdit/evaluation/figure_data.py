@@ -1,4 +1,4 @@
-"""What the figures are drawn from: gene statistics and a map of the cells."""
+"""Data for the figures of the report: gene statistics and a UMAP of the cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEIGHBORS = 15
 
 
 class AlignedCells(NamedTuple):
-    """A draw of cells: ``values`` ``(n, genes)`` dense float64, ``labels`` ``(n,)``, ``totals`` ``(n, 2)``, or None."""
+    """A sample of cells: dense float64 ``values (n, genes)``; ``labels (n,)`` and ``totals (n, 2)``, or None."""
 
     values: np.ndarray
     labels: np.ndarray | None
@@ -26,7 +26,7 @@ class AlignedCells(NamedTuple):
 
 @dataclass(frozen=True)
 class FigureData:
-    """What the report draws of one seed's cells; none of it goes into metrics.json.
+    """Data of one seed for the figures; ``metrics.json`` holds none of it.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class FigureData:
 
     @classmethod
     def of(cls, drawn: dict[str, AlignedCells], genes: np.ndarray) -> FigureData:
-        """Take the statistics of ``"real"``, ``"synthetic"`` and ``"floor"`` cells, as many of each."""
+        """Compute the statistics of equally many ``"real"``, ``"synthetic"`` and ``"floor"`` cells."""
         real, synthetic = drawn["real"], drawn["synthetic"]
         labels = None
         if real.labels is not None and synthetic.labels is not None:
@@ -65,16 +65,16 @@ class FigureData:
 
     @property
     def is_synthetic(self) -> np.ndarray:
-        """``(2 n,)`` bool."""
+        """``(2 n,)`` bool, True for the synthetic cells."""
         n = len(self.components) // 2
         return np.repeat([False, True], n)
 
     @cached_property
     def layout(self) -> np.ndarray:
-        """UMAP of real and synthetic cells together, ``(2 n, 2)``; the same for the same cells."""
+        """UMAP of real and synthetic cells together, ``(2 n, 2)``; deterministic."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # numba and umap warn of what their own releases changed
+                warnings.simplefilter("ignore")  # numba and umap raise deprecation warnings on import
                 from umap import UMAP
         except ImportError:
             raise need_extra("umap-learn") from None
@@ -82,7 +82,7 @@ class FigureData:
             n_neighbors=min(NEIGHBORS, len(self.components) - 1),
             min_dist=0.5,
             init="pca",
-            negative_sample_rate=2,  # islands stay closer, which leaves less of the map empty
+            negative_sample_rate=2,  # clusters stay closer, so less of the map is empty
             random_state=0,
             n_jobs=1,
         )
@@ -91,7 +91,7 @@ class FigureData:
             return np.asarray(reducer.fit_transform(self.components), dtype=np.float64)
 
     def types(self) -> list[str]:
-        """Return the labels, the most frequent among real cells first; none without labels."""
+        """Return the labels, most frequent among real cells first; empty without labels."""
         if self.labels is None:
             return []
         real = self.labels[~self.is_synthetic]

@@ -1,4 +1,4 @@
-"""Scores beside their floors, and what they say: grades, a verdict in words, a table."""
+"""Scores with their floors: grades, a verdict in words, and a table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ GRADES: tuple[Grade, ...] = ("at the floor", "close", "apart")
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of the synthetic cells beside its floor, a value for each seed.
+    """One metric of the synthetic cells with its floor, one value per seed.
 
-    ``n`` is the number of cells in each set; ``values``, ``floor_values`` and the intervals follow ``seeds``.
+    ``n`` is the number of cells per set; ``values``, ``floor_values`` and the intervals are in the order of ``seeds``.
+    ``value`` and ``floor`` are means over seeds.
+
+    Examples
+    --------
+    >>> from wbdit.evaluation.registry import METRICS
+    >>> score = Score(METRICS["w1"], values=(11.0,), floor_values=(10.0,), n=800, seeds=(0,))
+    >>> score.ratio, score.grade
+    (1.1, 'close')
     """
 
     metric: Metric
@@ -54,15 +62,15 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the value, None where there is none.
+        """95% interval of the value, or None without one.
 
-        The mean of the seeds' intervals: seeds share most of their cells, so more of them do not narrow it.
+        It is the mean of the intervals over seeds. Seeds share most of their cells, so more seeds do not narrow it.
         """
         return self._mean_interval(self.intervals)
 
     @property
     def floor_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the floor, as :attr:`interval`."""
+        """95% interval of the floor, as :attr:`interval`."""
         return self._mean_interval(self.floor_intervals)
 
     @property
@@ -77,7 +85,7 @@ class Score:
 
     @property
     def ratio(self) -> float | None:
-        """Value over floor, where that makes sense."""
+        """Value over floor; None for metrics compared by difference, and for a floor of 0."""
         sensible = self.metric.compare == "ratio" and self.floor > 1e-12
         return self.value / self.floor if sensible else None
 
@@ -88,9 +96,9 @@ class Score:
 
     @property
     def excess(self) -> float:
-        """How much worse than the floor, below 0 for better.
+        """Distance from the floor in units of the metric's tolerance; negative for better.
 
-        1 is where ``"at the floor"`` ends, 2 where ``"close"`` ends.
+        The grade ``"at the floor"`` ends at 1, and ``"close"`` ends at 2.
         """
         width = self.metric.far - self.metric.near
         if self.metric.compare == "ratio":
@@ -105,13 +113,16 @@ class Score:
 
     @property
     def grade(self) -> Grade:
-        """``"at the floor"`` (also within two standard deviations of it), ``"close"`` or ``"apart"``."""
+        """``"at the floor"``, ``"close"`` (slightly worse) or ``"apart"`` (clearly worse).
+
+        Values within two standard deviations of the floor over seeds also count as ``"at the floor"``.
+        """
         if self.excess <= 1 or abs(self.difference) <= 2 * (self.floor_spread or 0.0):
             return "at the floor"
         return "close" if self.excess <= 2 else "apart"
 
     def _loss(self, value: float) -> float:
-        """Return the distance from the best value, to one side only unless ``direction`` is ``"nearest"``."""
+        """Return the distance from the best value, one-sided unless ``direction`` is ``"nearest"``."""
         away = {"lower": value - self.metric.best, "higher": self.metric.best - value}
         return max(away[self.metric.direction], 0.0) if self.metric.direction in away else abs(value - self.metric.best)
 
@@ -145,7 +156,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The scorecard in plain words: a headline, what it rests on, what can be trusted and what cannot."""
+    """The scores in words; ``trust`` lists properties that match real cells, ``caution`` those that differ."""
 
     level: Literal["floor", "close", "mixed", "apart"]
     headline: str
@@ -155,15 +166,15 @@ class Verdict:
 
 
 HEADLINES = {
-    "floor": "By every measure here, these cells pass for real ones",
-    "close": "Close to real cells, and measurably not the same",
-    "mixed": "Some of this can be trusted, some of it cannot",
-    "apart": "Do not take these cells for real ones",
+    "floor": "By every metric here, these cells are like real cells",
+    "close": "Close to real cells, but measurably different",
+    "mixed": "Some properties match real cells, others do not",
+    "apart": "These cells differ clearly from real cells",
 }
 
 
 def judge(scores: dict[str, Score], per_type: dict[str, dict[str, Score]]) -> Verdict:
-    """Turn scores into words, by how many are at the floor, close to it, or apart from it."""
+    """Summarize scores in words, by the number of each grade."""
     count = {grade: sum(score.grade == grade for score in scores.values()) for grade in GRADES}
     total = len(scores)
     level: Literal["floor", "close", "mixed", "apart"] = "mixed"
@@ -173,9 +184,9 @@ def judge(scores: dict[str, Score], per_type: dict[str, dict[str, Score]]) -> Ve
         level = "floor"
     elif count["apart"] == 0:
         level = "close"
-    parts = [f"{count['at the floor']} of {total} measures stand where other real cells stand"]
+    parts = [f"{count['at the floor']} of {total} metrics are at the floor set by other real cells"]
     parts += [f"{count['close']} close to it"] if count["close"] else []
-    parts += [f"{count['apart']} clearly apart"] if count["apart"] else []
+    parts += [f"{count['apart']} clearly worse"] if count["apart"] else []
     return Verdict(
         level,
         HEADLINES[level],
@@ -186,7 +197,13 @@ def judge(scores: dict[str, Score], per_type: dict[str, dict[str, Score]]) -> Ve
 
 
 def format_value(value: float, like: float | None = None) -> str:
-    """Return two to four decimals, as papers print them: as many as ``like`` (or the value itself) needs."""
+    """Format with two to four decimals, fewer for large values; ``like`` sets the size instead of the value.
+
+    Examples
+    --------
+    >>> format_value(10.456), format_value(0.4567), format_value(0.01234)
+    ('10.46', '0.457', '0.0123')
+    """
     if not math.isfinite(value):
         return str(value)
     size = abs(value if like is None else like)
@@ -194,7 +211,7 @@ def format_value(value: float, like: float | None = None) -> str:
 
 
 def format_pair(score: Score) -> tuple[str, str]:
-    """Return ``mean ± spread`` of the value and of the floor, with as many decimals as the smaller needs."""
+    """Format value and floor as ``mean ± standard deviation``, with the decimals of the smaller one."""
     like = min(abs(score.value), abs(score.floor))
 
     def words(mean: float, spread: float | None) -> str:
@@ -204,7 +221,7 @@ def format_pair(score: Score) -> tuple[str, str]:
 
 
 def format_intervals(score: Score) -> tuple[str, str]:
-    """Return the 95 % intervals of the value and of the floor, as :func:`format_pair` rounds; "" for none."""
+    """Format the 95% intervals of value and floor, rounded as in :func:`format_pair`; "" without one."""
     like = min(abs(score.value), abs(score.floor))
 
     def words(interval: tuple[float, float] | None) -> str:
@@ -214,25 +231,32 @@ def format_intervals(score: Score) -> tuple[str, str]:
 
 
 def format_against(score: Score) -> str:
-    """Return how the value stands to its floor: a ratio or a signed difference."""
+    """Format the value relative to its floor: a ratio or a signed difference."""
     return f"{score.ratio:.2f}×" if score.ratio is not None else f"{score.difference:+.3f}"
 
 
 def format_best(metric: Metric) -> str:
-    """Return the best value and where to look for it."""
+    """Format the best value and the direction.
+
+    Examples
+    --------
+    >>> from wbdit.evaluation.registry import METRICS
+    >>> format_best(METRICS["scc"])
+    '1 (higher)'
+    """
     way = {"lower": "lower", "higher": "higher", "nearest": "nearest"}[metric.direction]
     return f"{metric.best:g} ({way})"
 
 
 def by_group(scores: dict[str, Score]) -> dict[str, list[Score]]:
-    """Return the scores under the titles of their groups, empty groups left out."""
+    """Return the scores by title of their group, without empty groups."""
     grouped = {title: [s for s in scores.values() if s.metric.group == group] for group, title in GROUPS.items()}
     return {title: members for title, members in grouped.items() if members}
 
 
 def format_table(scores: dict[str, Score]) -> str:
-    """Return aligned plain text, a row a metric, group by group."""
-    head = ("metric", "synthetic", "95 %", "floor", "95 %", "against floor", "best", "n", "reading")
+    """Format a plain-text table with one row per metric, by group."""
+    head = ("metric", "synthetic", "95%", "floor", "95%", "against floor", "best", "n", "grade")
     grouped = {title: [_table_row(score) for score in members] for title, members in by_group(scores).items()}
     rows = [head, *(row for members in grouped.values() for row in members)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -253,24 +277,24 @@ def _table_row(score: Score) -> tuple[str, ...]:
 
 
 def _odds(scores: dict[str, Score]) -> str:
-    """Return the hardest test in plain words; an AUC is exactly this frequency."""
+    """Describe ``rf_auc_genes`` in words: an AUC is the frequency of ranking a random pair correctly."""
     if "rf_auc_genes" not in scores:
         return ""
     score = scores["rf_auc_genes"]
     return (
-        f" Asked which of two cells is synthetic, a random forest is right {100 * score.value:.0f} times in 100; "
-        f"between two sets of real cells, {100 * score.floor:.0f} times (a coin: 50)."
+        f" Asked which of two cells is synthetic, a random forest is right {100 * score.value:.0f} times in 100. "
+        f"With two sets of real cells, it is right {100 * score.floor:.0f} times; chance is 50."
     )
 
 
 def _caution(score: Score) -> str:
-    slightly = ", slightly" if score.grade == "close" else ""
+    slightly = "; slightly worse" if score.grade == "close" else ""
     like = min(abs(score.value), abs(score.floor))
     detail = f"{score.metric.name} {format_value(score.value, like)}, floor {format_value(score.floor, like)}"
     if score.metric.name == "lfc_slope":
         what = "weaker" if score.value < score.floor else "stronger"
-        return f"fold changes between types are {what} than in real cells{slightly} ({detail})"
-    return f"{score.metric.caution}{slightly} ({detail})"
+        return f"fold changes between types are {what} than in real cells ({detail}{slightly})"
+    return f"{score.metric.caution} ({detail}{slightly})"
 
 
 def _weakest_type(per_type: dict[str, dict[str, Score]]) -> list[str]:
@@ -278,7 +302,7 @@ def _weakest_type(per_type: dict[str, dict[str, Score]]) -> list[str]:
     if not apart:
         return []
     name = max(apart, key=lambda key: apart[key].excess)
-    return [f"the weakest type is {name}: w2 {format_against(apart[name])} its floor"]
+    return [f"the least realistic type is {name}: w2 is {format_against(apart[name])} its floor"]
 
 
 def _deviation(values: tuple[float, ...]) -> float | None:

@@ -1,1 +1,1 @@
-"""The networks, and what makes their calls cheap."""
+"""The networks, their caches of weight-derived values, and their CUDA graphs."""

@@ -1,4 +1,4 @@
-"""Blocks and final layer under adaLN-Zero modulation (Peebles and Xie 2023, DiT): what all denoisers share.
+"""Blocks and final layer with adaLN-Zero modulation (Peebles and Xie 2023, DiT), shared by all denoisers.
 
 Parameter names and initial values follow the published implementation, so that its checkpoints load.
 """
@@ -16,7 +16,15 @@ from wbdit.nn.embeddings import LocalLinear
 
 
 class Modulation(nn.Sequential):
-    """Map a conditioning vector to `parts` vectors of shift, scale and gate; zero at the start (adaLN-Zero)."""
+    """A map from a conditioning vector to shifts, scales and gates; zero at initialization (adaLN-Zero).
+
+    Parameters
+    ----------
+    hidden_size
+        Width d of a token and of the conditioning vector.
+    parts
+        Number of output vectors of width d.
+    """
 
     def __init__(self, hidden_size: int, parts: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(hidden_size, parts * hidden_size))
@@ -29,14 +37,16 @@ class Modulation(nn.Sequential):
             nn.init.zeros_(weight)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Turn ``(B, d)`` into ``(B, parts * d)``."""
+        """Map ``(B, d)`` to ``(B, parts * d)``."""
         linear = cast(nn.Linear, self[1])
-        # with few samples the weights are the longer operand: on the left they are read once, where they lie
+        # with few samples the weight is the larger operand: on the left it is read once, without a copy
         return torch.addmm(linear.bias[:, None], linear.weight, self[0](c).mT).mT.contiguous()
 
 
 class ModulatedBlock(nn.Module):
-    """Two residual half-steps under adaLN-Zero modulation; what they are makes the block white or black.
+    """Two residual half-steps with adaLN-Zero modulation.
+
+    A white-box block takes MSSA and ISTA as its half-steps, a black-box block attention and a perceptron.
 
     Parameters
     ----------
@@ -55,57 +65,57 @@ class ModulatedBlock(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, modulation: Sequence[Tensor], following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Take both half-steps.
+        """Apply both half-steps.
 
         Parameters
         ----------
         x
             Residual stream ``(B, N, d)``.
         z
-            Its norm under this block's first shift and scale ``(B, N, d)``.
+            `x` after layer norm and this block's first shift and scale, ``(B, N, d)``.
         modulation
             This block's shift, scale, gate, shift, scale, gate, each ``(B, d)``.
         following
-            Shift and scale ``(B, d)`` of what comes after: the next block, or the final layer.
+            First shift and scale ``(B, d)`` of the next block, or those of the final layer.
 
         Returns
         -------
-        The new residual stream and its norm under `following`, both ``(B, N, d)``.
+        The new residual stream, and its layer norm modulated by `following`, both ``(B, N, d)``.
         """
         _, _, gate1, shift2, scale2, gate2 = modulation
         x, z = self.first_step(x, z, gate1, (shift2, scale2))
         return self.second_step(x, z, gate2, following)
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Take the half-step of attention."""
+        """Apply the attention half-step."""
         return gated_adaln(x, self.attn(z), gate, following)
 
     def second_step(
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Take the half-step after attention."""
+        """Apply the half-step that follows attention."""
         return gated_adaln(x, self.mlp(z), gate, following)
 
 
 def gated_adaln(
     x: Tensor, out: Tensor, gate: Tensor, following: tuple[Tensor, Tensor], bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take :func:`wbdit.ops.gated_adaln`, in place where no gradient is wanted: the block's inputs are its own."""
+    """Apply :func:`wbdit.ops.gated_adaln`, in place if gradients are disabled: nothing else uses the inputs."""
     step = ops.gated_adaln if torch.is_grad_enabled() else ops.gated_adaln_
     return step(x, out, gate, *following, bias=bias)
 
 
 class FinalLayer(nn.Module):
-    """A linear map from each modulated token back to the genes of its patch; zero at the start.
+    """A linear map from each modulated token back to the genes of its patch; zero at initialization.
 
     Parameters
     ----------
     hidden_size, patch_size
-        Width d and genes a patch P.
+        Width d of a token and genes per patch P.
     out_channels
-        Values a gene C.
+        Output values per gene C.
     tokens
-        Number of patches N that each have a linear map of their own; None for one that they share, as published.
+        Number of patches N, each with its own linear map; None for one shared map, as published.
     """
 
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int, tokens: int | None = None) -> None:
@@ -121,5 +131,5 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)``, normalized under this layer's shift and scale, into patches ``(B, N, P C)``."""
+        """Map tokens ``(B, N, d)``, already modulated by this layer's shift and scale, to patches ``(B, N, P C)``."""
         return self.linear(z)

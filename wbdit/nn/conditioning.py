@@ -1,4 +1,4 @@
-"""Shifts, scales and gates of each timestep and label: computed once where cells share them, and remembered."""
+"""Shifts, scales and gates per timestep and label, computed once for samples that share them, and cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Conditioned(RemembersWeights):
     hidden_size
         Width d of a token.
     label_sizes
-        Number of labels K_c of each column; none for an unconditional model.
+        Number of labels K_c of each column; empty for an unconditional model.
     """
 
     hidden_size: int
@@ -43,9 +43,13 @@ class Conditioned(RemembersWeights):
 
         Returns
         -------
-        For each block six tensors ``(B, d)``, then two. Without gradients each pair of timestep and labels is computed
-        once and remembered: while sampling, all cells of a type share theirs. Conditioning vectors are not: there may
-        be as many as samples, at each timestep.
+        Six tensors ``(B, d)`` per block, then two for the final layer.
+
+        Notes
+        -----
+        On a CPU, in evaluation mode without gradients, each pair of timestep and labels is computed once and cached:
+        while sampling, all cells of a type share it. Results from conditioning vectors are not cached, because every
+        sample may have its own vector.
         """
         tables: Sequence[Tensor]
         if conditioning is not None:
@@ -59,8 +63,8 @@ class Conditioned(RemembersWeights):
         return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
 
     def _condition(self, t: Tensor, y: Tensor | None, conditioning: Tensor | None = None) -> list[Tensor]:
-        """Compute the modulations of each sample, for each block ``(B, 6 d)``, then ``(B, 2 d)``."""
-        # on a CPU casting the weights to a lower type would take longer than the products of a few rows with them
+        """Compute the modulations per sample: ``(B, 6 d)`` for each block, then ``(B, 2 d)``."""
+        # on a CPU, casting the weights to a lower precision takes longer than multiplying a few rows by them
         with torch.autocast(t.device.type, enabled=t.is_cuda and torch.is_autocast_enabled("cuda")):
             c = self.t_embedder(t)
             if conditioning is not None:
@@ -70,10 +74,10 @@ class Conditioned(RemembersWeights):
             return [modulation(c) for modulation in self._modulated()]
 
     def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Compute the modulations where all samples share one timestep: a row per label combination, then a gather.
+        """Compute the modulations of one timestep shared by all samples: one row per label combination, then a gather.
 
-        A row for each possible combination, without a host sync, so that CUDA graphs can capture it; a row per sample
-        where the combinations are more than the samples.
+        There is no host sync, so CUDA graphs can capture it. With more combinations than samples, compute one row per
+        sample instead.
         """
         if y is None:
             return [table.expand(len(t), -1) for table in self._condition(t[:1], None)]
@@ -86,11 +90,11 @@ class Conditioned(RemembersWeights):
         return [table[row] for table in self._condition(t[:1].expand(len(labels)), labels)]
 
     def _remembered(self, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:
-        """Look up what :meth:`_condition` gives, computing only the pairs of timestep and labels not met before."""
+        """Return the modulations from the cache, computing only new pairs of timestep and labels."""
         labels = [()] * len(t) if y is None else map(tuple, y.reshape(len(t), len(self.label_sizes)).tolist())
         pairs = list(zip(t.tolist(), labels, strict=True))
         rows = self._cache.values(self._conditioning_weights())
-        fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # where each is first
+        fresh = {pair: i for i, pair in reversed(list(enumerate(pairs))) if pair not in rows}  # first index of each
         if fresh:
             where = sorted(fresh.values())
             computed = torch.cat(self._condition(t[where], None if y is None else y[where]), dim=1)

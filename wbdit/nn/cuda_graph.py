@@ -1,4 +1,4 @@
-"""A denoiser's call on a GPU as a CUDA graph: recorded once for a shape, replayed from then on."""
+"""A denoiser's GPU call as a CUDA graph, recorded once per input shape and then replayed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wbdit import ops
 from wbdit.nn.denoiser import Denoises
 from wbdit.schedule import Prediction
 
-WARM = 3  # calls before recording: compiling, choosing block sizes, libraries' own memory
+WARM = 3  # warm-up calls before recording: they compile and autotune kernels and allocate library workspaces
 
 
 @dataclass
 class _Recorded:
-    """A call's inputs and output, in memory that stays where it is, and what computes the one from the others."""
+    """A recorded call: its inputs and output at fixed addresses, and the function that replays it."""
 
     x: Tensor
     t: Tensor
@@ -27,7 +27,7 @@ class _Recorded:
     replay: Callable[[], object]
 
     def __call__(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Copy the inputs in, replay, and copy the answer out: the next replay writes there again."""
+        """Copy the inputs in, replay, and return a copy of the output, which the next replay overwrites."""
         self.x.copy_(x)
         self.t.copy_(t[:1])
         for name, value in given.items():
@@ -37,18 +37,19 @@ class _Recorded:
 
 
 class CUDAGraphModel:
-    """A denoiser as samplers call it, whose launches on a GPU cost the host one.
+    """A denoiser that a GPU runs as a CUDA graph, with one graph launch per call.
 
-    A call of the denoiser is some dozens of kernels, and few cells are computed faster than these are launched. The
-    first call of a shape records them; the next ones copy their inputs in and replay. Where there is nothing to replay
-    (another device, wanted gradients, timesteps that differ between samples) the denoiser is called as it is. So it is
-    where recording fails: a warning says why, once per shape.
+    A denoiser call launches dozens of kernels. For small batches, launching them takes longer than running them. The
+    first call with a given input shape records the kernels; later calls copy their inputs in and replay.
+
+    The denoiser is called directly on other devices, with gradients, in training mode, and where timesteps differ
+    between samples. It is also called directly if recording fails: a warning gives the reason, once per shape.
 
     Parameters
     ----------
     model
-        A denoiser, or a :class:`wbdit.counts.denoiser.CountDenoiser`. Its weights may change in place between calls;
-        after moving it, make a new one of these.
+        A denoiser, or a :class:`wbdit.counts.denoiser.CountDenoiser`. Its weights may change in place between calls.
+        After moving it to another device, create a new :class:`CUDAGraphModel`.
     """
 
     def __init__(self, model: Denoises) -> None:
@@ -56,14 +57,17 @@ class CUDAGraphModel:
         self.prediction: Prediction = model.prediction
         self.label_sizes = model.label_sizes
         self.embed: Callable[..., Tensor] = model.embed
-        self._recorded: dict[Hashable, _Recorded | None] = {}  # None: it cannot be recorded
+        self._recorded: dict[Hashable, _Recorded | None] = {}  # None: recording failed
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
-        """Answer for ``(B, C, G)`` at timesteps ``(B,)``, which samplers give as a view of one number."""
+        """Return the model's output for ``(B, C, G)`` at timesteps ``(B,)``.
+
+        A graph is used only if `t` is an expanded view of one number (stride 0), as samplers pass it.
+        """
         given = {name: value for name, value in (("y", y), ("conditioning", conditioning)) if value is not None}
         if not self._replays(x, t):
             return self.model(x, t, **given)
-        with torch.cuda.device_of(x):  # a graph is recorded and replayed on its tensors' device
+        with torch.cuda.device_of(x):  # record and replay on the device of the inputs
             key = _key(x, t, given)
             if key not in self._recorded:
                 self._recorded[key] = self._record(x, t, given)
@@ -83,16 +87,16 @@ class CUDAGraphModel:
         try:
             kept.replay = capture(call)
         except torch.OutOfMemoryError:
-            raise  # the call itself has no memory either
+            raise  # a direct call would run out of memory too
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[0]
-            warnings.warn(f"wbdit: no CUDA graph of this model, it runs kernel by kernel: {reason}", stacklevel=4)
+            warnings.warn(f"wbdit: cannot capture a CUDA graph, running without one: {reason}", stacklevel=4)
             return None
         return kept
 
 
 def _key(x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Hashable:
-    """Return all that a recorded call depends on besides the numbers in its inputs."""
+    """Return everything that a recorded call depends on, except the values of its inputs."""
     device = x.device.type
     lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     others = tuple((name, value.shape, value.dtype) for name, value in given.items())
@@ -101,7 +105,7 @@ def _key(x: Tensor, t: Tensor, given: dict[str, Tensor]) -> Hashable:
 
 
 def capture(call: Callable[[], object]) -> Callable[[], object]:
-    """Record a call's kernels on the current device, and return what launches them again."""
+    """Record the kernels of a call on the current device, and return a function that replays them."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -109,7 +113,7 @@ def capture(call: Callable[[], object]) -> Callable[[], object]:
             call()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # autocast remembers what it has cast, in memory that a graph would not own
+    # autocast caches its casts of weights in memory that the graph does not own
     with torch.cuda.graph(graph):
         torch.clear_autocast_cache()
         call()

@@ -1,4 +1,4 @@
-"""What :class:`wbdit.WBDiT` and the black-box :class:`wbdit.DiT` share: all but their blocks."""
+"""The base class of :class:`wbdit.WBDiT` and the black-box :class:`wbdit.DiT`: everything except their blocks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from wbdit.schedule import Prediction
 
 
 class Denoises(Protocol):
-    """What generating and training ask of a model: a :class:`Denoiser`, or one with a likelihood of counts.
+    """The interface of models for training and generation: a :class:`Denoiser`, with or without a count likelihood.
 
     Attributes
     ----------
     prediction
-        What its output means.
+        Quantity that the output predicts.
     label_sizes
         Number of labels of each column.
     stop
         Timestep at which sampling ends.
     training
-        Whether it is in training mode, as modules know it.
+        Whether the model is in training mode, as in :class:`torch.nn.Module`.
     network
-        The network itself, without the likelihood that makes counts of its answers.
+        The network itself, without a count likelihood.
     """
 
     prediction: Prediction
@@ -43,80 +43,80 @@ class Denoises(Protocol):
 
     @property
     def network(self) -> Denoiser:
-        """The network."""
+        """The network, without a count likelihood."""
 
     def __call__(self, x: Tensor, t: Tensor, **given: Any) -> Tensor:
-        """Answer for noised cells at timesteps, given labels or conditioning."""
+        """Return the output for noised cells at timesteps, given labels or conditioning."""
 
     def embed(self, y: Tensor | None, log_library: Tensor | None) -> Tensor:
-        """Return the conditioning of labels, one row per sample."""
+        """Return the conditioning for labels and library sizes, one row per sample."""
 
     def start(self, noise: Tensor) -> Tensor:
-        """Return what sampling starts from."""
+        """Return the initial state of sampling, given Gaussian noise."""
 
     def fix_library(self, call: Any, log_library: Tensor) -> Any:
-        """Return what samplers call for cells of given library sizes, ``(B,)`` natural logarithms."""
+        """Return the model for samplers at fixed library sizes, given as natural logarithms ``(B,)``."""
 
     def finish(self, x: Tensor, model: Any, uniform: Callable[[], Tensor], library: Tensor) -> Tensor:
-        """Return cells ``(B, G)`` where sampling has ended.
+        """Return cells ``(B, G)`` from the final state of sampling.
 
         Parameters
         ----------
         x
-            Where it ended, ``(B, 1, G)``.
+            Final state ``(B, 1, G)``.
         model
-            What the sampler called.
+            The model that the sampler called.
         uniform
-            Draws uniform numbers ``(B, G)``, if they are needed.
+            Function that draws uniform numbers ``(B, G)``; called only if they are needed.
         library
             Library sizes ``(B,)``.
         """
 
 
 class Denoiser(Conditioned, ABC):
-    """All that :class:`WBDiT` and the black-box :class:`wbdit.DiT` share: they differ in their blocks alone.
+    """The base class of :class:`wbdit.WBDiT` and :class:`wbdit.DiT`, which differ only in their blocks.
 
     Parameters
     ----------
     input_size
-        Genes G; any number of one or more.
+        Number of genes G, at least 1.
     patch_size
-        Genes a token P; where it does not divide G, the last token is filled up with zeros, unseen from outside.
+        Genes per token P. If P does not divide G, the last token is padded with zeros; the output still has G genes.
     in_channels
-        Values a gene C.
+        Values per gene C.
     hidden_size
         Width d of a token; a multiple of 4.
     depth
         Number of blocks.
     num_heads
-        Number of attention heads h; d // h is their width.
+        Number of attention heads h, each of width d // h.
     mlp_ratio
-        Width of a DiT block's perceptron over d. A white-box block has none and ignores it, as published.
+        Width of a DiT block's perceptron, divided by d. White-box blocks have none and ignore it, as published.
     class_dropout_prob
-        Share of labels replaced by the null label in training mode, see :class:`wbdit.nn.embeddings.LabelEmbedder`.
+        Share of labels replaced by the null label in training mode; see :class:`wbdit.nn.embeddings.LabelEmbedder`.
     num_classes
         Accepted and unused, as published.
     learn_sigma
-        Give two output channels for each input channel, as in DiT.
+        Output two channels per input channel, as in DiT.
     label_sizes
-        Number of labels K_c of each column of labels; none for an unconditional model.
+        Number of labels K_c of each column of labels; empty for an unconditional model.
     n_outputs
-        Answers per value; two with `learn_sigma`.
+        Output channels per input channel; `learn_sigma` overrides it with 2.
     prediction
-        What the output means: the noise ("epsilon"), the velocity ("v", Salimans and Ho 2022) or the clean cell ("x0").
+        Predicted quantity: the noise ("epsilon"), the velocity ("v", Salimans and Ho 2022) or the clean cell ("x0").
     shared_patches
-        Embed all patches by one projection and read them out by one, as published, or give each patch its own.
+        Share one input projection and one output map among all patches, as published. Otherwise each patch has its own.
     cell_token
-        One more token, after the patches': embedded from all genes at once and read out to all of them.
+        Append a token that is embedded from all genes at once and mapped back to all of them.
     **options
-        What else a model's own kind of block takes, see :meth:`make_block`.
+        Options of the model's own block type; see :meth:`make_block`.
 
     Raises
     ------
     ValueError
-        If the sizes do not fit each other, or there is no such prediction.
+        If the sizes are inconsistent or the prediction is unknown.
     TypeError
-        If the blocks take no such option.
+        If the blocks do not take one of the options.
     """
 
     stop = 0
@@ -168,10 +168,10 @@ class Denoiser(Conditioned, ABC):
 
     @abstractmethod
     def make_block(self, mlp_ratio: float, **options: Any) -> nn.Module:
-        """Return one block of this model's kind, see :class:`wbdit.nn.blocks.ModulatedBlock`."""
+        """Return one block of this model's type; see :class:`wbdit.nn.blocks.ModulatedBlock`."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
-        """Predict what :attr:`prediction` names.
+        """Predict the quantity that :attr:`prediction` names.
 
         Parameters
         ----------
@@ -180,10 +180,10 @@ class Denoiser(Conditioned, ABC):
         t
             Timesteps ``(B,)``, integers or floats in [0, 1000).
         y
-            Labels ``(B,)``, int64 in [0, K); K, or None for all, means "no label". ``(B, C)`` for several columns, each
-            with its own K.
+            Labels ``(B,)``, int64 in [0, K). K stands for "no label"; None means no label for all samples. With
+            several columns of labels ``(B, C)``, each with its own K.
         conditioning
-            In place of labels their conditioning vectors ``(B, d)``, see :meth:`embed`.
+            Conditioning vectors ``(B, d)`` in place of labels; see :meth:`embed`.
 
         Returns
         -------
@@ -192,66 +192,66 @@ class Denoiser(Conditioned, ABC):
         Raises
         ------
         ValueError
-            If the shapes do not fit the model, or `y` is given to an unconditional one.
+            If the shapes do not fit the model, or if `y` is given to an unconditional model.
         """
         if x.ndim != 3 or x.shape[1:] != (self.in_channels, self.input_size):
-            raise ValueError(f"x is {tuple(x.shape)}, the model takes (B, {self.in_channels}, {self.input_size})")
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, {self.in_channels}, {self.input_size})")
         if t.shape != (x.shape[0],):
-            raise ValueError(f"t is {tuple(t.shape)}, one timestep a sample is ({x.shape[0]},)")
+            raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep per sample: ({x.shape[0]},)")
         if y is not None:
             self._check_labels(y, len(t))
         if conditioning is not None and conditioning.shape != (len(t), self.hidden_size):
             expected = len(t), self.hidden_size
-            raise ValueError(f"conditioning is {tuple(conditioning.shape)}, one vector per sample is {expected}")
+            raise ValueError(f"conditioning has shape {tuple(conditioning.shape)}; expected {expected}")
         with span("denoiser"):
             return self._denoise(x, t, y, conditioning)
 
     def embed(self, y: Tensor | None, log_library: Tensor | None = None) -> Tensor:
         """Return the conditioning vectors ``(B, d)`` of labels.
 
-        What lies between two sets of labels is conditioned on a mixture of their vectors.
+        A linear interpolation of two vectors conditions the model on a state between two sets of labels.
 
         Parameters
         ----------
         y
             Labels as in :meth:`forward`.
         log_library
-            Not used: library sizes are no condition here.
+            Unused: this model is not conditioned on library sizes.
 
         Raises
         ------
         ValueError
-            If there are no labels, or they do not fit the model.
+            If `y` is None or does not fit the model.
         """
         if y is None:
-            raise ValueError("there are no labels to embed")
+            raise ValueError("y is None: embed needs labels")
         self._check_labels(y, len(y))
         return self.y_embedder(y, len(y))
 
     @property
     def network(self) -> Denoiser:
-        """The network itself: this."""
+        """The model itself."""
         return self
 
     def start(self, noise: Tensor) -> Tensor:
-        """Return what sampling starts from, given Gaussian noise ``(B, C, G)``: the noise."""
+        """Return the initial state of sampling, given Gaussian noise ``(B, C, G)``: the noise itself."""
         return noise
 
     def fix_library(self, call: Any, log_library: Tensor) -> Any:
-        """Return what samplers call for cells of given library sizes: `call`, this model or its CUDA graph."""
+        """Return the model for samplers: `call` (this model or its CUDA graph), which takes no library sizes."""
         return call
 
     def finish(self, x: Tensor, model: Any, uniform: Callable[[], Tensor], library: Tensor) -> Tensor:
-        """Return cells ``(B, G)`` where sampling has ended at ``x`` ``(B, 1, G)``."""
+        """Return cells ``(B, G)`` from the final state ``x`` ``(B, 1, G)`` of sampling."""
         return x[:, 0]
 
     def _check_labels(self, y: Tensor, batch: int) -> None:
         columns = len(self.label_sizes)
         if columns == 0:
-            raise ValueError("this model was made without labels (label_sizes=())")
+            raise ValueError("y was given to a model without labels (label_sizes=()): leave it out")
         if y.shape != (batch, columns) and (columns > 1 or y.shape != (batch,)):
             expected = f"({batch},)" if columns == 1 else f"({batch}, {columns})"
-            raise ValueError(f"y is {tuple(y.shape)}, one label a sample is {expected}")
+            raise ValueError(f"y has shape {tuple(y.shape)}; expected {expected}")
 
     def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
         with span("conditioning"):
@@ -266,19 +266,19 @@ class Denoiser(Conditioned, ABC):
             return out + self.cell_token.read(z[:, -1]).view(len(x), self.out_channels, -1)
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """Turn the patches' answers ``(B, N, P C)``, C the output channels, into ``(B, C, G)``."""
+        """Turn the patches' outputs ``(B, N, P C)``, C the output channels, into ``(B, C, G)``."""
         x = x.unflatten(-1, (self.patch_size, self.out_channels)).permute(0, 3, 1, 2).flatten(2)
         return x[..., : self.input_size]
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw all weights anew, as when the model was made: adaLN-Zero, so that it answers zero."""
+        """Reinitialize all weights as the constructor does: with adaLN-Zero, the output is zero."""
         for module in self.modules():
             if module is not self and hasattr(module, "initialize_weights"):
                 cast(Any, module).initialize_weights()
 
     def embed_cells(self, x: Tensor) -> Tensor:
-        """Turn noised cells ``(B, C, G)`` into the tokens ``(B, N, d)`` that the blocks take."""
+        """Embed noised cells ``(B, C, G)`` as tokens ``(B, N, d)``, the input of the blocks."""
         tokens = self.x_embedder(x)
         if self.has_cell_token:
             tokens = torch.cat([tokens, self.cell_token.embed(x).to(tokens.dtype)], dim=1)
@@ -286,21 +286,21 @@ class Denoiser(Conditioned, ABC):
         return tokens.to(dtype, memory_format=torch.contiguous_format).contiguous() + self.pos_embed.to(dtype)
 
     def stream_dtype(self, tokens: Tensor) -> torch.dtype:
-        """Return the type that the residual stream is summed in: fp32 at least, whatever the products' type."""
+        """Return the dtype of the residual stream: at least fp32, whatever the dtype of the products."""
         return torch.promote_types(tokens.dtype, torch.float32)
 
     @property
     def has_cell_token(self) -> bool:
-        """Whether one token stands for the whole cell."""
+        """Whether the last token represents the whole cell."""
         return hasattr(self, "cell_token")
 
     def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Turn embedded tokens ``(B, N, d)`` into what the final layer reads, by all blocks.
+        """Apply all blocks to embedded tokens ``(B, N, d)`` and return the final layer's input ``(B, N, d)``.
 
         Parameters
         ----------
         x
-            The tokens; without gradients their memory is used again.
+            The tokens. Without gradients they may be overwritten.
         modulations
             As :meth:`modulations` returns them.
         """
@@ -329,4 +329,4 @@ def _check_sizes(
     if prediction not in ("epsilon", "v", "x0"):
         raise ValueError(f"prediction must be 'epsilon', 'v' or 'x0', not {prediction!r}")
     if any(labels < 1 for labels in label_sizes):
-        raise ValueError(f"each column of labels must have at least one, not {tuple(label_sizes)}")
+        raise ValueError(f"each entry of label_sizes must be at least 1, not {tuple(label_sizes)}")

@@ -19,6 +19,11 @@ class Attention(nn.Module):
     ----------
     hidden_size, num_heads
         Width d of a token and number of heads h; h must divide d.
+
+    Raises
+    ------
+    ValueError
+        If `num_heads` does not divide `hidden_size`.
     """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
@@ -30,11 +35,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def initialize_weights(self) -> None:
-        """Draw the weights anew."""
+        """Reinitialize the weights."""
         xavier(self.qkv, self.proj)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
+        """Map tokens ``(B, N, d)`` to ``(B, N, d)``."""
         q, k, v = self.qkv(z).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -48,16 +53,16 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(inner_size, hidden_size)
 
     def initialize_weights(self) -> None:
-        """Draw the weights anew."""
+        """Reinitialize the weights."""
         xavier(self.fc1, self.fc2)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Turn tokens ``(B, N, d)`` into ``(B, N, d)``."""
+        """Map tokens ``(B, N, d)`` to ``(B, N, d)``."""
         return self.fc2(F.gelu(self.fc1(z), approximate="tanh"))
 
 
 class DiTBlock(ModulatedBlock):
-    """One black-box layer: attention, then a perceptron."""
+    """A black-box block: attention, then a perceptron."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         attn, mlp = Attention(hidden_size, num_heads), Mlp(hidden_size, int(hidden_size * mlp_ratio))
@@ -67,10 +72,17 @@ class DiTBlock(ModulatedBlock):
 
 
 class DiT(Denoiser):
-    """The Diffusion Transformer on patches of genes, the control for :class:`wbdit.WBDiT`.
+    """The Diffusion Transformer on patches of genes: the black-box baseline for :class:`wbdit.WBDiT`.
 
-    Takes the published arguments and state dicts; see :class:`wbdit.nn.denoiser.Denoiser` for the arguments. Its blocks
-    take no options.
+    It takes the published arguments and state dicts. See :class:`wbdit.nn.denoiser.Denoiser` for the arguments, the
+    shapes of a call and the errors. Its blocks take no options.
+
+    Examples
+    --------
+    >>> model = wbdit.DiT(input_size=2000, hidden_size=64, num_heads=4, depth=2, label_sizes=[3])
+    >>> x, t = torch.randn(4, 1, 2000), torch.randint(1, 1000, (4,))
+    >>> model(x, t, torch.tensor([0, 1, 2, 3])).shape  # label 3 stands for "no label"
+    torch.Size([4, 1, 2000])
     """
 
     def make_block(self, mlp_ratio: float, **options: Any) -> DiTBlock:

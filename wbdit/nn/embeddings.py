@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids of the timestep (Vaswani et al. 2017), then a two-layer perceptron.
+    """A sinusoidal embedding of the timestep (Vaswani et al. 2017), followed by a two-layer perceptron.
 
     Parameters
     ----------
     hidden_size
         Width d of the embedding.
     frequencies
-        Number of sinusoids; half of them cosines, with periods from 2 pi to 2 pi 10^4.
+        Number of sinusoids, half cosines and half sines, with periods from 2 pi to 2 pi 10^4.
     """
 
     def __init__(self, hidden_size: int, frequencies: int = 256) -> None:
@@ -32,7 +32,7 @@ class TimestepEmbedder(nn.Module):
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Draw the weights anew."""
+        """Reinitialize the weights."""
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -47,9 +47,9 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A learned vector for each label, and one more for "no label" that classifier-free guidance starts from.
+    """A learned vector per label, and one per column for "no label", which classifier-free guidance needs.
 
-    With several columns of labels the vectors of a sample's labels are summed.
+    With several columns of labels, the vectors of a sample's labels are summed.
 
     Parameters
     ----------
@@ -58,32 +58,32 @@ class LabelEmbedder(nn.Module):
     hidden_size
         Width d of the embedding.
     dropout
-        Share p of labels replaced by the null label in training (Ho and Salimans 2022). With several columns each is
-        dropped by itself with p, and all of them at once with p: guidance asks for any of them without the others, and
-        for none, which drops of single columns alone would hardly ever show.
+        Probability p that a label is replaced by the null label in training (Ho and Salimans 2022). With several
+        columns, each column is dropped with probability p, and all columns together with probability p. Guidance also
+        evaluates the model without any label, a case that independent drops would rarely produce.
     """
 
     def __init__(self, label_sizes: Sequence[int], hidden_size: int, dropout: float) -> None:
         super().__init__()
         self.label_sizes = tuple(label_sizes)
         self.dropout = dropout
-        # one table, a column's rows below another's: with one column it is the published one
+        # one table with the rows of all columns stacked: with one column it equals the published table
         self.embedding_table = nn.Embedding(sum(self.label_sizes) + len(self.label_sizes), hidden_size)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Draw the weights anew."""
+        """Reinitialize the weights."""
         nn.init.normal_(self.embedding_table.weight, std=0.02)
 
     def forward(self, y: Tensor | None, batch: int) -> Tensor:
-        """Embed labels ``(B, C)``, or ``(B,)`` of one column, int64 in [0, K_c], as ``(B, d)``; None is null alone."""
+        """Embed labels ``(B, C)``, or ``(B,)`` for one column, int64 in [0, K_c], as ``(B, d)``; None for no labels."""
         if y is None:
             tables = self.embedding_table.weight.split([labels + 1 for labels in self.label_sizes])
             return reduce(torch.add, [table[-1:] for table in tables]).expand(batch, -1)
         return self.embed(self.drop(y) if self.training else y)
 
     def drop(self, y: Tensor) -> Tensor:
-        """Replace labels by null as often as training does."""
+        """Replace labels by the null label at random, as in training."""
         if self.dropout == 0:
             return y
         columns = len(self.label_sizes)
@@ -93,20 +93,20 @@ class LabelEmbedder(nn.Module):
         return torch.where(dropped, nulls, y.reshape(len(y), columns)).view_as(y)
 
     def embed(self, y: Tensor) -> Tensor:
-        """Embed labels as they are."""
+        """Embed labels ``(B, C)`` or ``(B,)`` as ``(B, d)``, without dropout."""
         tables = self.embedding_table.weight.split([labels + 1 for labels in self.label_sizes])
         return reduce(torch.add, map(F.embedding, y.reshape(len(y), len(tables)).unbind(1), tables))
 
 
 class LocalLinear(nn.Module):
-    """A linear map of its own for each token: a locally connected layer, where nn.Linear shares one.
+    """A separate linear map per token: a locally connected layer, where :class:`torch.nn.Linear` shares one map.
 
     Parameters
     ----------
     tokens
         Number of tokens N.
     inputs, outputs
-        Widths before and after.
+        Input and output width per token.
     """
 
     def __init__(self, tokens: int, inputs: int, outputs: int) -> None:
@@ -115,24 +115,24 @@ class LocalLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(tokens, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn ``(B, N, inputs)`` into ``(B, N, outputs)``."""
+        """Map ``(B, N, inputs)`` to ``(B, N, outputs)``."""
         return torch.baddbmm(self.bias, x.transpose(0, 1), self.weight).transpose(0, 1)
 
 
 class PatchEmbed(nn.Module):
-    """Cut the genes into patches and project each to a token.
+    """A projection of each patch of genes to a token.
 
     Parameters
     ----------
     input_size, patch_size
-        Genes G and genes a patch P; where P does not divide G, the last patch is filled with zeros.
+        Genes G and genes per patch P. If P does not divide G, the last patch is padded with zeros.
     in_channels
-        Values a gene C.
+        Values per gene C.
     hidden_size
         Width d of a token.
     shared
-        One projection for all patches, as published, or one for each: genes are not pixels, patch 7 holds other genes
-        than patch 8.
+        Use one projection for all patches, as published, or one per patch. Unlike patches of an image, each patch
+        holds different genes.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class PatchEmbed(nn.Module):
         self.input_size = input_size
         self.patch_size = patch_size
         self.num_patches = math.ceil(input_size / patch_size)
-        # a convolution in name only: the published checkpoints hold the projection as a (d, C, P, 1) kernel
+        # the Conv2d only stores the weights: published checkpoints hold the projection as a (d, C, P, 1) kernel
         self.proj: nn.Conv2d | LocalLinear
         if shared:
             self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=(patch_size, 1), stride=(patch_size, 1))
@@ -151,7 +151,7 @@ class PatchEmbed(nn.Module):
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Draw the weights anew."""
+        """Reinitialize the weights."""
         if isinstance(self.proj, LocalLinear):
             nn.init.normal_(self.proj.weight, std=self.proj.weight.shape[1] ** -0.5)
         else:
@@ -159,7 +159,7 @@ class PatchEmbed(nn.Module):
         nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn ``(B, C, G)`` into tokens ``(B, N, d)``."""
+        """Map ``(B, C, G)`` to tokens ``(B, N, d)``."""
         x = F.pad(x, (0, self.num_patches * self.patch_size - self.input_size))
         patches = x.unflatten(-1, (self.num_patches, self.patch_size)).transpose(1, 2).flatten(2)  # [B, N, C P]
         if isinstance(self.proj, LocalLinear):
@@ -168,18 +168,18 @@ class PatchEmbed(nn.Module):
 
 
 class CellToken(nn.Module):
-    """A token for the whole cell: a projection of all genes at once, and a linear map back to all of them.
+    """A token for the whole cell: a projection of all genes to one token, and a linear map back to all genes.
 
-    Patches meet in the blocks alone; what all genes say together of a cell is one product away here.
+    Patches exchange information only in the blocks; this token depends on all genes from the start.
 
     Parameters
     ----------
     inputs
-        Values a cell.
+        Values per cell.
     hidden_size
         Width d of a token.
     outputs
-        Answers a cell; zero at the start.
+        Outputs per cell; zero at initialization.
     """
 
     def __init__(self, inputs: int, hidden_size: int, outputs: int) -> None:
@@ -189,24 +189,25 @@ class CellToken(nn.Module):
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Draw the weights anew; answers are zero."""
+        """Reinitialize the weights, such that the outputs are zero."""
         nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
         for zeros in (self.proj.bias, self.linear.weight, self.linear.bias):
             nn.init.zeros_(zeros)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Turn ``(B, C, G)`` into the token ``(B, 1, d)``."""
+        """Map ``(B, C, G)`` to the token ``(B, 1, d)``."""
         return self.proj(x.flatten(1))[:, None]
 
     def read(self, z: Tensor) -> Tensor:
-        """Turn the token ``(B, d)`` into answers ``(B, outputs)``."""
+        """Map the token ``(B, d)`` to outputs ``(B, outputs)``."""
         return self.linear(z)
 
     @torch.no_grad()
     def init_principal_components(self, x: Tensor, components: int = 64) -> None:
-        """Let the first rows of the projection be principal components of cells ``(n, G)``, in their deviations.
+        """Set the first rows of the projection to the leading principal axes of cells ``(n, G)``.
 
-        A component of less than unit variance keeps its own scale, so that noise is not enlarged.
+        Each axis is divided by its component's standard deviation, but only where that exceeds 1, so that noise is
+        not amplified.
         """
         centered = x.double() - x.double().mean(0)
         variances, axes = torch.linalg.eigh(centered.T @ centered / len(x))
@@ -216,10 +217,10 @@ class CellToken(nn.Module):
 
 
 def sincos_positions(tokens: int, hidden_size: int) -> Tensor:
-    """Return the fixed positions ``(1, N, d)``: the 2-D sine-cosine embedding of a grid N high and one wide.
+    """Return the fixed position embeddings ``(1, N, d)``: the 2-D sine-cosine embedding of a grid of N by 1.
 
-    The width coordinate is zero everywhere, so the first half of each row is constant, as it is in the published
-    checkpoints; the second half is the 1-D embedding of the patch's index.
+    The width coordinate is zero everywhere, so the first half of each row is constant, as in the published
+    checkpoints. The second half is the 1-D embedding of the patch index.
     """
     quarter = hidden_size // 4
     rates = 1e4 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -232,7 +233,7 @@ def sincos_positions(tokens: int, hidden_size: int) -> Tensor:
 
 
 def xavier(*layers: nn.Linear) -> None:
-    """Draw the weights of linear maps (Glorot and Bengio 2010); their biases are zero."""
+    """Initialize linear maps with Xavier-uniform weights (Glorot and Bengio 2010) and zero biases."""
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
         if layer.bias is not None:

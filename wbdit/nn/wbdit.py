@@ -18,14 +18,14 @@ from wbdit.schedule import Prediction
 
 
 class WhiteBoxBlock(ModulatedBlock):
-    """One white-box layer: compress (MSSA), then sparsify (ISTA).
+    """A white-box block: compress (MSSA), then sparsify (ISTA).
 
     Parameters
     ----------
     hidden_size, num_heads
         Width d of a token and number of subspaces h.
     tie_out
-        See :class:`WBDiT`.
+        As in :class:`WBDiT`.
     """
 
     attn: MSSA
@@ -36,11 +36,11 @@ class WhiteBoxBlock(ModulatedBlock):
 
     @property
     def fits_run_blocks(self) -> bool:
-        """Whether :func:`wbdit.ops.run_blocks` knows such a block: one of several subspaces."""
+        """Whether :func:`wbdit.ops.run_blocks` supports this block: it needs several subspaces."""
         return self.attn.num_heads > 1
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Take the compressing half-step, its bias in one pass with what follows."""
+        """Apply the MSSA half-step; its output bias is fused into the residual update and adaLN."""
         with span("mssa"):
             out = self.attn.out
             if out is None or out.bias is None:
@@ -51,7 +51,7 @@ class WhiteBoxBlock(ModulatedBlock):
     def second_step(
         self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Take the sparsifying half-step, its threshold in one pass with what follows."""
+        """Apply the ISTA half-step; its threshold is fused into the residual update and adaLN."""
         with span("ista"):
             step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
             return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
@@ -60,21 +60,21 @@ class WhiteBoxBlock(ModulatedBlock):
 class WBDiT(Denoiser):
     """The White-Box Diffusion Transformer: every block compresses by MSSA and sparsifies by ISTA.
 
-    Takes the published arguments and state dicts; what goes beyond the paper is keyword-only and off by default. See
-    :class:`Denoiser` for the arguments but these.
+    It takes the published arguments and state dicts. Extensions beyond the paper are keyword-only and off by default.
+    See :class:`wbdit.nn.denoiser.Denoiser` for the shapes of a call, the errors, and all arguments except `tie_out`.
 
     Parameters
     ----------
     tie_out
-        Map what the subspaces give back by U^T, the transposed projection itself, without weights of its own: MSSA as
-        it is derived (Yu et al. 2023, CRATE).
+        Map back from the subspaces by U^T, the transpose of the projection, without weights of its own: MSSA as it is
+        derived (Yu et al. 2023, CRATE).
 
     Examples
     --------
-    >>> model = WBDiT(depth=3)
-    >>> x, t = torch.randn(16, 1, 2000), torch.randint(1, 1000, (16,))
-    >>> model(x, t).shape
-    torch.Size([16, 1, 2000])
+    >>> model = wbdit.WBDiT(input_size=2000, hidden_size=64, depth=3, label_sizes=[3])
+    >>> x, t = torch.randn(4, 1, 2000), torch.randint(1, 1000, (4,))
+    >>> model(x, t, torch.tensor([0, 1, 2, 3])).shape  # label 3 stands for "no label"
+    torch.Size([4, 1, 2000])
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class WBDiT(Denoiser):
         return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
 
     def stream_dtype(self, tokens: Tensor) -> torch.dtype:
-        """Return the type of the residual stream: the products' where :func:`wbdit.ops.run_blocks` keeps it in that."""
+        """Return the dtype of the residual stream: that of the products if :func:`wbdit.ops.run_blocks` runs."""
         return product_dtype(self.pos_embed) if self._is_one_op(tokens) else super().stream_dtype(tokens)
 
     def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Turn embedded tokens into what the final layer reads; on a GPU, without gradients, by one op."""
+        """Apply all blocks, as one op if gradients are disabled on a GPU in bf16; see :meth:`Denoiser.run_blocks`."""
         if not self._is_one_op(x):
             return super().run_blocks(x, modulations)
         with span("run_blocks"):
@@ -140,7 +140,7 @@ class WBDiT(Denoiser):
             )
 
     def _is_one_op(self, x: Tensor) -> bool:
-        """Whether the blocks can be taken all at once: nobody looks into them, and products are in bf16."""
+        """Return whether one op can run all blocks: on a GPU in bf16, without gradients or hooks on the blocks."""
         if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
             return False
         watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())

@@ -1,8 +1,8 @@
-"""The operations a white-box block is made of, one function an op, on whatever device the tensors are.
+"""The operations of white-box blocks, samplers and count models, for CPU and GPU.
 
-Each is a PyTorch custom op in the namespace ``wbdit`` with shape inference and a gradient, so autograd, autocast,
-``torch.compile`` and export see through it. Each has a file with all that belongs to it; the mathematics are in
-:mod:`wbdit.ops.reference`. Kernels enter by :func:`register_kernel`.
+Each op is a PyTorch custom op in the namespace ``wbdit``. It has shape inference, and a gradient where one is needed.
+It works with autograd, autocast, ``torch.compile`` and export. Each op's module holds its docstring, schema and
+gradient; :mod:`wbdit.ops.reference` holds the mathematics in plain PyTorch. :func:`register_kernel` adds a kernel.
 """
 
 from wbdit.ops import cpu, triton

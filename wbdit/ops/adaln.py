@@ -1,4 +1,4 @@
-"""Adaptive layer norm, and the gated residual before it: all that stands between two products of a block."""
+"""Adaptive layer norm, alone or fused with the gated residual update before it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, dtype: 
     x
         Tokens ``(B, N, d)``, floating.
     shift, scale
-        Modulation ``(B, d)``, one row a sample.
+        Modulation ``(B, d)``, one row per sample.
     eps
         Added to the variance.
     dtype
-        Type of the result, that of the product it goes into; the type of `x` by default.
+        Dtype of the result, usually that of the following matrix product. The default is the dtype of `x`.
 
     Returns
     -------
     ``(B, N, d)``.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[1.0, 3.0]]])
+    >>> shift, scale = torch.zeros(1, 2), torch.ones(1, 2)
+    >>> wbdit.ops.adaln(x, shift, scale)
+    tensor([[[-2.0000,  2.0000]]])
     """
     return _adaln(x, shift, scale, eps, dtype)
 
@@ -45,24 +52,34 @@ def gated_adaln(
     *,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Add a gated half-step to the residual stream and modulate for the next: all that stands between two products.
+    """Add a gated update to the residual stream, then normalize and modulate it (Peebles and Xie 2023, DiT).
+
+    This fuses all elementwise work between two matrix products of a block.
 
     Parameters
     ----------
     x
         Residual stream ``(B, N, d)``, floating.
     out
-        What the half-step gave ``(B, N, d)``, floating.
+        Update ``(B, N, d)``, floating: the output of the half-step.
     gate, shift, scale
-        Modulation ``(B, d)``, one row a sample.
+        Modulation ``(B, d)``, one row per sample.
     eps
         Added to the variance.
     bias
-        What the half-step's last linear map would have added ``(d,)``: here it costs no pass of its own.
+        Bias ``(d,)`` of the half-step's last linear map. Adding it here saves a pass over memory.
 
     Returns
     -------
-    ``x' = x + gate * (out + bias)`` in the type of `x`, and :func:`adaln` of it in the type of `out`.
+    ``x' = x + gate * (out + bias)`` in the dtype of `x`, and :func:`adaln` of ``x'`` in the dtype of `out`.
+
+    Examples
+    --------
+    >>> x, out = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]])
+    >>> gate, shift, scale = torch.full((1, 2), 0.5), torch.zeros(1, 2), torch.zeros(1, 2)
+    >>> x_new, z_new = wbdit.ops.gated_adaln(x, out, gate, shift, scale)
+    >>> x_new
+    tensor([[[0.5000, 1.5000]]])
     """
     return _gated_adaln(x, out, bias, gate, shift, scale, eps)
 
@@ -77,7 +94,25 @@ def gated_adaln_(
     *,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Do what :func:`gated_adaln` does in place: `x` and `out` become its two results. Without gradients."""
+    """Compute :func:`gated_adaln` in place: `x` and `out` are overwritten with its two results.
+
+    Parameters
+    ----------
+    x, out, gate, shift, scale, eps, bias
+        As in :func:`gated_adaln`.
+
+    Returns
+    -------
+    `x` and `out` themselves. No gradient is defined.
+
+    Examples
+    --------
+    >>> x, out = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]])
+    >>> gate, shift, scale = torch.full((1, 2), 0.5), torch.zeros(1, 2), torch.zeros(1, 2)
+    >>> _ = wbdit.ops.gated_adaln_(x, out, gate, shift, scale)
+    >>> x
+    tensor([[[0.5000, 1.5000]]])
+    """
     _gated_adaln_(x, out, bias, gate, shift, scale, eps)
     return x, out
 
@@ -257,7 +292,7 @@ def _keep_gated_adaln(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     _, *others, eps = inputs
     ctx.save_for_backward(output[0], *others)
     ctx.eps = eps
-    ctx.set_materialize_grads(False)  # the last block's x' goes nowhere: no zeros need be read for it
+    ctx.set_materialize_grads(False)  # the last block's x' is unused: None saves reading zeros
 
 
 def _gated_adaln_gradient(ctx: Any, dx_new: Tensor | None, dz_new: Tensor | None) -> tuple[Tensor | None, ...]:

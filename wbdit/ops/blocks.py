@@ -1,4 +1,4 @@
-"""White-box blocks one after another, without gradients."""
+"""A stack of white-box blocks as one op, for inference."""
 
 from __future__ import annotations
 
@@ -24,28 +24,41 @@ def run_blocks(
     lam: float = 0.1,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Run white-box blocks one after another, without gradients: adaln, then a block's two half-steps each.
+    """Run a stack of white-box blocks: :func:`wbdit.ops.adaln`, then two half-steps per block.
 
-    What a GPU does in fewer and larger steps than the parts. The residual stream is kept in the type of `x`, or in the
-    products' where a kernel runs.
+    Each block applies :func:`wbdit.ops.mssa` and :func:`wbdit.ops.ista`, each followed by
+    :func:`wbdit.ops.gated_adaln`. As one op, the stack takes fewer and larger kernels on a GPU. The residual stream
+    keeps the dtype of `x`; a kernel may keep it in the dtype of the matrix products.
 
     Parameters
     ----------
     x
         Residual stream ``(B, N, d)``, floating.
     modulations
-        ``(B, d)`` each: of every block shift, scale, gate, shift, scale, gate; of what follows shift and scale.
-    projections, outs, biases
-        Of every block the weight ``(h * p, d)`` before :func:`wbdit.ops.mssa`, and the weight ``(d, h * p)`` and bias
-        ``(d,)`` after it.
+        ``(B, d)`` each, ``6 * depth + 2`` in all: shift, scale, gate, shift, scale, gate per block, then shift and
+        scale of the final norm.
+    projections
+        Weights ``(h * p, d)`` of the linear map before :func:`wbdit.ops.mssa`, one per block.
+    outs, biases
+        Weights ``(d, h * p)`` and biases ``(d,)`` of the linear map after :func:`wbdit.ops.mssa`, one per block.
     folded
-        Of every block the folded dictionary ``(d, d)``. Products are formed in its type, and the weights have it.
+        Folded dictionaries ``(d, d)``, one per block (see :func:`wbdit.ops.fold`). All weights share their dtype,
+        which is that of the matrix products.
     heads, eta, lam, eps
         As in :func:`wbdit.ops.mssa` and :func:`wbdit.ops.ista_adaln`.
 
     Returns
     -------
-    The stream's modulated norm after the last block ``(B, N, d)``, in the type of `folded`.
+    The modulated norm of the residual stream after the last block ``(B, N, d)``, in the dtype of `folded`. No gradient
+    is defined.
+
+    Examples
+    --------
+    >>> x, modulations = torch.randn(2, 5, 8), torch.zeros(8, 2, 8)  # one block
+    >>> weight, bias = torch.eye(8), torch.zeros(8)
+    >>> folded = wbdit.ops.fold(weight)
+    >>> wbdit.ops.run_blocks(x, modulations, [weight], [weight], [bias], [folded], heads=2).shape
+    torch.Size([2, 5, 8])
     """
     weights = list(projections), list(outs), list(biases), list(folded)
     return _run_blocks(x, list(modulations), *weights, heads, eta, lam, eps)
@@ -64,7 +77,7 @@ def _run_blocks_on(
     lam: float,
     eps: float,
 ) -> Tensor:
-    """Run the blocks op by op, the half-steps in place."""
+    """Run the blocks op by op, with the half-steps in place."""
     z = adapter("adaln")(engine, x, modulations[0], modulations[1], eps, folded[0].dtype)
     x = x.clone(memory_format=torch.contiguous_format)
     for block, (projection, out, bias, dictionary) in enumerate(zip(projections, outs, biases, folded, strict=True)):

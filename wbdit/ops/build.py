@@ -1,7 +1,7 @@
-"""The CPU kernels of csrc/, compiled once into a folder of the user's and loaded from there.
+"""Build and load the CPU kernels of csrc/.
 
-PyTorch's stable ABI needs no Python headers and holds from one PyTorch to the next, so the sources travel in the wheel
-and are compiled by the compiler that the machine has: on first use, or ahead of it by ``wbdit build``.
+The wheel ships the sources. The machine's own compiler builds them once per user, on first use or by ``wbdit build``.
+The kernels use PyTorch's stable ABI, which needs no Python headers and stays compatible across PyTorch releases.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from wbdit._cache import cache_folders, is_private
 
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = "-std=c++20 -O3 -fno-math-errno -fopenmp-simd -fPIC -fvisibility=hidden"
-TORCH_API = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # of torch 2.10, the oldest that is supported
+TORCH_API = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10, the oldest supported version
 ERROR = r"^(?!collect2|clang).*\berror: |undefined (reference|symbol)|cannot find"  # not "collect2: error: ..."
 PREFIX = "wbdit_cpu-"
 UNFINISHED = ".building-"
@@ -44,19 +44,19 @@ SECONDS_A_FILE = 5
 
 logger = logging.getLogger("wbdit")
 _lock = threading.Lock()
-_outcome: bool | None = None  # of the one attempt to load in this process; None before it
+_outcome: bool | None = None  # result of this process's one attempt to load; None before it
 _why = ""
 _warned = False
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be compiled or loaded here: the message is one line and says why."""
+    """The error raised if the CPU kernels cannot be compiled or loaded; its message is one line with the reason."""
 
 
 def available() -> bool:
-    """Say whether the CPU kernels are loaded, after one attempt a process to build and load them.
+    """Return whether the CPU kernels are loaded; the first call in a process tries to build and load them.
 
-    Where that fails it gives one ``RuntimeWarning``, and from then on returns False at once.
+    If that fails, it emits one ``RuntimeWarning``. Later calls return False without another attempt.
     """
     if _outcome is not None:
         return _outcome
@@ -68,12 +68,12 @@ def available() -> bool:
 
 
 def load() -> None:
-    """Build the CPU kernels, if they are not yet built, and load them into PyTorch, once a process.
+    """Load the CPU kernels into PyTorch, once per process, and build them first if needed.
 
     Raises
     ------
     BuildError
-        If they cannot be compiled or loaded. It is not tried again: later calls raise the same at once.
+        If they cannot be compiled or loaded. Later calls raise the same error without another attempt.
     """
     global _outcome, _why
     with _lock:
@@ -88,18 +88,18 @@ def load() -> None:
 
 
 def build() -> Path:
-    """Return the compiled library, compiling it if this user has none that fits; logs a warning before that work.
+    """Return the path of the compiled library; if no matching one exists, log a warning and compile it.
 
     Raises
     ------
     BuildError
-        If there is no compiler, no folder to be trusted, or the compiler refuses the sources.
+        If there is no compiler, no private writable folder, or a compiler error.
     """
     spec, folders = _build_spec(), cache_folders()
     library = spec.find_in(folders)
     if library is not None:
         with suppress(OSError):  # the folder may be read-only
-            os.utime(library)  # it was used today, so the sweep passes it by
+            os.utime(library)  # mark it as used, so that _sweep keeps it
         return library
     if spec.obstacle:
         raise BuildError(spec.obstacle)
@@ -113,7 +113,7 @@ def build() -> Path:
 
 
 def status() -> str:
-    """Return one line on where the CPU kernels stand, without building anything."""
+    """Return one line on the state of the CPU kernels, without building anything."""
     if _outcome is False:
         return f"not in use, {_why}"
     try:
@@ -125,16 +125,16 @@ def status() -> str:
         return f"built, {library}"
     if spec.obstacle:
         return f"cannot be built, {spec.obstacle}"
-    return "not built yet, the first use or `wbdit build` does that"
+    return "not built yet: `wbdit build` or the first use of a CPU op builds them"
 
 
 def source_dir() -> Path:
-    """Return the folder of the C++ sources: inside the package when installed, beside it in a checkout.
+    """Return the folder of the C++ sources: inside an installed package, or beside the package in a checkout.
 
     Raises
     ------
     BuildError
-        If there is none.
+        If neither folder exists.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "csrc", package.parent / "csrc"):
@@ -143,22 +143,22 @@ def source_dir() -> Path:
     raise BuildError(f"the C++ sources are missing from {package}: install wbdit again")
 
 
-# what is to be built
+# the build's inputs
 
 
 @dataclass(frozen=True)
 class _BuildSpec:
-    """All that the library depends on."""
+    """The inputs of the build: sources, compiler, flags, and the library name derived from them."""
 
     sources: tuple[Path, ...]
-    compiler: tuple[str, ...]  # empty where there is none
+    compiler: tuple[str, ...]  # empty if none is found
     compile_flags: tuple[str, ...]
     link_flags: tuple[str, ...]
-    name: str  # where there is no compiler a pattern, which any compiler's library matches
-    obstacle: str  # what stands in the way of compiling, though not of a library that is there; mostly ""
+    name: str  # file name; without a compiler, a glob pattern that matches any compiler's library
+    obstacle: str  # the reason why compiling is impossible, or ""; an existing library is used regardless
 
     def find_in(self, folders: list[Path]) -> Path | None:
-        """Return the library if it lies in one of the folders, and nobody else can have put it there."""
+        """Return the newest matching library, from folders and files that no other user can write to, or None."""
         for folder in filter(is_private, folders):
             built = [library for library in folder.glob(self.name) if is_private(library)]
             if built:
@@ -167,10 +167,10 @@ class _BuildSpec:
 
 
 def _build_spec() -> _BuildSpec:
-    """Gather what the library depends on, and name it after that.
+    """Collect the build's inputs and derive the library's name from a hash of them.
 
-    The compiler has a part of the name to itself: a library built in an image or on a cluster's login node serves
-    where there is no compiler at all.
+    The compiler has a separate hash in the name. A library built in an image or on a cluster's login node can thus be
+    found on machines without a compiler.
     """
     if sys.platform == "win32":
         raise BuildError("the CPU kernels are not built on Windows")
@@ -191,16 +191,16 @@ def _build_spec() -> _BuildSpec:
 
 
 def _torch_root() -> tuple[Path, str]:
-    """Return the folder that holds PyTorch's include and lib, and what is amiss with it, mostly nothing."""
-    roots = [Path(torch.__file__).parent, Path(sys.prefix)]  # of a wheel; of distributions that share their libraries
+    """Return the folder that holds PyTorch's include and lib, and an error message, or "" if the headers exist."""
+    roots = [Path(torch.__file__).parent, Path(sys.prefix)]  # a wheel; a distribution that shares its libraries
     for root in roots:
         if (root / "include/torch/csrc/stable/library.h").is_file():
             return root, ""
-    return roots[0], f"PyTorch's C++ headers are missing from {roots[0]}: install a torch that has them"
+    return roots[0], f"PyTorch's C++ headers are missing from {roots[0]}: install a PyTorch build that includes them"
 
 
 def _flags(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the flags to compile with and to link with."""
+    """Return the compiler flags and the linker flags."""
     extra = _words("WBDIT_CXXFLAGS")
     libraries = root / "lib"
     if sys.platform == "darwin":
@@ -211,7 +211,7 @@ def _flags(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _compiler() -> tuple[tuple[str, ...], str]:
-    """Return the compiler's command and the first line of its version; an empty command where there is none."""
+    """Return the compiler command and the first line of its version; an empty command if none is found."""
     for name in _compiler_names():
         path = shutil.which(name)
         if path is not None:
@@ -238,7 +238,7 @@ def _digest(*parts: object) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what was left by builds cut short, and libraries that nobody has used for long."""
+    """Remove leftovers of interrupted builds after a day, and unused libraries after `KEEP_DAYS` days."""
     for pattern, days in ((f"{UNFINISHED}*", 1), (f"{PREFIX}*", KEEP_DAYS)):
         for path in folder.glob(pattern):
             with suppress(OSError):
@@ -248,23 +248,23 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from building in the folder meanwhile; the system unlocks when a process dies."""
+    """Hold an exclusive lock on the folder, so that one process builds at a time; it ends with the process."""
     import fcntl
 
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with suppress(OSError):  # some network folders have no locks: there two may compile, and the last one's stays
+        with suppress(OSError):  # some network file systems lack locks: two builds are harmless, the last one stays
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-# the work
+# compiling and loading
 
 
 def _make(spec: _BuildSpec, folder: Path) -> Path:
-    """Compile into the folder, unless another process has meanwhile; an OSError if it cannot be written to."""
+    """Compile the library into the folder, unless another process just did; raise OSError if it is not writable."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_private(folder):
         raise BuildError(
@@ -275,7 +275,7 @@ def _make(spec: _BuildSpec, folder: Path) -> Path:
         if library is None:
             seconds = SECONDS_A_FILE * math.ceil(len(spec.sources) / JOBS)
             with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED, ignore_cleanup_errors=True) as scratch:
-                logger.warning(f"wbdit: compiling the CPU kernels into {folder}, once, about {seconds} seconds")
+                logger.warning(f"wbdit: compiling the CPU kernels into {folder} (once, about {seconds} seconds)")
                 compiled = _compile(spec, Path(scratch))
                 if _build_spec().name != spec.name:
                     raise BuildError("the sources changed while they were being compiled: try again")
@@ -298,7 +298,7 @@ def _compile(spec: _BuildSpec, scratch: Path) -> Path:
 
 
 def _put(library: Path, place: Path) -> Path:
-    """Move the finished library to its place in one step, whole, and as readable as the folder is."""
+    """Move the finished library into place atomically, with the read permissions of its folder."""
     library.chmod(place.parent.stat().st_mode & 0o644)
     with library.open("rb") as file:
         os.fsync(file)
@@ -337,7 +337,7 @@ def _warn_once(why: str) -> None:
     if first:
         warnings.warn(
             f"no CPU kernels, so the ops run on the slower PyTorch reference: {why}. "
-            "Once that is mended `wbdit build` tries again, or the next process by itself.",
+            "After fixing this, run `wbdit build` or start a new process.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Counts of a few levels per gene, given the gene's own noised value: their mean and their likelihood."""
+"""Posterior mean and likelihood of discrete counts, given the noised value of the same gene."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def count_mean(
     counts: Tensor,
     n_levels: Tensor,
 ) -> Tensor:
-    """Return the posterior mean of each gene's value, given its noised value and a prior over its few levels.
+    """Return the posterior mean of each gene's value, given its noised value and a prior over its count levels.
 
-    A gene's count is one of a few levels l, at which the count is ``c_l`` and the value ``v_l``. With a softmax p of ::
+    Each gene takes one of a few levels l, with count ``c_l`` and value ``v_l``. With the softmax p over levels of ::
 
         logit_l = (1 - mixture) log_base0_l + mixture log_base1_l + log_odds c_l - ((x - alpha v_l) / sigma)^2 / 2
 
-    the mean is ``sum_l p_l v_l``: the score of categorical data by interpolation (Dieleman et al. 2022, Continuous
-    diffusion for categorical data, arXiv 2211.15089). The last term is the exact evidence of ``x = alpha v + sigma
-    noise`` (Bayes' rule), the rest is a prior: an exponential family with `log_odds` as its natural parameter.
+    the mean is ``sum_l p_l v_l``. This is score interpolation for categorical data (Dieleman et al. 2022, Continuous
+    diffusion for categorical data, arXiv 2211.15089). The last term is the exact log-likelihood of ``x = alpha v +
+    sigma noise`` up to a constant (Bayes' rule). The other terms are a prior: an exponential family with `log_odds` as
+    its natural parameter.
 
     Parameters
     ----------
@@ -47,19 +48,26 @@ def count_mean(
     log_odds
         Natural parameters ``(B, G)``, logarithms of rates.
     mixture
-        Share of the second base measure ``(B, G)``, 0 to 1.
+        Weight of the second base measure ``(B, G)``, 0 to 1.
     alpha, sigma
-        ``(B,)``, sigma above 0.
+        Scale of the signal and of the noise ``(B,)``, one per sample; sigma above 0.
     log_base0, log_base1
         Logarithms of two base measures ``(G, L)``, finite.
     values, counts
-        The levels' values ``(G, L)`` and counts ``(L,)``.
+        Values ``(G, L)`` and counts ``(L,)`` of the levels.
     n_levels
-        How many levels a gene has ``(G,)``, int32, 1 to L. Whatever the tables hold beyond is not read.
+        Number of levels of each gene ``(G,)``, int32, 1 to L. Table entries beyond it do not affect the result.
 
     Returns
     -------
-    ``(B, G)`` fp32, or fp64 where `log_odds` is. Without gradients.
+    ``(B, G)`` fp32, or fp64 if `log_odds` is fp64. No gradient is defined.
+
+    Examples
+    --------
+    >>> x, zero, one = torch.tensor([[0.5]]), torch.zeros(1, 1), torch.ones(1)
+    >>> base, values, n_levels = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.tensor([2])
+    >>> wbdit.ops.count_mean(x, zero, zero, one, one, base, base, values, values[0], n_levels)
+    tensor([[0.5000]])
     """
     return _count_mean(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels)
 
@@ -82,13 +90,21 @@ def count_nll(
     Parameters
     ----------
     x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels
-        As in :func:`count_mean`. Gradients reach `log_odds`, `mixture`, `log_base0` and `log_base1` alone.
+        As in :func:`count_mean`. Gradients flow to `log_odds`, `mixture`, `log_base0` and `log_base1` only.
     target
-        Levels ``(B, G)``, uint8, less than the gene's number of levels.
+        Observed levels ``(B, G)``, uint8, below the gene's number of levels.
 
     Returns
     -------
-    ``(B, G)`` fp32 in nats, or fp64 where `log_odds` is.
+    ``(B, G)`` in nats, fp32, or fp64 if `log_odds` is fp64.
+
+    Examples
+    --------
+    >>> x, zero, one = torch.tensor([[0.5]]), torch.zeros(1, 1), torch.ones(1)
+    >>> base, values, n_levels = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.tensor([2])
+    >>> target = torch.tensor([[1]], dtype=torch.uint8)
+    >>> wbdit.ops.count_nll(x, zero, zero, one, one, base, base, values, values[0], n_levels, target)  # ln 2
+    tensor([[0.6931]])
     """
     return _count_nll(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels, target)
 
@@ -97,7 +113,7 @@ def count_nll(
 
 
 def _inputs(*given: Tensor) -> list[Tensor]:
-    """Return an op's inputs in their order: (B, G) by rows and all else dense, in fp32 but for n_levels, int32."""
+    """Return the inputs in order, in fp32 (n_levels in int32): (B, G) with dense rows, all others contiguous."""
     *floats, n_levels = given
     wide = [t if t.dtype == torch.float32 else t.float() for t in floats]
     return [*map(dense_rows, wide[:3]), *(t.contiguous() for t in wide[3:]), n_levels.to(torch.int32).contiguous()]
@@ -134,7 +150,7 @@ def _count_nll_backward_on(engine: Any, dnll: Tensor, *given: Tensor) -> tuple[T
 
 
 def _takers(*given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what gradients reach: log_odds, mixture, log_base0, log_base1."""
+    """Return the inputs that receive gradients: log_odds, mixture, log_base0, log_base1."""
     return given[1], given[2], given[5], given[6]
 
 

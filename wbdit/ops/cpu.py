@@ -1,4 +1,4 @@
-"""The C++ kernels of csrc/ as the ops' engine on a CPU; where they cannot be built, the reference runs."""
+"""The C++ kernels of csrc/ as the ops' engine on a CPU; the reference runs if they cannot be built."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def cpu_level() -> str:
-    """Return the instruction set that the kernels use, one of :data:`LEVELS`; "none" where they cannot be built.
+    """Return the instruction set of the CPU kernels, one of :data:`LEVELS`, or "none" if they cannot be built.
+
+    The environment variable ``WBDIT_CPU`` can limit it to a lower one.
 
     Raises
     ------
     InputError
-        If the environment variable ``WBDIT_CPU``, which may hold it to a lower one, names none.
+        If ``WBDIT_CPU`` is set to anything else.
     """
     wanted = os.environ.get("WBDIT_CPU")
     if wanted not in (None, *LEVELS):
-        raise InputError(f"no processor level WBDIT_CPU={wanted}: choose one of {', '.join(LEVELS)}")
+        raise InputError(f"unknown processor level WBDIT_CPU={wanted}: choose one of {', '.join(LEVELS)}")
     return LEVELS[torch.ops.wbdit_csrc.cpu_level()] if build.available() else "none"
 
 
 def has_fast_bf16() -> bool:
-    """Whether bf16 is worth computing in here: the processor multiplies it, and the kernels are there."""
+    """Return whether bf16 is faster than fp32 here: the CPU has bf16 instructions and the kernels are built."""
     return cpu_level() in ("avx512_bf16", "amx")
 
 
 def register() -> None:
-    """Enter the kernels for tensors on a CPU."""
+    """Register the kernels for tensors on a CPU."""
     dispatch.add_engine("cpu", "csrc", torch.ops.wbdit_csrc, build.available)

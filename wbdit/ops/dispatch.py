@@ -1,8 +1,9 @@
-"""Who serves an op: its reference, or an engine's kernels where they are there and take the arguments.
+"""The choice of implementation per op: the reference, or an engine's kernel if it is available and fits.
 
-An op is defined once, by :func:`define_op`: its schema, its reference, its shape inference, and how it runs on an
-engine. An engine is what holds the passes over memory, the C++ library of ``csrc/`` on a CPU or the Triton modules of
-``kernels/`` on a GPU; both have passes of the same names and arguments, which write to memory given to them.
+:func:`define_op` defines an op: its schema, its reference, its shape inference and its adapter to the engines.
+An engine is a collection of kernels: the C++ library of ``csrc/`` on a CPU or the Triton modules of ``kernels/`` on a
+GPU. Both provide the same passes over memory, with the same names and arguments. A pass writes its results to tensors
+that the caller allocates.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ BACKENDS = ("auto", "reference")
 _ops: dict[str, CustomOpDef] = {}
 _references: dict[str, Callable[..., Any]] = {}
 _adapters: dict[str, Callable[..., Any]] = {}
-_kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> the backend's name
-_available: dict[str, Callable[[], bool]] = {}  # by the backend's name
+_kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> backend name
+_available: dict[str, Callable[[], bool]] = {}  # by backend name
 _forced: str | None = None  # process-wide, so that autograd's own threads see it too
 
 
@@ -39,7 +40,7 @@ def define_op(
     on_engine: Callable[..., Any],
     mutates: tuple[str, ...] = (),
 ) -> CustomOpDef:
-    """Register ``wbdit::name`` with PyTorch; on every device without a kernel the reference serves it.
+    """Register ``wbdit::name`` with PyTorch; the reference serves every device without a kernel.
 
     Parameters
     ----------
@@ -48,11 +49,15 @@ def define_op(
     reference
         The op in plain PyTorch.
     fake
-        Takes the same arguments and returns empty tensors of the right shapes and types, for torch.compile and export.
+        The op's shape inference: the same arguments, and empty tensors of the results' shapes and dtypes.
     on_engine
-        Takes an engine's passes and then the same arguments, and returns the same results.
+        The op's adapter: it takes an engine and then the same arguments, and returns the same results.
     mutates
-        Names of the arguments that it writes to.
+        Names of the arguments that the op writes to.
+
+    Returns
+    -------
+    The op: call it, or add its gradient with ``register_autograd``.
     """
     reference = _without_autocast(reference)
     op = custom_op(f"wbdit::{name}", reference, mutates_args=mutates, schema=schema)
@@ -62,7 +67,7 @@ def define_op(
 
 
 def adapter(op: str) -> Callable[..., Any]:
-    """Return what runs an op on an engine: it takes the engine's passes, then the op's arguments."""
+    """Return the function that runs an op on an engine; it takes the engine, then the op's arguments."""
     return _adapters[op]
 
 
@@ -74,21 +79,21 @@ def add_engine(
     fits: Callable[[str, tuple[Any, ...]], bool] = lambda op, args: True,
     overrides: Mapping[str, Callable[..., Any]] | None = None,
 ) -> None:
-    """Let an engine serve all ops for tensors of a device type.
+    """Register an engine for all ops on tensors of a device type.
 
     Parameters
     ----------
     device, backend
-        "cpu" or "cuda", and the engine's name.
+        Device type ("cpu" or "cuda") and the engine's name.
     passes
-        What has the passes as attributes.
+        The engine: an object with the passes as attributes.
     available
-        Whether the engine is there.
+        Whether the engine can be used on this machine.
     fits
-        Whether it takes an op's arguments, given the op's name and these; fp32 and bf16 alone reach it. What it does
-        not take goes to the reference.
+        Whether the engine supports a call, given the op's name and its arguments (fp32 or bf16). The reference serves
+        all other calls.
     overrides
-        By the op's name, what runs it on this engine in place of its own way.
+        Adapters, by op name, that replace the op's own adapter on this engine.
     """
     chosen = overrides or {}
 
@@ -106,12 +111,37 @@ def register_kernel(
     available: Callable[[], bool] = lambda: True,
     fits: Callable[[tuple[Any, ...]], bool] = lambda args: True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a function that serves `op` on `device` ("cpu", "cuda") from now on.
+    """Return a decorator that registers a function as the kernel of `op` on a device type.
 
-    PyTorch's dispatcher picks it by the device of the tensors. It takes the arguments of the same-named function in
-    :mod:`wbdit.ops.reference`, positionally, and returns fresh tensors. It is called where no backend is forced, all
-    floating tensors are fp32 or bf16, `available` says that the backend is there and `fits` that it takes these
-    arguments; elsewhere the reference is.
+    The kernel takes the arguments of the same-named function in :mod:`wbdit.ops.reference`, positionally, and returns
+    new tensors. It runs if the active backend is ``"auto"``, all floating tensors are fp32 or bf16, and both
+    `available` and `fits` return True. Otherwise the reference runs.
+
+    Parameters
+    ----------
+    op
+        Name of the op, as in :func:`serving`.
+    device
+        Device type of the tensors, such as ``"cpu"`` or ``"cuda"``.
+    backend
+        Name to report in :func:`serving`.
+    available
+        Whether the kernel can be used on this machine.
+    fits
+        Whether the kernel supports a call, given the tuple of its arguments.
+
+    Returns
+    -------
+    The decorator; it returns the function unchanged.
+
+    Examples
+    --------
+    >>> @wbdit.ops.register_kernel("fold", "xpu", backend="mine")
+    ... def fold_on_xpu(dictionary):
+    ...     return torch.addmm(dictionary, dictionary.mT, dictionary, alpha=-1)
+    >>> with wbdit.ops.backend("auto"):
+    ...     wbdit.ops.serving("xpu")["fold"]
+    'mine'
     """
 
     def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,18 +161,25 @@ def register_kernel(
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force a backend inside a ``with`` block, in the whole process and on every device.
+    """Select a backend inside a ``with`` block, for the whole process and every device.
+
+    Outside such a block, the environment variable ``WBDIT_BACKEND`` selects the backend; its default is ``"auto"``.
 
     Parameters
     ----------
     name
-        ``"reference"`` for plain PyTorch, ``"auto"`` for the kernels that a device has. Outside such a block the
-        environment variable ``WBDIT_BACKEND`` decides, and ``"auto"`` where it is not set.
+        ``"reference"`` for plain PyTorch, ``"auto"`` for the kernels of each device.
 
     Raises
     ------
     InputError
-        If there is no such backend.
+        If `name` is neither.
+
+    Examples
+    --------
+    >>> with wbdit.ops.backend("reference"):
+    ...     wbdit.ops.active_backend()
+    'reference'
     """
     global _forced
     before, _forced = _forced, _check(name)
@@ -153,12 +190,45 @@ def backend(name: str) -> Iterator[None]:
 
 
 def active_backend() -> str:
-    """Return the backend in force, ``"auto"`` or ``"reference"``."""
+    """Return the active backend, ``"auto"`` or ``"reference"``.
+
+    Raises
+    ------
+    InputError
+        If the environment variable ``WBDIT_BACKEND`` has another value.
+
+    Examples
+    --------
+    >>> with wbdit.ops.backend("auto"):
+    ...     wbdit.ops.active_backend()
+    'auto'
+    """
     return _forced or _check(os.environ.get("WBDIT_BACKEND", "auto"))
 
 
 def serving(device: str) -> dict[str, str]:
-    """Return, for each op, the name of the backend that serves it on a device type now; builds the CPU kernels."""
+    """Return the backend that serves each op on a device type now.
+
+    For ``"cpu"`` it first builds the CPU kernels, unless the active backend is ``"reference"``.
+
+    Parameters
+    ----------
+    device
+        Device type, such as ``"cpu"`` or ``"cuda"``.
+
+    Returns
+    -------
+    Names of the backends by op: ``"csrc"``, ``"triton"``, ``"reference"``, or one given to :func:`register_kernel`.
+
+    Examples
+    --------
+    >>> with wbdit.ops.backend("reference"):
+    ...     backends = wbdit.ops.serving("cpu")
+    >>> list(backends)[:3]
+    ['adaln', 'adaln_backward', 'count_mean']
+    >>> backends["adaln"]
+    'reference'
+    """
     here = {} if active_backend() == "reference" else {op: name for (op, on), name in _kernels.items() if on == device}
     there = {name for name in set(here.values()) if _available[name]()}
     here = {op: name for op, name in here.items() if name in there}
@@ -166,12 +236,12 @@ def serving(device: str) -> dict[str, str]:
 
 
 def _have_types(args: tuple[Any, ...]) -> bool:
-    """Whether the engines compute with the types of all tensors."""
+    """Return whether the engines support the dtypes of all tensors."""
     return all(a.dtype in TYPES or not a.is_floating_point() for a in args if isinstance(a, Tensor))
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let an op compute in the types of its arguments: autocast has had its say before it was called."""
+    """Disable autocast inside a function, so that it computes in the dtypes of its arguments."""
 
     @functools.wraps(function)
     def plain(*args: Any) -> Any:
@@ -186,5 +256,5 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check(name: str) -> str:
     if name not in BACKENDS:
-        raise InputError(f"no backend {name!r}: choose one of {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     return name

@@ -1,4 +1,4 @@
-"""One step of iterative shrinkage-thresholding against a folded dictionary, alone and with what follows it."""
+"""One step of iterative shrinkage-thresholding (ISTA), alone or fused with the gated residual and the adaptive norm."""
 
 from __future__ import annotations
 
@@ -15,27 +15,50 @@ STEP = "Tensor folded, Tensor gate, Tensor shift, Tensor scale, float eta, float
 
 
 def fold(dictionary: Tensor) -> Tensor:
-    """Fold a dictionary for :func:`ista`: ``F = D - D^T D``, ``(d, d)`` to ``(d, d)``."""
+    """Return the folded dictionary ``F = D - D^T D`` of :func:`ista`.
+
+    Parameters
+    ----------
+    dictionary
+        Dictionary D ``(d, d)``, floating.
+
+    Returns
+    -------
+    ``(d, d)`` in the dtype of `dictionary`.
+
+    Examples
+    --------
+    >>> wbdit.ops.fold(2 * torch.eye(2))
+    tensor([[-2.,  0.],
+            [ 0., -2.]])
+    """
     return _fold(dictionary)
 
 
 def ista(z: Tensor, folded: Tensor, eta: float = 0.1, lam: float = 0.1) -> Tensor:
-    """Take one step of iterative shrinkage-thresholding: ``relu(z + eta z F - eta lam)``.
+    """Compute one step of iterative shrinkage-thresholding: ``relu(z + eta z F - eta lam)``.
 
-    With ``F = D - D^T D`` this is the published ``relu(z + eta (z D - z D^T D) - eta lam)`` in one product.
+    With ``F = D - D^T D`` this equals the published ``relu(z + eta (z D - z D^T D) - eta lam)`` (Yu et al. 2023,
+    CRATE), but needs one matrix product.
 
     Parameters
     ----------
     z
         Tokens ``(..., d)``, floating.
     folded
-        The folded dictionary ``(d, d)``. Its type is the product's; all else is computed in the type of `z`.
+        Folded dictionary F ``(d, d)``, from :func:`fold`. The matrix product is computed in its dtype.
     eta, lam
         Step size and sparsity penalty.
 
     Returns
     -------
-    ``(..., d)`` in the type of `z`, non-negative.
+    ``(..., d)`` in the dtype of `z`, non-negative.
+
+    Examples
+    --------
+    >>> z, folded = torch.tensor([[-1.0, 0.5, 2.0]]), torch.zeros(3, 3)
+    >>> wbdit.ops.ista(z, folded, eta=0.5, lam=2.0)  # soft threshold at 1
+    tensor([[0., 0., 1.]])
     """
     return _ista(z, folded, eta, lam)
 
@@ -51,14 +74,14 @@ def ista_adaln(
     lam: float = 0.1,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Take the sparsifying half-step and modulate for the next: :func:`wbdit.ops.gated_adaln` of :func:`ista`.
+    """Compute the sparsifying half-step of a block: :func:`wbdit.ops.gated_adaln` with :func:`ista` as its update.
 
     Parameters
     ----------
     x
         Residual stream ``(B, N, d)``, floating.
     z
-        Its modulated norm ``(B, N, d)``, floating.
+        Modulated norm of `x` ``(B, N, d)``, floating.
     folded, eta, lam
         As in :func:`ista`.
     gate, shift, scale, eps
@@ -66,8 +89,16 @@ def ista_adaln(
 
     Returns
     -------
-    ``x' = x + gate * relu(z + eta z F - eta lam)`` in the type of `x` and :func:`wbdit.ops.adaln` of it in the type of
-    `z`.
+    ``x' = x + gate * relu(z + eta z F - eta lam)`` in the dtype of `x`, and :func:`wbdit.ops.adaln` of ``x'`` in the
+    dtype of `z`.
+
+    Examples
+    --------
+    >>> x, z, folded = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]]), torch.zeros(2, 2)
+    >>> gate, shift, scale = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
+    >>> x_new, z_new = wbdit.ops.ista_adaln(x, z, folded, gate, shift, scale, eta=0.5, lam=1.0)
+    >>> x_new
+    tensor([[[0.5000, 2.5000]]])
     """
     x_new, z_new, _ = _ista_adaln(x, z, folded, gate, shift, scale, eta, lam, eps)
     return x_new, z_new
@@ -84,12 +115,30 @@ def ista_adaln_(
     lam: float = 0.1,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Do what :func:`ista_adaln` does in place: `x` and `z` become its two results. Without gradients."""
+    """Compute :func:`ista_adaln` in place: `x` and `z` are overwritten with its two results.
+
+    Parameters
+    ----------
+    x, z, folded, gate, shift, scale, eta, lam, eps
+        As in :func:`ista_adaln`.
+
+    Returns
+    -------
+    `x` and `z` themselves. No gradient is defined.
+
+    Examples
+    --------
+    >>> x, z, folded = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]]), torch.zeros(2, 2)
+    >>> gate, shift, scale = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
+    >>> _ = wbdit.ops.ista_adaln_(x, z, folded, gate, shift, scale, eta=0.5, lam=1.0)
+    >>> x
+    tensor([[[0.5000, 2.5000]]])
+    """
     _ista_adaln_(x, z, folded, gate, shift, scale, eta, lam, eps)
     return x, z
 
 
-# on an engine: products by PyTorch, one pass between two of them
+# on an engine: PyTorch's matrix products, with one fused pass between two of them
 
 
 def _fold_on(engine: Any, dictionary: Tensor) -> Tensor:
@@ -115,10 +164,10 @@ def _ista_backward_on(
 
 
 def _through_product(g: Tensor, z: Tensor, folded: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """Return the gradients of z and F, given that of z + eta z F."""
+    """Return the gradients of z and F, given the gradient of z + eta z F."""
     flat, low = g.flatten(0, -2), g.flatten(0, -2).to(folded.dtype)
     if folded.dtype == torch.float32 and not folded.is_cuda:
-        # one product with 1 + eta F and no pass over g: in fp32, and not in tf32, the identity may go into it
+        # one product with 1 + eta F saves a pass over g; in bf16, or in TF32 on a GPU, it would round g itself
         step = folded.mul(eta)
         step.diagonal().add_(1)
         dz = (low @ step.mT).to(flat.dtype)

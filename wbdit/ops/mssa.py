@@ -1,4 +1,4 @@
-"""Multi-head subspace self-attention with one shared operand."""
+"""Multi-head subspace self-attention (MSSA): one projection is query, key and value."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from wbdit.ops.layout import fresh
 
 
 def mssa(w: Tensor, heads: int) -> Tensor:
-    """Multi-head subspace self-attention with one shared operand (Yu et al. 2023, CRATE).
+    """Compute multi-head subspace self-attention (Yu et al. 2023, CRATE).
 
-    Per head ``softmax(w w^T / sqrt(p)) w``: `w`, the tokens' coordinates in the head's subspace, is query, key and
-    value at once.
+    Each head returns ``softmax(w w^T / sqrt(p)) w``. The projection `w`, the tokens' coordinates in the head's
+    subspace, is query, key and value.
 
     Parameters
     ----------
     w
-        Projected tokens ``(B, N, h * p)``, heads side by side, floating.
+        Projected tokens ``(B, N, h * p)``, floating; the last dimension concatenates the heads.
     heads
         Number of heads h; must divide the last dimension.
 
     Returns
     -------
-    ``(B, N, h * p)`` in the type of `w`.
+    ``(B, N, h * p)`` in the dtype of `w`.
+
+    Examples
+    --------
+    >>> wbdit.ops.mssa(torch.randn(2, 5, 8), heads=4).shape
+    torch.Size([2, 5, 8])
+    >>> w = torch.ones(1, 3, 2)  # equal tokens stay as they are
+    >>> torch.allclose(wbdit.ops.mssa(w, heads=1), w)
+    True
     """
     return _mssa(w, heads)[0]
 

@@ -1,7 +1,8 @@
-"""Every op in a few lines of PyTorch that read like the mathematics.
+"""The reference implementation of every op, in plain PyTorch.
 
-These are what runs where no kernel is registered, and what every kernel is held to. Sizes in the comments: batch B,
-tokens N, hidden size d, heads h of width p, genes G. Low-precision inputs are computed in fp32 and cast at the end.
+It runs where no kernel is registered, and the tests compare every kernel with it. Sizes in the comments: batch B,
+tokens N, hidden size d, heads h of width p, genes G, levels L. Inputs in low precision are computed in fp32, and the
+results are cast back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ MASK32 = 0xFFFFFFFF
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type that sums are formed in: fp64 for fp64, fp32 for all else."""
+    """Return the dtype for accumulation: fp64 for fp64 inputs, fp32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -41,7 +42,7 @@ def adaln_backward(dz: Tensor, x: Tensor, shift: Tensor, scale: Tensor, eps: flo
     return dx.to(x.dtype), dz_.sum(1).to(shift.dtype), (dz_ * normed).sum(1).to(scale.dtype)
 
 
-# a gated residual, then the adaptive layer norm of what follows
+# a gated residual update, then the adaptive layer norm
 
 
 def gated_adaln(
@@ -98,7 +99,7 @@ def mssa_backward(dout: Tensor, w: Tensor, out: Tensor, lse: Tensor, heads: int)
     root = math.sqrt(u.shape[-1])
     attention = (u @ u.mT / root - lse[..., None]).exp()  # rows sum to one
     dscores = attention * (g @ u.mT - (g * o).sum(-1, keepdim=True))
-    dw = attention.mT @ g + (dscores + dscores.mT) @ u / root  # as value, then as query and key
+    dw = attention.mT @ g + (dscores + dscores.mT) @ u / root  # gradient as value, then as query and key
     return dw.transpose(1, 2).flatten(2).to(w.dtype)
 
 
@@ -114,7 +115,7 @@ def fold_backward(dfolded: Tensor, dictionary: Tensor) -> Tensor:
 
 
 def ista(z: Tensor, folded: Tensor, eta: float, lam: float) -> Tensor:
-    # the identity stays outside the product, so that a low-precision product does not round it
+    # z is added outside the product, so that a low-precision product does not round it
     return _shrink(z, z.to(folded.dtype) @ folded, eta, lam).to(z.dtype)
 
 
@@ -207,7 +208,7 @@ def run_blocks(
     return z
 
 
-# the noise schedule's updates
+# the forward process, and the samplers' update
 
 
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -240,7 +241,7 @@ def sampler_step(
     return new if clamp_min is None else new.clamp(min=clamp_min)
 
 
-# counts of a few levels a gene, known up to a rate and the gene's own noised value
+# counts at a few levels per gene, given the noised value of the same gene
 
 
 def count_mean(
@@ -318,7 +319,7 @@ def count_logits(
     counts: Tensor,
     n_levels: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits (B, G, L), -inf at levels that a gene does not have, and where these are (G, L)."""
+    """Return the logits (B, G, L), -inf at levels beyond the gene's number, and the mask of those levels (G, L)."""
     wide = accumulation_dtype(log_odds.dtype)
     x, log_odds, mixture = (t.to(wide)[..., None] for t in (x, log_odds, mixture))
     alpha, sigma = (t.to(wide)[:, None, None] for t in (alpha, sigma))
@@ -329,15 +330,15 @@ def count_logits(
     return logits.masked_fill(absent, -torch.inf), absent
 
 
-# counter-based Gaussian noise: Philox4x32-10, Salmon et al. 2011, then Box and Muller
+# counter-based Gaussian noise: Philox4x32-10 (Salmon et al. 2011), then the Box-Muller transform
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Return four tensors of 32 random bits (in int64) for four counter words (int64, 0 to 2^32 - 1) and a key."""
+    """Return four words of 32 random bits for a counter of four words and a key (all words in int64)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # the low 64 bits of the product are right although int64 wraps; masking undoes the sign extension
+        # int64 overflow keeps the low 64 bits of the product; the mask undoes the sign extension of the shift
         low, high = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             ((high >> 32) & MASK32) ^ c1 ^ k0,
@@ -351,7 +352,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
     quads = torch.arange((length + 3) // 4, device=samples.device)[None]
-    # on a CPU, parts too small for PyTorch to split over threads: 150 passes would wait 150 times for one another
+    # on a CPU, parts too small for PyTorch to split over threads: 150 ops would synchronize the threads 150 times
     rows = max(1, 32768 // quads.shape[1]) if samples.device.type == "cpu" else max(1, len(samples))
     parts = [_normal_rows(seed, part[:, None], quads, step) for part in samples.to(torch.int64).split(rows)]
     return torch.cat(parts)[:, :length].contiguous()  # [B, length]
@@ -360,7 +361,7 @@ def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
 def _normal_rows(seed: int, sample: Tensor, quads: Tensor, step: int) -> Tensor:
     counter = (quads, sample & MASK32, torch.full_like(quads, step & MASK32), (sample >> 32) & MASK32)
     bits = philox(counter, (seed & MASK32, (seed >> 32) & MASK32))
-    # 24 bits are exact in fp32: u in (0, 1] for the radius, in [0, 1) for the angle
+    # 24 bits are exact in fp32: u in (0, 1] for the radius, u in [0, 1) for the angle
     u = [(b >> 8).to(torch.float32) for b in bits]
     pairs = []
     for radius, angle in ((u[0], u[1]), (u[2], u[3])):

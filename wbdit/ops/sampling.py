@@ -1,4 +1,4 @@
-"""The noise schedule's updates, and noise by its address."""
+"""The forward process, the samplers' update, and counter-based Gaussian noise."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ SEED_BITS = 2**63 - 1
 
 
 def noising(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Draw from the forward process: ``alpha x0 + sigma noise`` with one `alpha` and `sigma` a sample.
+    """Compute the noised sample of the forward process: ``alpha x0 + sigma noise``.
 
     Parameters
     ----------
     x0, noise
-        ``(B, ...)`` of one shape, floating.
+        Clean samples and noise ``(B, ...)`` of the same shape, floating.
     alpha, sigma
-        ``(B,)``; they take no gradient.
+        Scale of the signal and of the noise ``(B,)``, one per sample. They receive no gradient.
+
+    Returns
+    -------
+    ``(B, ...)`` in the dtype of `x0`.
+
+    Examples
+    --------
+    >>> x0, noise = torch.ones(1, 2), torch.tensor([[1.0, -1.0]])
+    >>> wbdit.ops.noising(x0, noise, alpha=torch.tensor([0.6]), sigma=torch.tensor([0.8]))
+    tensor([[ 1.4000, -0.2000]])
     """
     return _noising(x0, noise, alpha, sigma)
 
@@ -44,53 +54,73 @@ def sampler_step(
     seed: int = 0,
     step: int = 0,
 ) -> Tensor:
-    """Take one step of any sampler: ``a x + b out + c previous + d earlier + e noise``, then an optional clamp.
+    """Compute one step of any sampler: ``a x + b out + c previous + d earlier + e noise``, then an optional clamp.
 
     Parameters
     ----------
-    x, out, previous, earlier, noise
-        ``(B, ...)`` of one shape, floating.
+    x
+        Current state ``(B, ...)``, floating.
+    out
+        Model output at `x`, of the same shape, floating.
+    previous, earlier
+        Estimates of x_0 from the previous model call and the one before it, of the same shape, floating.
+    noise
+        Gaussian noise of the same shape, floating.
     a, b, c, d, e
-        Host scalars (see :mod:`wbdit.samplers`).
+        Coefficients, Python floats (see :mod:`wbdit.samplers`).
     clamp_min
         Lower bound of the result.
     samples, seed, step
-        In place of `noise`: draw it by its address, as :func:`normal` does, without writing it to memory.
+        Arguments of :func:`normal`, instead of `noise`: a kernel draws the noise itself and never stores it.
 
     Returns
     -------
-    The shape and type of `x`. Gradients reach the first five.
+    The next state, in the shape and dtype of `x`. Gradients flow to `x`, `out`, `previous`, `earlier` and `noise`.
 
     Raises
     ------
     ValueError
         If both `noise` and `samples` are given.
+
+    Examples
+    --------
+    >>> x, out = torch.ones(1, 3), torch.tensor([[1.0, 0.0, -4.0]])
+    >>> wbdit.ops.sampler_step(x, out, a=0.5, b=0.5, clamp_min=-1.0)
+    tensor([[ 1.0000,  0.5000, -1.0000]])
     """
     if noise is not None and samples is not None:
-        raise ValueError("give noise or samples to draw it for, not both")
+        raise ValueError("got both noise and samples: give one of them")
     return _sampler_step(x, out, previous, earlier, noise, samples, a, b, c, d, e, clamp_min, seed & SEED_BITS, step)
 
 
 def normal(seed: int, samples: Tensor, step: int, length: int) -> Tensor:
-    """Return Gaussian noise addressed by (seed, sample, step, position): the same numbers in any batch, on any device.
+    """Return counter-based Gaussian noise: each number depends on the seed, sample, step and position only.
 
-    Philox4x32-10 (Salmon et al. 2011) with the key ``seed`` and the counter ``(position // 4, sample, step)``, then
-    Box and Muller on the four words of a counter.
+    A sample thus gets the same noise in any batch and on any device. Random bits come from Philox4x32-10 (Salmon et
+    al. 2011) with the key ``seed`` and the counter ``(position // 4, sample, step)``. The Box-Muller transform turns
+    the four words of a counter into four numbers.
 
     Parameters
     ----------
     seed
-        64 bits.
+        Integer, of which the lowest 63 bits are used.
     samples
         Indices of the samples ``(B,)``, int64.
     step
-        Number of the draw, 32 bits.
+        Index of the draw, of which the lowest 32 bits are used.
     length
-        Numbers a sample.
+        Number of values per sample.
 
     Returns
     -------
     ``(B, length)`` fp32 on the device of `samples`.
+
+    Examples
+    --------
+    >>> both = wbdit.ops.normal(seed=0, samples=torch.tensor([0, 7]), step=1, length=3)
+    >>> alone = wbdit.ops.normal(seed=0, samples=torch.tensor([7]), step=1, length=3)
+    >>> torch.equal(both[1:], alone)
+    True
     """
     return _normal(seed & SEED_BITS, samples, step, length)
 
@@ -149,7 +179,7 @@ def _normal_on(engine: Any, seed: int, samples: Tensor, step: int, length: int) 
 
 
 def _numbers(samples: Tensor) -> Tensor:
-    """Return sample numbers as the engines read them: dense int64."""
+    """Return sample indices as the engines expect them: contiguous int64."""
     return samples.to(torch.int64).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of kernels/ as the ops' engine on a GPU; without triton, one warning, then the reference."""
+"""The Triton kernels of kernels/ as the ops' engine on a GPU; without triton, the reference runs after one warning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from wbdit.ops import dispatch
 from wbdit.ops.layout import TYPES
 
-MODULES = {  # of each pass
+MODULES = {  # pass -> module of wbdit.kernels
     "residual_adaln": "adaln",
     "residual_adaln_backward": "adaln",
     "mssa": "mssa",
@@ -29,14 +29,14 @@ MODULES = {  # of each pass
     "count_nll_backward": "counts",
     "run_blocks": "blocks",
 }
-NO_ROWS = (  # ops that keep no row in registers
+NO_ROWS = (  # ops whose kernels keep no whole row in registers, so the row length is not limited
     *("noising", "sampler_step", "normal", "fold", "fold_backward"),
     *("count_mean", "count_nll", "count_nll_backward"),
 )
 
 
 class Triton:
-    """The modules of :mod:`wbdit.kernels`, imported when a pass is first called, each pass on its tensors' device."""
+    """The passes of :mod:`wbdit.kernels`: imported on first use, and launched on the device of their tensors."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         launch = getattr(importlib.import_module(f"wbdit.kernels.{MODULES[name]}"), name)
@@ -52,13 +52,13 @@ class Triton:
 
 @functools.cache
 def available() -> bool:
-    """Whether triton can be imported; says once what to do if not."""
+    """Return whether triton can be imported; warn once if not."""
     try:
         importlib.import_module("triton")
     except ImportError as error:
         warnings.warn(
-            f"wbdit: no triton ({error}): on this GPU the ops run on their slower PyTorch reference. "
-            'pip install "wbdit[gpu]" brings it.',
+            f"wbdit: no triton ({error}), so the ops run on the slower PyTorch reference on this GPU: "
+            'pip install "wbdit[gpu]" installs it.',
             stacklevel=2,
         )
         return False
@@ -66,22 +66,22 @@ def available() -> bool:
 
 
 def version() -> str:
-    """Return triton's version, "none" without it."""
+    """Return triton's version, or "none" if it is not installed."""
     return importlib.import_module("triton").__version__ if available() else "none"
 
 
 def register(device: str = "cuda") -> None:
-    """Enter the kernels for tensors on a GPU; another device type is for Triton's interpreter alone."""
+    """Register the kernels for a device type: "cuda", or another one for Triton's interpreter in the tests."""
     dispatch.add_engine(device, "triton", Triton(), available, _fits, {"run_blocks": _run_blocks})
 
 
 def _run_blocks(engine: Triton, *args: Any) -> Tensor:
-    """Run all blocks, as one where :mod:`wbdit.kernels.blocks` takes them."""
+    """Run all blocks, fused if :mod:`wbdit.kernels.blocks` supports them, else op by op."""
     return engine.run_blocks(*args) if _is_one(*args) else dispatch.adapter("run_blocks")(engine, *args)
 
 
 def _fits(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether the kernels take an op's arguments: an architecture and a program's registers and shared memory."""
+    """Return whether the kernels support a call: the GPU's architecture, registers and shared memory."""
     from wbdit.kernels import adaln
 
     device = next(a for a in args if isinstance(a, Tensor)).device
@@ -101,22 +101,22 @@ def _fits(name: str, args: tuple[Any, ...]) -> bool:
 
 @functools.cache
 def _is_served(device: torch.device) -> bool:
-    """Whether Triton compiles for a device: NVIDIA's since compute capability 8.0, says its README."""
+    """Return whether Triton supports a device: NVIDIA GPUs of compute capability 8.0 or later (Triton's README)."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache
 def _attends(width: int, dtype: torch.dtype, device: torch.device, backward: bool) -> bool:
-    """Whether attention with so many numbers per head fits a device."""
+    """Return whether the attention kernel supports heads of `width` numbers on a device."""
     from wbdit.kernels import mssa
 
     if backward and dtype == torch.float32:
-        return False  # of multiply-adds alone it takes longer than PyTorch's products
+        return False  # with plain fp32 multiply-adds it is slower than PyTorch's matrix products
     return width <= mssa.WIDEST and (device.type != "cuda" or bool(mssa.candidates(backward, dtype, width, device)))
 
 
 def _is_one(x: Tensor, *others: Any) -> bool:
-    """Whether :mod:`wbdit.kernels.blocks` takes these blocks: those whose products are in bf16."""
+    """Return whether :mod:`wbdit.kernels.blocks` supports these blocks: their matrix products must be in bf16."""
     _, projections, _, _, folded, *_ = others
     low = all(t.dtype == torch.bfloat16 for t in (*projections, *folded))
     return low and x.dtype in TYPES and x.numel() > 0

@@ -1,1 +1,1 @@
-"""Pages and pictures of an evaluation or a readout."""
+"""HTML pages and figures for an evaluation or a readout."""

@@ -1,4 +1,4 @@
-"""The report: metrics.json for programs, one self-contained page for people."""
+"""The report of an evaluation: metrics.json, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ BACKGROUND = "all-cells"
 def write_report(
     evaluation: Evaluation, out_dir: str | Path, *, title: str, facts: dict[str, str] | None = None
 ) -> Path:
-    """Write ``metrics.json`` and ``report.html`` into ``out_dir``, which is made if need be.
+    """Write ``metrics.json`` and ``report.html`` into ``out_dir``, which is created if it does not exist.
 
     Parameters
     ----------
     evaluation
         From :func:`wbdit.evaluation.evaluate.evaluate`.
     title
-        What was evaluated, in a few words.
+        Short title of the page.
     facts
-        About the run: seed, sampler, model hash and so on, in the order to show them.
+        Facts about the run, such as seed, sampler and model hash, in the order of the page.
 
     Returns
     -------
-    The path of ``report.html``: one file, without any reference to the network.
+    The path of ``report.html``, a single file that loads nothing from the network.
+
+    Raises
+    ------
+    InputError
+        If the files cannot be written, or jinja2 or umap-learn is not installed.
     """
     facts = facts or {}
     out = Path(out_dir)
@@ -51,7 +56,7 @@ def write_report(
 
 
 def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     data = evaluation.figures
     return render_page(
         "report.html.j2",
@@ -72,7 +77,7 @@ def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:
 
 
 def _row(score: Score) -> dict[str, Any]:
-    """Return what the tables show of a score."""
+    """Return the table entries of a score."""
     value, floor = format_pair(score)
     interval, floor_interval = format_intervals(score)
     return {
@@ -94,15 +99,15 @@ def _row(score: Score) -> dict[str, Any]:
 
 
 def _type_metrics(evaluation: Evaluation) -> list[Metric]:
-    """Return the metrics that some type has, in the order of the table."""
+    """Return the metrics that at least one type has, in table order."""
     taken = {name for row in evaluation.per_type.values() for name in row}
     return [metric for name, metric in METRICS.items() if name in taken]
 
 
 def _gauge_position(score: Score) -> float:
-    """Return where a score stands on a scale of three equal parts: at the floor, close, apart."""
+    """Return a score's position from 0 to 1 on a gauge with three equal parts: at the floor, close, apart."""
     excess = max(score.excess, 0.0)
-    beyond = 2 + (1 - 2 / excess) if excess > 2 else excess  # the last part holds everything up to infinity
+    beyond = 2 + (1 - 2 / excess) if excess > 2 else excess  # compress (2, inf) into the last part
     ends = {"at the floor": (0.17, 0.85), "close": (1.15, 1.85), "apart": (2.15, 2.83)}[score.grade]
     return float(np.clip(beyond, *ends)) / 3
 
@@ -135,7 +140,7 @@ def _maps(data: FigureData) -> dict[str, Any]:
 
 
 def _panels(evaluation: Evaluation, data: FigureData) -> list[dict[str, Any]]:
-    """Return the gene panels, each with the metric that sums it up; no zeros among scaled values."""
+    """Return the gene panels, each with its metric; scaled values have no panel of zeros."""
     wanted: list[tuple[str, dict[str, np.ndarray], str, bool]] = [
         ("Mean", data.means, "scc", True),
         ("Variance", data.variances, "var_r2", True),

@@ -1,4 +1,4 @@
-"""The readout as files: explain.json for programs, one page for people, every figure by itself."""
+"""The files of a readout: explain.json, a self-contained HTML page, and each figure as SVG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.findings import SIGNIFICANT, findings
 from wbdit.whitebox.gene_loadings import Hit
 
-# a figure by itself has no page to take its colors from
+# a separate SVG file has no page to inherit its style from
 FIGURE_STYLE = (
     "<style>svg{background:#fff;font-family:sans-serif}text{font-size:20px;fill:#5b5f69;text-anchor:middle}"
     ".axis,.value{fill:#1d1e22}.left{text-anchor:end}.right{text-anchor:start}.fall{fill:#0e7a6d}.rise{fill:#b02a50}"
@@ -23,18 +23,23 @@ FIGURE_STYLE = (
 
 
 def write_explanation(explanation: Explanation, out_dir: str | Path, *, title: str) -> Path:
-    """Write ``explain.json``, ``explain.html`` and ``figures/*.svg`` into a folder, which is made if need be.
+    """Write ``explain.json``, ``explain.html`` and ``figures/*.svg`` into a folder, which is created if necessary.
 
     Parameters
     ----------
     explanation
         From :func:`wbdit.whitebox.explain.explain`.
     title
-        What was looked at, in a few words.
+        Short title of the page.
 
     Returns
     -------
-    The path of ``explain.html``: one file, without any reference to the network.
+    The path of ``explain.html``, a single file that loads nothing from the network.
+
+    Raises
+    ------
+    InputError
+        If the files cannot be written, or jinja2 is not installed.
     """
     out = Path(out_dir)
     figures = all_figures(explanation)
@@ -62,12 +67,12 @@ def write_explanation(explanation: Explanation, out_dir: str | Path, *, title: s
 
 
 def _pairs(explanation: Explanation, kind: str) -> list[tuple[Hit, Hit]]:
-    """Return each type's hit after and before training."""
+    """Return each type's best match after and before training."""
     return list(zip(explanation.hits[kind], explanation.untrained[kind], strict=True))
 
 
 def _row(explanation: Explanation, hit: Hit, before: Hit) -> dict[str, Any]:
-    """Return what the table of types shows."""
+    """Return a row of the table of types."""
     return {
         "type": hit.type,
         "unit": explanation.units.name(hit.unit),
@@ -87,7 +92,7 @@ def _head(explanation: Explanation, unit: int) -> dict[str, str]:
 
 
 def _weights(number: int, weights: Any) -> dict[str, str]:
-    """Return what the table of weights shows."""
+    """Return a row of the table of weights."""
     heads = len(weights.overlap)
     apart = (weights.overlap.sum() - heads) / max(heads * (heads - 1), 1)
     return {

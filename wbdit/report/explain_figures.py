@@ -1,4 +1,4 @@
-"""The readout's figures as SVG: maps over blocks and noise levels, curves through the blocks, the genes of heads."""
+"""The figures of a readout as SVG: heat maps by block and noise level, curves by block, and the genes of heads."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from wbdit.report.svg import svg
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import type_means
 
-# of CRATE-Small's first and last layers, about, as read off its published curves (Yu et al. 2023)
+# CRATE-Small's first and last layers, read approximately from the published curves (Yu et al. 2023)
 CRATE_RATE = 1100.0, 700.0
 CRATE_NON_ZERO = 0.45, 0.20
 
-CELL, LABEL, HEAD = 92, 74, 46  # of a map: a cell's width, space for row labels, for column labels
-WIDTH, HEIGHT = 600, 420  # of a plot of curves
+CELL, LABEL, HEAD = 92, 74, 46  # heat map: width of a column, space for row labels, space for column labels
+WIDTH, HEIGHT = 600, 420  # curves
 LEFT, RIGHT, TOP, BOTTOM = 70, 90, 16, 58
-GENES = 8  # at each end of a head's axis
-ROW = 22  # a line of a head's panel
+GENES = 8  # per end of a head's axis
+ROW = 22  # line height in a head's panel
 
 
 def heat_map(values: np.ndarray, timesteps: Sequence[int], what: str, *, form: str, signed: bool) -> str:
-    """Return a map of ``(T, L)`` values: a row a noise level, the noisiest on top, a column a block.
+    """Return a heat map of values ``(T, L)``: one row per noise level, the highest on top, and one column per block.
 
     Parameters
     ----------
     values
-        The figures, which are also written into the cells.
+        The values, which are also printed in the cells.
     timesteps
-        Of the rows.
+        Timesteps of the rows.
     what
-        What they are, for who cannot see it.
+        Description of the values, for the alternative text.
     form
-        Format of a figure, such as ``"+.0%"``.
+        Number format, such as ``"+.0%"``.
     signed
-        Color falls and rises apart, by their size; else all by their value.
+        Use one color for negative values and another for positive ones. Otherwise all values have one color.
     """
     largest = max(float(np.abs(values).max()), 1e-12)
     body = ""
@@ -59,13 +59,27 @@ def heat_map(values: np.ndarray, timesteps: Sequence[int], what: str, *, form: s
     rows = "; ".join(
         f"t = {t}: {', '.join(_number(value, form) for value in row)}" for t, row in zip(timesteps, values, strict=True)
     )
-    return svg(body, box, f"{what}, a column a block. {rows}.", "heat")
+    return svg(body, box, f"{what}, one column per block. {rows}.", "heat")
 
 
 def curves(
     values: np.ndarray, timesteps: Sequence[int], ticks: Sequence[str], what: str, dashed: tuple[float, float] | None
 ) -> str:
-    """Return a line for each noise level ``(T, points)`` through the blocks, and CRATE-Small's ends as a dashed one."""
+    """Return a plot of values ``(T, points)``: one line per noise level, and a dashed line for CRATE-Small.
+
+    Parameters
+    ----------
+    values
+        The values along the x axis, for each noise level.
+    timesteps
+        Timesteps of the lines.
+    ticks
+        Labels of the x axis, one per point.
+    what
+        Description of the plot, for the alternative text.
+    dashed
+        First and last value of the dashed line; None for no line.
+    """
     ends = [] if dashed is None else list(dashed)
     low, high = 0.0, max(float(values.max()), *ends, 1e-12) * 1.05
     across = np.linspace(LEFT, WIDTH - RIGHT, values.shape[1])
@@ -82,11 +96,11 @@ def curves(
         body += f'<text class="tick" x="{x:.0f}" y="{HEIGHT - BOTTOM + 28}">{escape(name)}</text>'
     for row in range(len(timesteps)):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, up(values[row]), strict=True))
-        # the less noise, the stronger the line
+        # less noise, more opaque
         strength = 0.25 + 0.75 * row / max(len(timesteps) - 1, 1)
         body += f'<polyline class="line" points="{points}" stroke-opacity="{strength:.2f}"/>'
     first, last = up(values[[0, -1], -1])
-    last += max(0.0, 24 - abs(last - first)) * (1 if last > first else -1)  # so that names do not overlap
+    last += max(0.0, 24 - abs(last - first)) * (1 if last > first else -1)  # keeps the two labels from overlapping
     for y, t in zip((first, last), (timesteps[0], timesteps[-1]), strict=True):
         body += f'<text class="tick right" x="{WIDTH - RIGHT + 8}" y="{y + 6:.0f}">t = {t}</text>'
     if dashed is not None:
@@ -96,7 +110,7 @@ def curves(
 
 
 def head_panel(explanation: Explanation, unit: int) -> str:
-    """Return a head's widest axis: the genes at its two ends, and where the cells of each type lie between them."""
+    """Return a panel of an axis: the top genes of its two ends, and the mean position of each cell type."""
     units, labels = explanation.units, explanation.labels
     body = ""
     down, up = (explanation.top_genes(unit, sign, GENES) for sign in (-1, 1))
@@ -124,7 +138,7 @@ def head_panel(explanation: Explanation, unit: int) -> str:
 
 
 def all_figures(explanation: Explanation) -> dict[str, str]:
-    """Return every figure of a readout by its file's name, without ending."""
+    """Return all figures of a readout by file name without extension."""
     means, t = explanation.means, explanation.timesteps
     rate = np.stack([means["rate_before"], means["rate_after"]], -1).reshape(len(t), -1)
     half_steps = [part for i in range(len(explanation.weights)) for part in (f"{i + 1}", "")]
@@ -136,16 +150,16 @@ def all_figures(explanation: Explanation) -> dict[str, str]:
             after / means["rate_before"] - 1, t, "Change of the coding rate by attention", form="+.0%", signed=True
         ),
         "objective-change": heat_map(
-            objective[1] / objective[0] - 1, t, "Change of the lasso's objective by shrinkage", form="+.0%", signed=True
+            objective[1] / objective[0] - 1, t, "Change of the lasso objective by shrinkage", form="+.0%", signed=True
         ),
-        "non-zero": heat_map(means["non_zero"], t, "Share of non-zeros in the code", form=".0%", signed=False),
+        "non-zero": heat_map(means["non_zero"], t, "Fraction of nonzero coefficients", form=".0%", signed=False),
         "rate": curves(rate, t, half_steps, "Coding rate before and after each block's attention, in nats.", None),
         "rate-beside-crate": curves(
-            after / after[:, :1], t, blocks, "Coding rate after attention over the first block's; dashed: CRATE-Small.",
+            after / after[:, :1], t, blocks, "Coding rate after attention / after block 1; dashed: CRATE-Small.",
             (1.0, CRATE_RATE[1] / CRATE_RATE[0]),
         ),
         "non-zero-beside-crate": curves(
-            means["non_zero"], t, blocks, "Share of non-zeros in the code; dashed: CRATE-Small.", CRATE_NON_ZERO
+            means["non_zero"], t, blocks, "Fraction of nonzero coefficients; dashed: CRATE-Small.", CRATE_NON_ZERO
         ),
     }  # fmt: skip
     for unit in explanation.units.first_axes():
@@ -154,12 +168,12 @@ def all_figures(explanation: Explanation) -> dict[str, str]:
 
 
 def head_name(explanation: Explanation, unit: int) -> str:
-    """Return the name of a head's panel: ``"block-1-head-2"``."""
+    """Return the file name of a head's panel without extension: ``"block-1-head-2"``."""
     return f"block-{explanation.units.block[unit] + 1}-head-{explanation.units.number[unit] + 1}"
 
 
 def _side(sign: int) -> str:
-    """Return the class of a text that lies to the left or right of its point."""
+    """Return the CSS class for text to the left (-1) or right (1) of its point."""
     return "left" if sign < 0 else "right"
 
 

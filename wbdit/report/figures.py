@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG: they take their colors from the page, so they follow light and dark."""
+"""The report's figures as inline SVG. The page's CSS sets their colors, so they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import numpy as np
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.report.svg import Scale, scale_of, svg
 
-SIDE = 1000  # of a map, in SVG units
+SIDE = 1000  # side length of a map in SVG units
 MARGIN = 30
-CHUNKS = 16  # paths that real and synthetic dots take turns in, so that neither lies on top
+CHUNKS = 16  # real and synthetic dots alternate in this many paths, so that neither set covers the other
 N_COLORS = 12
-NUMBER_SIZE = 46  # numbers on a map keep this distance
+NUMBER_SIZE = 46  # numbers on a map closer than this are moved apart, in SVG units
 
-WIDTH, HEIGHT = 600, 560  # of a gene panel
+WIDTH, HEIGHT = 600, 560  # gene panel
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 64
 
 
 def dots(points: np.ndarray, css: str) -> str:
-    """Return one path of round dots at ``(n, 2)`` points."""
+    """Return one path with a round dot at each of the points ``(n, 2)``."""
     steps = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points)
     return f'<path class="dot {css}" d="{steps}"/>' if steps else ""
 
 
 def fit_map(layout: np.ndarray) -> np.ndarray:
-    """Return the map's points ``(n, 2)`` in SVG units; each axis fills the square, for neither has a unit."""
+    """Return the points ``(n, 2)`` in SVG units. Each axis fills the square, because UMAP axes have no unit."""
     low, high = layout.min(axis=0), layout.max(axis=0)
     share = (layout - low) / np.maximum(high - low, 1e-9)
     return MARGIN + np.column_stack([share[:, 0], 1 - share[:, 1]]) * (SIDE - 2 * MARGIN)
 
 
 def overlay_map(points: np.ndarray, is_synthetic: np.ndarray) -> str:
-    """Return the map of real and synthetic cells on one another."""
+    """Return the map of real and synthetic cells together."""
     order = np.random.default_rng(0).permutation(len(points))
     paths = []
     for chunk in np.array_split(order, CHUNKS):
         paths.append(dots(points[chunk[~is_synthetic[chunk]]], "real"))
         paths.append(dots(points[chunk[is_synthetic[chunk]]], "synthetic"))
     n = int(is_synthetic.sum())
-    return _map("".join(paths), f"UMAP of {len(points) - n} real and {n} synthetic cells, drawn over one another.")
+    return _map("".join(paths), f"UMAP of {len(points) - n} real and {n} synthetic cells, drawn together.")
 
 
 def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], centers: np.ndarray, whose: str) -> str:
@@ -50,9 +50,9 @@ def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], cente
     Parameters
     ----------
     points, labels
-        ``(n, 2)`` and ``(n,)``, of this set.
+        Points ``(n, 2)`` and cell types ``(n,)`` of this set.
     types, centers
-        All types and where their numbers go, ``(types, 2)``; NaN for none.
+        All types, and the positions of their numbers, ``(types, 2)``; NaN for no number.
     whose
         ``"real"`` or ``"synthetic"``.
     """
@@ -65,7 +65,7 @@ def type_map(points: np.ndarray, labels: np.ndarray, types: Sequence[str], cente
 
 
 def single_type_map(data: FigureData, points: np.ndarray, name: str, background: str) -> str:
-    """Return the map of one type's real and synthetic cells before all others in gray (an id in the page)."""
+    """Return the map of one type's cells over all cells in gray, which the page has under the id ``background``."""
     assert data.labels is not None
     ours = data.labels == name
     real, synthetic = points[ours & ~data.is_synthetic], points[ours & data.is_synthetic]
@@ -74,15 +74,16 @@ def single_type_map(data: FigureData, points: np.ndarray, name: str, background:
 
 
 def type_centers(data: FigureData, points: np.ndarray) -> np.ndarray:
-    """Return where to number each type, ``(types, 2)``: amid its real cells, but apart from other numbers.
+    """Return the positions of the types' numbers, ``(types, 2)``; NaN for a type without real cells.
 
-    NaN for a type without real cells.
+    A number is placed at the median of the type's real cells, then moved away from numbers nearby.
     """
     assert data.labels is not None
     rows = [(data.labels == name) & ~data.is_synthetic for name in data.types()]
     centers = np.array([np.median(points[row], axis=0) if row.any() else (np.nan, np.nan) for row in rows])
     turn = np.arange(len(centers))
-    centers = centers + np.column_stack([np.cos(turn), np.sin(turn)])  # no two at one point, which has no direction
+    # separate coincident centers, which have no direction to move in
+    centers = centers + np.column_stack([np.cos(turn), np.sin(turn)])
     for _ in range(30):
         away = centers[:, None] - centers[None]
         distance = np.linalg.norm(away, axis=-1) + np.eye(len(centers)) * SIDE
@@ -92,21 +93,23 @@ def type_centers(data: FigureData, points: np.ndarray) -> np.ndarray:
 
 
 def color_class(i: int) -> str:
-    """Return the CSS class of the i-th type; colors come round again after twelve, numbers do not."""
+    """Return the CSS class of the i-th type; colors repeat after :data:`N_COLORS` types."""
     return f"t{i % N_COLORS}"
 
 
 def gene_panel(values: dict[str, np.ndarray], what: str, *, log: bool) -> str:
-    """Return a scatter of one statistic, a dot a gene: real across, synthetic (and the floor, in gray) upwards.
+    """Return a scatter plot of one statistic with one dot per gene.
+
+    The x axis shows the real cells, the y axis the synthetic cells and, in gray, other real cells (the floor).
 
     Parameters
     ----------
     values
-        ``(genes,)`` for ``"real"``, ``"synthetic"`` and ``"floor"``.
+        The statistic ``(genes,)`` for ``"real"``, ``"synthetic"`` and ``"floor"``.
     what
-        The statistic's name, for the axes.
+        Name of the statistic, for the axes.
     log
-        Use logarithmic axes where no value is negative.
+        Use logarithmic axes if no value is negative.
     """
     scale = scale_of(np.concatenate(list(values.values())), log=log)
 
@@ -123,8 +126,8 @@ def gene_panel(values: dict[str, np.ndarray], what: str, *, log: bool) -> str:
     body += f'<path class="identity" d="M{x0:.0f} {y0:.0f}L{x1:.0f} {y1:.0f}"/>'
     body += f'<text class="axis" x="{(x0 + x1) / 2:.0f}" y="{HEIGHT - 10}">{escape(what)}, real</text>'
     turned = f'transform="translate(20 {(y0 + y1) / 2:.0f}) rotate(-90)"'
-    body += f'<text class="axis" {turned}>{escape(what)}, compared</text>'
-    alt = f"Scatter of {what} for {len(values['real'])} genes: synthetic against real, with other real cells in gray."
+    body += f'<text class="axis" {turned}>{escape(what)}, synthetic or other real</text>'
+    alt = f"Scatter of {what} for {len(values['real'])} genes: synthetic against real, other real cells in gray."
     return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
 
 

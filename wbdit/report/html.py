@@ -1,4 +1,4 @@
-"""Pages of one file each, made from the templates in ``templates/``."""
+"""Self-contained HTML pages from the templates in ``templates/``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from wbdit.evaluation.scores import format_value
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Return a page.
+    """Return a page as HTML.
 
     Parameters
     ----------
     template
-        Name of its file. It may include ``page.css.j2``, and has the filters ``svg`` (markup as it is) and ``number``.
+        File name of the template. It may include ``page.css.j2``. It can use the filters ``svg``, which inserts markup
+        without escaping, and ``number``, which formats a number.
     values
-        What it names; a name without a value is an error.
+        Values of the names in the template. A name without a value is an error.
+
+    Raises
+    ------
+    InputError
+        If jinja2 is not installed.
     """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -1,4 +1,4 @@
-"""The main figure as a picture file, for a README or a slide."""
+"""Summary figure of an evaluation as PNG, for a README or a slide."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wbdit.report.svg import scale_of
 
 REAL, SYNTHETIC, OTHER, INK, SOFT, LINE = "#1c62b0", "#d9650a", "#a3a7ad", "#1d1e22", "#5b5f69", "#dfdcd4"
 GRADE_COLORS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}
-# the scorecard has space for about a dozen lines
+# the figure has space for about a dozen metrics
 SHOWN = (
     *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "scc", "var_r2", "zero_mae"),
     *("lfc_slope", "tstr", "mia_auc"),
@@ -28,14 +28,23 @@ TYPE_COLORS = (
 
 
 def write_picture(evaluation: Evaluation, path: str | Path) -> Path:
-    """Write the main figure as PNG: the maps, the scorecard and the genes on one light page.
+    """Write the summary figure as PNG: the UMAPs, the scores and the gene statistics on a white background.
 
     Parameters
     ----------
     evaluation
         From :func:`wbdit.evaluation.evaluate.evaluate`.
     path
-        Where to write; the folder is made if need be.
+        File to write. Its folder is created if it does not exist.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written, or matplotlib or umap-learn is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,7 +68,7 @@ def _draw_maps(evaluation: Evaluation, left: Any, right: Any) -> None:
     points, types = data.layout, data.types()
     sets = ((left, "Real cells", ~data.is_synthetic, REAL), (right, "Synthetic cells", data.is_synthetic, SYNTHETIC))
     for axes, title, rows, color in sets:
-        write_title(axes, title, f"UMAP of both, {int(rows.sum())} cells")
+        write_title(axes, title, f"joint UMAP, {int(rows.sum())} cells")
         axes.scatter(*points[~rows].T, s=5, c=LINE, linewidths=0)
         for i, name in enumerate(types):
             chosen = points[rows & (np.asarray(data.labels) == name)]
@@ -79,9 +88,9 @@ def _draw_maps(evaluation: Evaluation, left: Any, right: Any) -> None:
 
 
 def _draw_scores(scores: list[Score], axes: Any) -> None:
-    """Draw a line a metric: from the floor outwards, in units of its tolerance."""
+    """Draw one line per metric: the distance from its floor, in units of its tolerance."""
     write_title(
-        axes, "How far from real cells", "colored bands: our reading; 0 is the real-against-real floor", shift=-0.85
+        axes, "Distance from real cells", "colored bands: our grades; 0: score of real cells (floor)", shift=-0.85
     )
     for x, shade in enumerate(("#e6f4f2", "#faf0dd", "#f9e7ec")):
         axes.axvspan(x, x + 1, color=shade, linewidth=0)
@@ -117,9 +126,9 @@ def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
         each.plot([scale.low, scale.high], [scale.low, scale.high], color=INK, linewidth=0.9, linestyle=(0, (5, 4)))
         if scale.log:
             each.set(xscale="log", yscale="log")
-        write_title(each, f"Gene {name}" if i < 2 else "Fraction of zeros", "a dot a gene")
+        write_title(each, f"Gene {name}" if i < 2 else "Fraction of zeros", "one dot per gene")
         each.set_xlabel("real", fontsize=9, color=SOFT)
-        each.set_ylabel("compared", fontsize=9, color=SOFT)
+        each.set_ylabel("synthetic or other real", fontsize=9, color=SOFT)
         each.tick_params(labelsize=8.5, colors=SOFT, length=3)
         each.minorticks_off()
         each.spines[["top", "right"]].set_visible(False)
@@ -131,7 +140,7 @@ def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
 
 
 def write_title(axes: Any, title: str, subtitle: str, shift: float = 0.0) -> None:
-    """Write a title and a line below it, ``shift`` axes widths to the right."""
+    """Write a title and a subtitle above the axes, moved ``shift`` axes widths to the right."""
     for text, above, size, weight, color in ((title, 19, 12.5, "bold", INK), (subtitle, 6, 9, "normal", SOFT)):
         axes.annotate(
             text, (shift, 1), xycoords="axes fraction", xytext=(0, above), textcoords="offset points",

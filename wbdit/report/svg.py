@@ -1,4 +1,4 @@
-"""What every drawing needs: a scale with its ticks, and the SVG element around it."""
+"""Axis scales with ticks, and the SVG element of a figure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Scale(NamedTuple):
-    """A range of values, linear or logarithmic, with its ticks."""
+    """The linear or logarithmic scale of an axis, with its ticks."""
 
     low: float
     high: float
@@ -17,7 +17,7 @@ class Scale(NamedTuple):
     ticks: list[float]
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Return positions from 0 to 1; values beyond the range go to its ends."""
+        """Return positions from 0 to 1; values outside the range are clipped."""
         low, high = self.low, self.high
         values = np.clip(values, low, high)
         if self.log:
@@ -26,7 +26,7 @@ class Scale(NamedTuple):
 
 
 def scale_of(values: np.ndarray, *, log: bool) -> Scale:
-    """Choose the range and the ticks for values; a logarithmic one where ``log`` and all are 0 or more."""
+    """Return a scale for values: logarithmic if ``log`` is set and no value is negative."""
     positive = values[values > 0]
     if log and values.min() >= 0 and len(positive):
         low = 10.0 ** np.floor(np.log10(np.quantile(positive, 0.01)))
@@ -38,10 +38,10 @@ def scale_of(values: np.ndarray, *, log: bool) -> Scale:
     step = 10 ** np.floor(np.log10(high - low))
     step = next(step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if (high - low) / (step * part) <= 6)
     ticks = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
-    return Scale(low, high, False, [float(tick) + 0.0 for tick in ticks])  # no -0
+    return Scale(low, high, False, [float(tick) + 0.0 for tick in ticks])  # + 0.0 turns -0.0 into 0.0
 
 
 def svg(body: str, box: str, alt: str, css: str) -> str:
-    """Return a figure: `body` within the view `box`, its description for who cannot see it, and its CSS class."""
+    """Return an SVG element with `body`, the view box `box`, the alternative text `alt` and the CSS class `css`."""
     words = escape(alt, quote=True)
     return f'<svg class="{css}" viewBox="{box}" role="img" aria-label="{words}"><title>{words}</title>{body}</svg>'

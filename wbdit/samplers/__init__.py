@@ -1,9 +1,10 @@
-"""Samplers: flat functions from noise to cells.
+"""Samplers: plain functions that turn noise into cells.
 
-Every step of every sampler is ``a x + b out + c previous + d earlier + e z``: the model's output, whatever it predicts,
-and its earlier estimates of x_0 enter linearly, and the factors are host scalars worked out from the schedule
-(:func:`wbdit.ops.sampler_step`). :mod:`wbdit.samplers.ancestral` has the factors of the published samplers,
-:mod:`wbdit.samplers.multistep` those of the solvers for few steps; :mod:`wbdit.samplers.loop` applies them.
+Every step of every sampler is ``a x + b out + c previous + d earlier + e noise`` (:func:`wbdit.ops.sampler_step`). The
+model's output ``out``, whatever it predicts, and the x_0 estimates of the two preceding steps enter linearly.
+
+The factors are host scalars computed from the schedule. :mod:`wbdit.samplers.ancestral` computes those of the published
+samplers, :mod:`wbdit.samplers.multistep` those of the few-step solvers; :mod:`wbdit.samplers.loop` applies them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,24 @@ __all__ = [
 
 
 class Choice(NamedTuple):
-    """A sampler with what it takes where nothing else is asked for; no `calls` means every timestep."""
+    """A sampler with its default settings.
+
+    Attributes
+    ----------
+    sample
+        The sampler, such as :func:`ddim`.
+    calls
+        Number of model calls; None for one at every timestep.
+    spacing
+        Spacing of the timesteps, see :func:`timesteps`.
+
+    Examples
+    --------
+    >>> list(wbdit.samplers.BY_NAME)
+    ['ddim', 'ddpm', 'unipc', 'dpmpp', 'sde-dpmpp']
+    >>> wbdit.samplers.BY_NAME["unipc"].calls, wbdit.samplers.BY_NAME["unipc"].spacing
+    (15, 'logsnr')
+    """
 
     sample: Callable[..., Tensor]
     calls: int | None
@@ -50,8 +68,8 @@ class Choice(NamedTuple):
 
 Name = Literal["ddim", "ddpm", "unipc", "dpmpp", "sde-dpmpp"]
 
-# for sampling down to x_0: ddim and ddpm go their published way, the others' numbers are first guesses, not measured on
-# trained models; where counts are drawn on the way, wbdit.generator has measured ones of its own
+# Defaults for sampling down to x_0: ddim and ddpm as published; the others are initial guesses, not measured on trained
+# models. For models that stop early and draw counts, wbdit.generator has its own, measured defaults.
 BY_NAME: dict[Name, Choice] = {
     "ddim": Choice(ddim, 50, "uniform"),
     "ddpm": Choice(ddpm, None, "uniform"),

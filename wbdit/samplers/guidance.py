@@ -1,4 +1,4 @@
-"""Classifier-free guidance, by one weight or one for each column of labels."""
+"""Classifier-free guidance with one weight, or with one weight per column of labels."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from wbdit.schedule import Prediction
 class GuidedModel:
     """A conditional model at fixed labels, with classifier-free guidance.
 
-    With one weight w for all labels it answers ``null + w (joint - null)`` (Ho and Salimans 2022): `joint` is the model
-    given every label, `null` given none. With a weight for each column of labels, and f(S) the model given the columns
-    S alone::
+    With one weight w for all labels, the output is ``null + w (joint - null)`` (Ho and Salimans 2022). Here `joint` is
+    the model's output given every label, and `null` its output given none. With one weight per column of labels, and
+    f(S) the output given only the columns S, the output is::
 
         f() + w_1 (f(1) - f()) + w_2 (f(1, 2) - f(1)) + ... + w_C (f(1 ... C) - f(1 ... C-1))
 
-    the columns in rising order of ``|w - 1|``. This is the score of ``p(x) p(y_1 | x)^w_1 p(y_2 | x, y_1)^w_2 ...``:
-    composed guidance (Liu et al. 2022) in the chain that Brooks et al. (2023, InstructPix2Pix, equation 3) use for two
-    conditions. ``null + sum of w_c (f(c) - null)``, as Liu et al. and CFGen (Palma et al. 2024) have it, takes labels
-    to be independent given the cell, and at weights of 1 is not the model. Here weights of 1 are the model itself, at
-    one call; a weight w on one column and 1 on the others is ``joint + (w - 1) (joint - joint without that column)``,
-    and one of 0 leaves the column open; columns of one weight are guided as one. The terms whose factor is not zero
-    are computed as one batch.
+    with the columns in increasing order of ``|w - 1|``. This is the score of
+    ``p(x) p(y_1 | x)^w_1 p(y_2 | x, y_1)^w_2 ...``: composed guidance (Liu et al. 2022) as a chain, which
+    Brooks et al. (2023, InstructPix2Pix, equation 3) use for two conditions. Its properties:
+
+    - Weights of 1 give the model itself, at the cost of one call.
+    - A weight w on one column and 1 on the others gives ``joint + (w - 1) (joint - joint without that column)``.
+    - A weight of 0 leaves the column unconditioned.
+    - Columns with equal weights are guided jointly.
+
+    Liu et al. and CFGen (Palma et al. 2024) use ``null + sum of w_c (f(c) - null)`` instead. That form assumes labels
+    that are independent given the cell, and does not give the model at weights of 1.
+
+    All terms with a nonzero factor are computed as one batch.
 
     Parameters
     ----------
@@ -35,17 +41,26 @@ class GuidedModel:
     y
         Labels ``(B,)`` or ``(B, C)`` int64.
     weight
-        Guidance weight, or one for each column.
+        Guidance weight, or one weight per column.
     toward
-        Labels of `y`'s shape that the cells lie toward: the model is conditioned on
-        ``(1 - mix) embedding(y) + mix embedding(toward)``, and on `y` or `toward` themselves at the ends.
+        Labels of `y`'s shape to interpolate toward: the model is conditioned on
+        ``(1 - mix) embedding(y) + mix embedding(toward)``. If `mix` is 0 or 1, it is given the labels `y` or `toward`.
     mix
-        How far, 0 to 1.
+        Interpolation weight, 0 to 1.
 
     Raises
     ------
     ValueError
-        If there is not one weight for each column.
+        If the number of weights differs from the number of columns.
+
+    Examples
+    --------
+    >>> model = wbdit.WBDiT(input_size=50, hidden_size=32, num_heads=4, label_sizes=[3]).eval()
+    >>> guided = wbdit.samplers.GuidedModel(model, torch.tensor([0, 2]), weight=2.0)
+    >>> schedule = wbdit.NoiseSchedule()
+    >>> path = wbdit.samplers.timesteps(schedule, 10)
+    >>> wbdit.samplers.ddim(guided, torch.randn(2, 1, 50), schedule, path).shape
+    torch.Size([2, 1, 50])
     """
 
     def __init__(
@@ -62,14 +77,14 @@ class GuidedModel:
         columns = 1 if y.ndim == 1 else y.shape[1]
         weights = [weight] * columns if isinstance(weight, float | int) else list(weight)
         if len(weights) != columns:
-            raise ValueError(f"{len(weights)} guidance weights for {columns} columns of labels")
+            raise ValueError(f"{len(weights)} guidance weights for {columns} columns of labels: give one per column")
         terms = _guidance_terms(weights)
         self._factors = [factor for factor, _ in terms]
 
         def given(labels: Tensor) -> Tensor:
             return torch.cat([_without(labels, dropped, model.label_sizes) for _, dropped in terms])  # type: ignore[attr-defined]
 
-        self._given: dict[str, Tensor]  # labels or conditioning, of all terms
+        self._given: dict[str, Tensor]  # labels or conditioning vectors of all terms, concatenated
         if toward is None or mix == 0:
             self._given = {"y": given(y)}
         elif mix == 1:
@@ -80,26 +95,26 @@ class GuidedModel:
 
     @property
     def conditioning(self) -> Tensor:
-        """What the model is conditioned on where it is given every label, ``(B, ...)``."""
+        """Conditioning of the model given every label, ``(B, ...)``."""
         ((name, every),) = self._given.items()
         fullest = every[: len(every) // len(self._factors)]
         return fullest if name == "conditioning" else self.model.embed(fullest)  # type: ignore[attr-defined]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Answer for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""
+        """Return the guided output for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""
         n = len(self._factors)
         if n == 1:
             return self.model(x, t, **self._given)
         times = t[:1].expand(n * len(t)) if t.stride(0) == 0 else t.repeat(n)
         most, *others, least = self.model(torch.cat([x] * n), times, **self._given).chunk(n)
-        out = torch.lerp(least, most, self._factors[0])  # the factors' sum is 1
+        out = torch.lerp(least, most, self._factors[0])  # the factors sum to 1
         for factor, answer in zip(self._factors[1:-1], others, strict=True):
             out = out.add(answer - least, alpha=factor)
         return out
 
 
 def _guidance_terms(weights: Sequence[float]) -> list[tuple[float, list[int]]]:
-    """Return the factor of each term of :class:`GuidedModel` that has one, and the columns it drops, fewest first."""
+    """Return each nonzero term of :class:`GuidedModel` as its factor and its dropped columns, fewest first."""
     order = sorted(range(len(weights)), key=lambda column: abs(weights[column] - 1))
     chain = pairwise([1.0, *(weights[column] for column in order), 0.0])
     terms = [(inner - outer, order[given:]) for given, (inner, outer) in enumerate(chain)]
@@ -107,7 +122,7 @@ def _guidance_terms(weights: Sequence[float]) -> list[tuple[float, list[int]]]:
 
 
 def _without(y: Tensor, columns: Sequence[int], label_sizes: Sequence[int]) -> Tensor:
-    """Return labels with those of some columns replaced by null."""
+    """Return the labels with some columns replaced by the null label."""
     kept = y.reshape(len(y), len(label_sizes)).clone()
     for column in columns:
         kept[:, column] = label_sizes[column]

@@ -1,4 +1,4 @@
-"""The loop of every sampler, from noise to cells: one call of the model and one update per step."""
+"""The loop that all samplers share: one model call and one update per step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Callback = Callable[[int, float, Tensor], object]
 
 
 class Update(NamedTuple):
-    """A step ``a x + b out + c previous + d earlier + e noise``, as host scalars.
+    """The coefficients of a step ``a x + b out + c previous + d earlier + e noise``, as host scalars.
 
-    ``out`` is the model's output at ``x``, whatever it predicts; ``previous`` and ``earlier`` are the estimates of x_0
-    from the call before and from the one before that.
+    ``out`` is the model's output at ``x``, whatever it predicts. ``previous`` and ``earlier`` are the x_0 estimates of
+    the previous step and of the step before it.
     """
 
     a: float
@@ -34,7 +34,7 @@ class Update(NamedTuple):
     e: float = 0.0
 
 
-# the update from path[step] to path[step + 1], where the path's last point is the one to land on
+# returns the update from path[step] to path[step + 1]; path ends with the final timestep
 Plan = Callable[[Sequence[float], int], Update]
 
 
@@ -52,21 +52,26 @@ def sampling_loop(
     callback: Callback | None,
     estimates: int = 0,
 ) -> Tensor:
-    """Go down the timesteps to `stop` by the updates of a plan.
+    """Sample down the timesteps to `stop` with the updates of a plan.
 
     Parameters
     ----------
     plan
-        Called as ``plan(path, step)`` for each step's update, where ``path`` is the timesteps and then `stop`.
+        Called as ``plan(path, step)`` for the update of each step; ``path`` is the timesteps followed by `stop`.
     model, x, schedule, timesteps, stop, clamp_min, noise, callback
         As in :func:`wbdit.samplers.ddpm`.
     estimates
-        How many of the last estimates of x_0 the plan wants: none, ``previous``, or ``earlier`` too. Each is one tensor
-        kept, and one more pass a step writes them unless the model predicts x_0 itself.
+        Number of earlier x_0 estimates that the plan uses: 0, 1 (``previous``) or 2 (``earlier`` too). Each keeps one
+        tensor in memory. Writing them takes one more pass per step, unless the model predicts x_0 itself.
 
     Returns
     -------
-    ``(B, C, G)``.
+    Cells ``(B, C, G)``, or ``x`` at `stop`.
+
+    Raises
+    ------
+    ValueError
+        If the timesteps do not decrease, or lie outside the schedule or below `stop`.
     """
     prediction: Prediction = getattr(model, "prediction", "epsilon")
     path = _path(schedule, timesteps, stop)
@@ -74,7 +79,7 @@ def sampling_loop(
     dtype = torch.int64 if whole else torch.promote_types(x.dtype, torch.float32)
     kept: deque[Tensor] = deque(maxlen=estimates)
     for i, (t, after) in enumerate(pairwise(path)):
-        # a view: one number for all, as it says
+        # an expanded view (stride 0): models detect that all samples share the timestep
         out = model(x, torch.full((1,), t, dtype=dtype, device=x.device).expand(x.shape[0]))
         a, b, c, d, e = plan(path, i)
         drawn = {} if after == 0 or e == 0 else _noise(noise, i, x)
@@ -91,18 +96,18 @@ def sampling_loop(
 
 
 def _path(schedule: NoiseSchedule, timesteps: Iterable[float] | None, stop: float) -> list[float]:
-    """Return the timesteps to call the model at, and where to land: all int where all the former are whole numbers."""
+    """Return the timesteps of the model calls, int if all are whole numbers, followed by `stop`."""
     highest = schedule.noise_steps - 1
     if not 0 <= stop < highest:
         raise ValueError(f"stop must be at least 0 and less than {highest}, not {stop}")
     path = [float(t) for t in (range(highest, math.floor(stop), -1) if timesteps is None else timesteps)]
     if not path or path[0] > highest or path[-1] < 1 or any(a <= b for a, b in pairwise([*path, stop])):
-        raise ValueError(f"timesteps must fall within {highest} ... 1, and to stop = {stop:g}")
+        raise ValueError(f"timesteps must decrease, lie within [1, {highest}] and stay above stop = {stop:g}")
     return [*([int(t) for t in path] if all(t.is_integer() for t in path) else path), stop]
 
 
 def _noise(noise: Noise | None, step: int, x: Tensor) -> dict[str, Any]:
-    """Return the arguments of :func:`wbdit.ops.sampler_step` that bring a step's noise."""
+    """Return the arguments of :func:`wbdit.ops.sampler_step` for a step's noise."""
     if isinstance(noise, PhiloxNoise):
         return noise.address(step)
     if noise is None:

@@ -1,13 +1,14 @@
-"""Few-step solvers: second order from one call a step, by the estimates of x_0 that earlier calls gave.
+"""Few-step solvers: second order with one model call per step, using the x_0 estimates of earlier calls.
 
-They go by lambda = ln(alpha / sigma). Below, h is a step's length in it and B = e^-h - 1; m is the estimate of x_0 at
-the step's start, m_ the one before, m' the one at its end; r is the length of the step before over h. From zero SNR a
-step is infinitely long and its order one; the next step finds r infinite, and extrapolates nothing from there.
+Steps are measured in lambda = ln(alpha / sigma): h is the length of a step, and B = e^-h - 1. The estimates of x_0 are
+m at the start of the step, m' at its end, and m_ at the start of the previous step. The ratio r is the length of the
+previous step divided by h. A step from zero SNR is infinitely long and of first order. The step after it has an
+infinite r, so it does not extrapolate.
 
-What is kept from step to step are estimates of x_0: one tensor for DPM-Solver++, two for UniPC, whose corrector is
-folded into the next predictor, so that no corrected x is ever written. That takes two passes a step, the update and the
-estimate, and one where the model predicts x_0. Keeping x and the raw output instead would spare DPM-Solver++ the second
-pass and cost it a second tensor; UniPC would have to keep four.
+The solvers keep x_0 estimates between steps: one tensor for DPM-Solver++, two for UniPC. UniPC's corrector is folded
+into the next predictor, so no corrected x is written. Each step takes two passes over memory, the update and the
+estimate, or one if the model predicts x_0. Keeping x and the raw output instead would save DPM-Solver++ the second pass
+but cost a second tensor; UniPC would need four.
 """
 
 from __future__ import annotations
@@ -33,20 +34,28 @@ def dpmpp_2m(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Sample by DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): second order, deterministic, one call a step.
+    """Sample by DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): second order, deterministic, one call per step.
 
-    A last step to 0 jumps to the estimate of x_0, which is of first order.
+    A last step to 0 jumps to the x_0 estimate, which is of first order.
 
     Parameters
     ----------
     noise
-        Not used: it is there so that all samplers are called alike.
+        Unused; accepted so that all samplers share one signature.
     model, x_T, schedule, timesteps, stop, clamp_min, callback
         As in :func:`wbdit.samplers.ddpm`.
 
     Returns
     -------
     Cells ``(B, C, G)``, or ``x`` at `stop`.
+
+    Examples
+    --------
+    >>> model = wbdit.WBDiT(input_size=50, hidden_size=32, num_heads=4)
+    >>> schedule = wbdit.NoiseSchedule()
+    >>> path = wbdit.samplers.timesteps(schedule, 10, "logsnr")
+    >>> wbdit.samplers.dpmpp_2m(model, torch.randn(3, 1, 50), schedule, path).shape
+    torch.Size([3, 1, 50])
     """
     return sde_dpmpp_2m(
         model, x_T, schedule, timesteps, eta=0.0, stop=stop, clamp_min=clamp_min, noise=noise, callback=callback
@@ -65,20 +74,28 @@ def sde_dpmpp_2m(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Sample by SDE-DPM-Solver++ 2M (Lu et al. 2022, in its midpoint form): :func:`dpmpp_2m` with fresh noise.
+    """Sample by SDE-DPM-Solver++ 2M (Lu et al. 2022, midpoint form): :func:`dpmpp_2m` with fresh noise.
 
-    Its first step is that of :func:`wbdit.samplers.ddim` with `eta` 1. A last step to 0 jumps to the estimate of x_0.
+    The first step equals that of :func:`wbdit.samplers.ddim` at `eta` 1. A last step to 0 jumps to the x_0 estimate.
 
     Parameters
     ----------
     eta
-        Share of fresh noise: 1 for the reverse SDE, 0 for the ODE; between them as in k-diffusion.
+        Share of fresh noise: 1 for the reverse SDE, 0 for the ODE, values in between as in k-diffusion.
     model, x_T, schedule, timesteps, stop, clamp_min, noise, callback
         As in :func:`wbdit.samplers.ddpm`.
 
     Returns
     -------
     Cells ``(B, C, G)``, or ``x`` at `stop`.
+
+    Examples
+    --------
+    >>> model = wbdit.WBDiT(input_size=50, hidden_size=32, num_heads=4)
+    >>> schedule = wbdit.NoiseSchedule()
+    >>> path = wbdit.samplers.timesteps(schedule, 10, "logsnr")
+    >>> wbdit.samplers.sde_dpmpp_2m(model, torch.randn(3, 1, 50), schedule, path).shape
+    torch.Size([3, 1, 50])
     """
     prediction: Prediction = getattr(model, "prediction", "epsilon")
 
@@ -119,21 +136,29 @@ def unipc(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Sample by UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, "bh2"): deterministic, one call a step.
+    """Sample by UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, "bh2"): deterministic, one call per step.
 
-    Each step predicts as :func:`dpmpp_2m` does; the next call's answer then also corrects the x it was called with. A
-    last step to 0 jumps to the estimate of x_0. What the callback sees is predicted, not yet corrected.
+    Each step predicts as :func:`dpmpp_2m` does. The model's output at the predicted x then also corrects that x. A last
+    step to 0 jumps to the x_0 estimate. The callback receives the predicted x, before its correction.
 
     Parameters
     ----------
     noise
-        Not used: it is there so that all samplers are called alike.
+        Unused; accepted so that all samplers share one signature.
     model, x_T, schedule, timesteps, stop, clamp_min, callback
         As in :func:`wbdit.samplers.ddpm`.
 
     Returns
     -------
     Cells ``(B, C, G)``, or ``x`` at `stop`.
+
+    Examples
+    --------
+    >>> model = wbdit.WBDiT(input_size=50, hidden_size=32, num_heads=4)
+    >>> schedule = wbdit.NoiseSchedule()
+    >>> path = wbdit.samplers.timesteps(schedule, 10, "logsnr")
+    >>> wbdit.samplers.unipc(model, torch.randn(3, 1, 50), schedule, path).shape
+    torch.Size([3, 1, 50])
     """
     prediction: Prediction = getattr(model, "prediction", "epsilon")
 
@@ -146,7 +171,7 @@ def unipc(
         slope = 0.5 / _ratio(schedule, path, step)
         on_clean, on_previous, on_earlier = gain * (1 + slope), -gain * slope, 0.0
         if step > 0:
-            # x is corrected by what it lacked, before it is carried on
+            # the correction of x, carried on by the factor on x
             now, previous, earlier = _correction(schedule, path, step - 1)
             on_clean += shrink * now
             on_previous += shrink * previous
@@ -168,13 +193,13 @@ def unipc(
 
 
 def _shrink(schedule: NoiseSchedule, path: Sequence[float], step: int) -> tuple[float, float]:
-    """Return ``sigma'/sigma`` and ``e^-h`` of a step of h in lambda."""
+    """Return ``sigma'/sigma`` and ``e^-h`` for a step of length h in lambda."""
     (alpha, sigma), (alpha_after, sigma_after) = map(schedule.levels, path[step : step + 2])
     return sigma_after / sigma, alpha * sigma_after / (sigma * alpha_after)
 
 
 def _ratio(schedule: NoiseSchedule, path: Sequence[float], step: int) -> float:
-    """Return r, the length in lambda of the step before over that of this one; infinite where there was none."""
+    """Return r, the length in lambda of the previous step over that of this step; infinite for the first step."""
     if step == 0:
         return math.inf
     before, here, after = map(schedule.log_snr, path[step - 1 : step + 2])
@@ -182,11 +207,9 @@ def _ratio(schedule: NoiseSchedule, path: Sequence[float], step: int) -> float:
 
 
 def _correction(schedule: NoiseSchedule, path: Sequence[float], step: int) -> tuple[float, float, float]:
-    """Return UniPC's corrected less its predicted x after a step.
+    """Return UniPC's corrected minus its predicted x after a step, as factors on the estimates m', m and m_.
 
-    As factors on the estimates of x_0 from there, from the step's start and from the one before. With m', m and m_ for
-    these and B = e^-h - 1, the corrector differs from the predictor by
-    ``-alpha' B [rho2 (m' - m) + (rho1 - 1/2)/r (m - m_)]``.
+    With the module's notation, the difference is ``-alpha' B [rho2 (m' - m) + (rho1 - 1/2)/r (m - m_)]``.
     """
     decay, ratio = _shrink(schedule, path, step)[1], _ratio(schedule, path, step)
     gain = schedule.levels(path[step + 1])[0] * (1 - decay)

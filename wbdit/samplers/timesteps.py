@@ -1,4 +1,4 @@
-"""Where a sampler calls its model: spacings of timesteps."""
+"""Spacings of the timesteps at which a sampler calls its model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wbdit.schedule import NoiseSchedule
 Spacing = Literal["uniform", "logsnr", "sqrt"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
-# Bounds of ln(alpha / sigma) that "logsnr" spreads its calls over: "cosine" has it infinite at its ends. The published
-# schedule begins at -5.1; below that x_t tells next to nothing of x_0, and calls there would be wasted. Above 5 the
-# noise left is under 0.7 % of a unit of x, which the jump to x_0 removes as well as any further calls.
+# Bounds of ln(alpha / sigma) for "logsnr", because it is infinite at the ends of a "cosine" schedule. The published
+# schedule begins at -5.1; below that, x_t carries almost no information about x_0 and calls would be wasted. Above 5,
+# the remaining noise is under 0.7 % of a unit of x, and the jump to x_0 removes it as well as further calls would.
 LOG_SNR_BOUNDS = (-5.0, 5.0)
 
 
 def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform", *, stop: float = 0.0) -> list[float]:
-    """Return the timesteps, falling from T - 1, at which a sampler calls its model.
+    """Return the timesteps at which a sampler calls its model, decreasing from T - 1.
 
     Parameters
     ----------
@@ -28,22 +28,34 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
     steps
         Number of calls.
     spacing
-        "uniform": even in t, rounded to whole timesteps. "sqrt": even in sqrt(t), denser where little noise is left.
-        "logsnr": even in ``ln(alpha / sigma)`` (Lu et al. 2022, DPM-Solver), as far as it lies within -5 and 5. The
-        last two are fractional.
+        "uniform": even in t, rounded to whole timesteps. "sqrt": even in sqrt(t), denser at low noise.
+        "logsnr": even in ``ln(alpha / sigma)`` (Lu et al. 2022, DPM-Solver), limited to [-5, 5]. "sqrt" and "logsnr"
+        give fractional timesteps.
     stop
-        Where sampling is to end: at 0 (a jump from the last call, which is at t = 1 or a little above), or at a
-        timestep of 1 or more, which is then the point after the last call.
+        Final timestep of sampling. At 0, sampling ends with a jump from the last call, at t = 1 or slightly above. A
+        timestep of 1 or more is the point after the last call in the spacing.
+
+    Returns
+    -------
+    `steps` timesteps in [1, T - 1], without `stop`.
 
     Raises
     ------
     ValueError
-        If the spacing is unknown, `stop` is no such timestep, or there are fewer than one or more than T - 1 - `stop`
-        steps.
+        If the spacing is unknown, if `stop` is neither 0 nor in [1, T - 1), or if `steps` is not between 1 and
+        T - 1 - `stop`.
+
+    Examples
+    --------
+    >>> schedule = wbdit.NoiseSchedule(1000)
+    >>> wbdit.samplers.timesteps(schedule, 5)
+    [999, 750, 500, 250, 1]
+    >>> [round(t) for t in wbdit.samplers.timesteps(schedule, 5, "logsnr")]
+    [999, 729, 336, 41, 1]
     """
     highest = schedule.noise_steps - 1
     if spacing not in SPACINGS:
-        raise ValueError(f"no spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
     if stop != 0 and not 1 <= stop < highest:
         raise ValueError(f"stop must be 0, or at least 1 and less than {highest}, not {stop}")
     most = math.floor(highest - stop)
@@ -51,12 +63,12 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
         raise ValueError(f"steps must be between 1 and {most}, not {steps}")
     first, last = (_coordinate(schedule, spacing, t) for t in (highest, stop or 1))
     points = torch.linspace(first, last, steps + (stop > 0), dtype=torch.float64)[:steps].tolist()
-    # sampling begins in pure noise, at T - 1, whatever the bounds of its spacing
+    # the first call is always at T - 1 (pure noise), even outside the bounds of "logsnr"
     return [highest, *(max(_timestep(schedule, spacing, point), 1) for point in points[1:])]
 
 
 def _coordinate(schedule: NoiseSchedule, spacing: Spacing, t: float) -> float:
-    """Return what the spacing is even in."""
+    """Return the coordinate in which the spacing is even."""
     if spacing == "uniform":
         return t
     if spacing == "sqrt":
@@ -66,7 +78,7 @@ def _coordinate(schedule: NoiseSchedule, spacing: Spacing, t: float) -> float:
 
 
 def _timestep(schedule: NoiseSchedule, spacing: Spacing, coordinate: float) -> float:
-    """Invert :func:`_coordinate`."""
+    """Return the timestep at a coordinate: the inverse of :func:`_coordinate`."""
     if spacing == "uniform":
         return round(coordinate)
     return coordinate**2 if spacing == "sqrt" else schedule.timestep(coordinate)

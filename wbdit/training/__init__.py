@@ -1,1 +1,1 @@
-"""From cells to a trained generator."""
+"""Training: from annotated cells to a trained generator."""

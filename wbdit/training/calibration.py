@@ -1,14 +1,15 @@
-"""Starting noise that lets generated cells spread as far as real ones.
+"""Initial noise that gives generated cells the spread of real cells.
 
-A denoiser that is right on average but does not see all there is to be seen leaves the cells of a label too close
-together: what it cannot foresee in the noise, a solver without fresh noise does not bring back. Were all Gaussian, a
-cell's place along a principal component would be its starting noise times a factor, so noise that is wider along it is
-the remedy. Karras et al. (2022, arXiv 2206.00364, section 4) widen their sampler's fresh noise for the same reason, by
-one number that is tuned; here directions and factors are measured.
+Deterministic samplers under-disperse: cells of one label come out with too little variance. An imperfect denoiser
+predicts only part of the variation within a label, and a solver without fresh noise does not restore the rest. If
+everything were Gaussian, a cell's coordinate on a principal component would be its initial noise times a factor. We
+therefore scale the initial noise along the leading principal components. Karras et al. (2022, arXiv 2206.00364,
+section 4) scale their sampler's fresh noise for the same reason, by one tuned number; here directions and factors are
+measured.
 
-Spread is that of log counts within labels, without what follows from library sizes, between the 16th and the 84th
-percentile: a few cells far off, which have other causes, do not count. Directions come from one half of the training
-cells and spread from the other, since components fit best the cells that they are of.
+Spread is the distance between the 16th and 84th percentiles of log counts within labels, after regression on the
+library size. Percentiles ignore a few outliers, which have other causes. The directions come from one half of the
+training cells and the spread from the other half, because principal components overfit the cells that they come from.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ from wbdit.data.sources import TrainingData
 if TYPE_CHECKING:
     from wbdit.generator import CellGenerator
 
-CELLS = 768  # generated in each round; their spread is then known to three in a hundred
-ROUNDS = 2  # counts' own noise takes part in the spread and no starting noise moves it: the second round adds the rest
-PROBE = 64  # cells
-FEWEST = 100  # cells in a half; with fewer the directions are chance
+CELLS = 768  # generated per round; their spread then has an error of about 3%
+ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
+PROBE = 64  # cells generated to measure the speed
+FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
-NARROWEST, WIDEST = 0.8, 2.0  # what no trained network has asked for
-SEED = 0x5370726561640000  # of the cells generated here, far from those that users choose
+NARROWEST, WIDEST = 0.8, 2.0  # safety clamp of the factors
+SEED = 0x5370726561640000  # of the cells generated here; far from the seeds that users choose
 
 Array = np.ndarray[Any, Any]
 
 
 def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, Tensor]:
-    """Set the starting noise of a generator's model so that its cells spread as those that it was trained on.
+    """Scale the initial noise of a generator so that its cells have the spread of the training cells.
 
     Parameters
     ----------
     generator
-        With a trained model, whose `noise_axes` and `noise_factors` are set.
+        Generator with a trained model; the model's `noise_axes` and `noise_factors` are set in place.
     data
-        The training cells.
+        Training cells.
 
     Returns
     -------
-    The two by name, as in the model's state; unchanged noise of fewer than 200 cells, and nothing where counts are not
-    drawn from a likelihood.
+    The two buffers by name, as in the model's state dict. With fewer than 200 usable cells the noise is not scaled. A
+    model without a count likelihood gives an empty dict.
     """
     model = generator.model
     if not isinstance(model, CountDenoiser):
@@ -65,7 +66,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
     k, genes = len(model.noise_factors), data.matrix.shape[1]
     if min(len(one), len(other)) < FEWEST or k >= genes:
         return noise
-    # with a start that is fixed, the same cells give the same directions
+    # a fixed start vector makes the directions reproducible
     axes = eigsh(one.T @ one, k, v0=np.ones(genes, np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
@@ -79,7 +80,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
 
 
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
-    """Return about how long :func:`calibrate_noise` will take, by generating a few cells."""
+    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells."""
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
     few = data.codes[:PROBE]
@@ -90,10 +91,10 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
 
 
 def within_labels(data: TrainingData) -> Array:
-    """Return what labels and library size do not explain of cells' values, ``(cells, G)`` fp32.
+    """Return the residuals of the cells' values after regression on labels and library size, ``(cells, G)`` fp32.
 
-    A line in the logarithm of the library size is fitted to the values of each combination of labels; cells of
-    combinations with too few cells for it are left out.
+    Each combination of labels has its own linear fit on the logarithm of the library size. Combinations with fewer than
+    :data:`FEWEST_OF_LABEL` cells are left out.
     """
     values, log_library = data.values, log_library_sizes(data.matrix)
     combination = data.preprocessor.labels.combination_index(data.codes)

@@ -1,4 +1,4 @@
-"""Presets: a model, its schedule, how cells are brought to it, and how it is trained."""
+"""Presets: model, noise schedule, preprocessing and training settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def check_precision(name: str) -> None:
-    """Raise an InputError if there is no precision of that name."""
+    """Raise an InputError if the name is not in :data:`PRECISIONS`."""
     if name not in PRECISIONS:
         raise InputError(f"no precision {name!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train, all resumed sessions together: give one of the three.
+    """Training budget over all sessions of a run, in exactly one of three units.
 
     Attributes
     ----------
     minutes, epochs, steps
         Minutes of training time, passes over the cells, or optimizer steps.
+
+    Raises
+    ------
+    InputError
+        If not exactly one is given, or it is not positive.
     """
 
     minutes: float | None = None
@@ -34,12 +39,12 @@ class Budget:
     def __post_init__(self) -> None:
         given = [value for value in (self.minutes, self.epochs, self.steps) if value is not None]
         if len(given) != 1:
-            raise InputError("give one of minutes, epochs and steps")
+            raise InputError("give exactly one of minutes, epochs and steps")
         if given[0] <= 0:
             raise InputError(f"the training budget must be positive, not {given[0]:g}")
 
     def progress(self, seconds: float, epochs: float, steps: int) -> float:
-        """Return the share of the budget that is used, 1 or more when it is spent."""
+        """Return the used share of the budget; 1 or more if it is spent."""
         if self.minutes is not None:
             return seconds / (60 * self.minutes)
         return epochs / self.epochs if self.epochs is not None else steps / self.steps  # type: ignore[operator]
@@ -47,35 +52,36 @@ class Budget:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the optimizer and the average.
+    """Settings of the optimizer and of the weight average.
 
     Attributes
     ----------
     batch_size
-        Cells a step.
+        Cells per step.
     learning_rate
-        Peak rate of AdamW (Loshchilov and Hutter 2019).
+        Peak learning rate of AdamW (Loshchilov and Hutter 2019).
     betas, weight_decay
-        Its other settings.
+        Other settings of AdamW.
     warmup_steps
-        Steps over which the rate rises from zero.
+        Steps over which the learning rate rises from zero.
     final_rate
-        Share of the peak rate that a cosine falls to by the end of the budget; 1 for no decay.
+        Final learning rate of the cosine decay, as a share of the peak; 1 for no decay.
     ema
-        Decay a step of the exponential moving average of the weights, which is what is kept; 0 for none.
+        Decay per step of the exponential moving average of the weights. The run keeps the averaged weights; 0 for no
+        average.
     clip_norm
-        Longest gradient; 0 for no clipping.
+        Largest norm of the gradient; 0 for no clipping.
     precision
         "fp32", "bf16" (bf16 products under autocast; weights, residual stream and optimizer stay fp32), or "auto": bf16
-        where the device multiplies it fast.
+        on devices with fast bf16 products.
     most_epochs
-        Passes over the cells after which training by the clock ends early: by then held-out cells no longer become
-        likelier. Not asked where epochs or steps are given.
+        Passes over the cells after which training with a budget in minutes ends early: by then the likelihood of
+        held-out cells no longer improves. Ignored with a budget in epochs or steps.
 
     Raises
     ------
     InputError
-        If there is no such precision.
+        If the precision is unknown.
     """
 
     batch_size: int = 64
@@ -95,16 +101,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How counts come from a denoiser, see :mod:`wbdit.counts.denoiser`.
+    """Settings of the count likelihood, see :class:`wbdit.counts.denoiser.CountDenoiser`.
 
     Attributes
     ----------
     stop
         Timestep at which sampling ends and counts are drawn.
     input_dropout
-        Share of the genes that the denoiser does not see in training.
+        Share of the genes that are hidden from the denoiser in training.
     learned_dispersion
-        Whether the denoiser answers how wide each count's distribution is, too.
+        Whether the denoiser also predicts the dispersion of each count.
     """
 
     stop: int = 500
@@ -114,22 +120,22 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that is chosen before the cells are seen.
+    """Settings of a run that do not depend on the cells.
 
     Attributes
     ----------
     model
-        Arguments of the denoiser but for the numbers of genes and labels.
+        Arguments of the denoiser, except the numbers of genes and labels.
     schedule
         Kind of :class:`wbdit.schedule.NoiseSchedule`.
     lognorm, centered, max_genes
         Arguments of :meth:`wbdit.data.preprocessor.Preprocessor.fit`.
     training
-        Optimizer.
+        Optimizer settings.
     budget
-        How long to train where nothing is said.
+        Default training budget.
     likelihood
-        How counts come from the denoiser; not used where it sees values of another kind.
+        Settings of the count likelihood; ignored if the model is not trained on counts.
     denoiser
         "wbdit" for :class:`wbdit.WBDiT`, "dit" for the black-box :class:`wbdit.DiT`.
     """
@@ -146,7 +152,7 @@ class Preset:
 
 
 PRESETS = {
-    # what Cui, Dong and Liu published: raw log values, epsilon, no average
+    # as published by Cui, Dong and Liu: uncentered log values, epsilon prediction, no weight average
     "paper": Preset(
         model={"patch_size": 10, "hidden_size": 768, "depth": 3, "num_heads": 8, "prediction": "epsilon"},
         schedule="linear",
@@ -163,7 +169,7 @@ PRESETS = {
         lognorm=True,
         centered=False,
     ),
-    # real cells in minutes on two cores
+    # minutes on two CPU cores
     "small": Preset(
         model={
             "patch_size": 64,
@@ -196,7 +202,7 @@ PRESETS = {
         training=Training(batch_size=256, learning_rate=3e-4, warmup_steps=1000, ema=0.9999, weight_decay=0.1),
     ),
 }
-# the control: black-box blocks of the same width and depth, all else the same
+# control: black-box blocks of the same width and depth, otherwise identical
 PRESETS["dit"] = replace(PRESETS["small"], denoiser="dit")
 
 
@@ -206,7 +212,7 @@ def find_preset(name: str) -> Preset:
     Raises
     ------
     InputError
-        If there is none of that name.
+        If the name is unknown.
     """
     if name not in PRESETS:
         raise InputError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")

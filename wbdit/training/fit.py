@@ -1,4 +1,4 @@
-"""From cells to a trained generator: start or resume a run, train it, save it."""
+"""Training runs: start or resume a run, train it, save it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from wbdit.training.tensorboard import tensorboard_writer
 from wbdit.training.trainer import Trainer, choose_precision
 from wbdit.whitebox.measures import diagnostics
 
-MAX_CALIBRATION_SHARE = 0.25  # of training by the clock
+MAX_CALIBRATION_SHARE = 0.25  # of a training budget in minutes
 
 logger = logging.getLogger("wbdit")
 
@@ -52,40 +52,55 @@ def fit(
     tensorboard: str | Path | None = None,
     progress: bool = True,
 ) -> CellGenerator:
-    """Train a White-Box Diffusion Transformer on cells; logs what was found in them and what was chosen.
+    """Train a White-Box Diffusion Transformer on cells.
+
+    The logger "wbdit" reports the kind of values found in the cells and the chosen settings.
 
     Parameters
     ----------
     adata
-        Cells by genes; raw counts in ``X`` (or ``layers["counts"]``) are best, log-normalized and scaled values work.
+        Cells by genes. Raw counts in ``X`` (or ``layers["counts"]``) are best; log-normalized and scaled values work.
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
     preset
         "small" (two cores, minutes), "base" (one GPU), "paper" (as published) or "dit" (the black-box control).
     minutes, epochs, steps
-        Training budget, one of the three; the preset's by default. With steps or epochs, the same seed gives the same
-        model.
+        Training budget, at most one of the three; the preset's by default. With steps or epochs, the same seed gives
+        the same model.
     max_genes
-        Where there are more genes, this many variable ones are kept; the preset's number by default.
+        Maximum number of genes. If there are more, the most variable are kept. The preset's number by default.
     seed
-        Of weights, order, timesteps and noise.
+        Seed of weights, order of cells, timesteps and noise.
     device
         "auto", "cpu" or "cuda".
     precision
-        "fp32", "bf16" or "auto", see :class:`wbdit.training.config.Training`; a run is resumed in its own.
+        "fp32", "bf16" or "auto", see :class:`wbdit.training.config.Training`. A resumed run keeps its precision.
     out
-        RUN folder to write while training; Ctrl-C then ends the training with the run saved.
+        RUN folder, written during training. Ctrl-C ends the training and saves the run.
     resume
-        Go on with the run in `out`, trained on the same cells, to the end of its budget or of the one given.
+        Resume the run in `out` on the same cells, until its budget, or the budget given here, is spent.
     tensorboard
-        Folder to write the training log to for TensorBoard too.
+        Folder for a copy of the training log in TensorBoard format.
     progress
         Show a progress bar on stderr.
+
+    Returns
+    -------
+    The trained generator.
 
     Raises
     ------
     InputError
         If the cells, the arguments or the folder cannot be used.
+
+    Examples
+    --------
+    >>> few = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])][:40, :128]
+    >>> trained = wbdit.fit(few, label="bulk_labels", steps=2, progress=False)
+    >>> trained.config.trained.steps
+    2
+    >>> trained.generate(5).shape
+    (5, 128)
     """
     folder = Path(out) if out is not None else None
     if folder is not None:
@@ -99,40 +114,40 @@ def fit(
         run = TrainingRun.resume(adata, folder, budget, precision, where)
     else:
         if folder is not None and (folder / CONFIG).exists():
-            raise InputError(f"{folder} already holds a run: go on with it (--resume) or choose another folder")
+            raise InputError(f"{folder} already holds a run: resume it (--resume) or choose another folder")
         run = TrainingRun.start(adata, label, find_preset(preset), preset, budget, max_genes, seed, where, precision)
     with tensorboard_writer(tensorboard) as write:
         generator = run.train(folder, write, progress)
     if not run.finished:
-        kept = f"; the run is saved in {folder}, go on with --resume" if folder is not None else ""
+        kept = f"; the run is saved in {folder}, continue with --resume" if folder is not None else ""
         logger.info(f"stopped at step {run.trainer.step}{kept}")
     elif run.trainer.has_seen_enough:
         passes = run.trainer.training.most_epochs
-        logger.info(f"ended after {passes:g} passes over the cells, which is enough of them")
+        logger.info(f"ended early after {passes:g} passes over the cells, the preset's limit")
     if run.finished and isinstance(generator.model, CountDenoiser) and generator.model.noise_axes.any():
         low, high = (float(factor) for factor in generator.model.noise_factors.aminmax())
-        logger.info(f"sampling begins with {low:.2f} to {high:.2f} times the noise along {NOISE_AXES} directions")
+        logger.info(f"initial noise is scaled by {low:.2f} to {high:.2f} along {NOISE_AXES} directions")
     return generator
 
 
 class TrainingRun:
-    """A run while it is trained: the model, its cells and its trainer. :meth:`generator` gives what is kept of it.
+    """A run during training: the model, its cells and its trainer.
 
     Parameters
     ----------
     model
         The model to train, on the device to train on.
     data
-        The cells.
+        The training cells.
     config
         The run's configuration.
     history
-        Records of the training log so far.
+        Earlier records of the training log.
 
     Attributes
     ----------
     finished
-        Whether the training came to the end of its budget.
+        Whether the training has spent its budget.
     """
 
     def __init__(
@@ -159,8 +174,8 @@ class TrainingRun:
         device: torch.device,
         precision: str,
     ) -> TrainingRun:
-        """Start a run on cells with a preset of a name; the rest as in :func:`fit`."""
-        precision = choose_precision(precision, device)  # once: a run goes on as it began, wherever it is resumed
+        """Start a run on cells with the preset `name`; other arguments as in :func:`fit`."""
+        precision = choose_precision(precision, device)  # resolved once: a resumed run keeps it on any device
         if max_genes is not None and max_genes < 1:
             raise InputError(f"at least one gene must be kept, not {max_genes}")
         genes = preset.max_genes if max_genes is None else max_genes
@@ -187,9 +202,9 @@ class TrainingRun:
     def resume(
         cls, adata: ad.AnnData, folder: Path | None, budget: Budget | None, precision: str, device: torch.device
     ) -> TrainingRun:
-        """Take up the run in a folder; the rest as in :func:`fit`."""
+        """Resume the run in a folder; other arguments as in :func:`fit`."""
         if folder is None:
-            raise InputError("which run is to be resumed? give out")
+            raise InputError("no run to resume: give the run's folder (out)")
         kept = load(folder, device=str(device))
         config = kept.config
         if precision not in ("auto", config.training["precision"]):
@@ -203,7 +218,7 @@ class TrainingRun:
         return run
 
     def train(self, folder: Path | None, write: Callable[[dict[str, Any]], object], progress: bool) -> CellGenerator:
-        """Train, saving into `folder` and telling `write`; return the generator with the averaged weights."""
+        """Train, save into `folder`, pass log records to `write`; return the generator with the averaged weights."""
 
         def log(record: dict[str, Any]) -> None:
             self.history.append(record)
@@ -216,20 +231,20 @@ class TrainingRun:
                 checkpoint.write_tensors(folder / RESUME, *self.trainer.state())
             return averaged
 
-        untrained = save()  # finds out now, not after hours, that the folder cannot be written
+        untrained = save()  # fails now, not after hours, if the folder cannot be written
         minutes = self.trainer.budget.minutes
         if minutes is not None:
             reserved = min(calibration_seconds(untrained, self.data) / 60, MAX_CALIBRATION_SHARE * minutes)
             self.trainer.budget = Budget(minutes=minutes - reserved)
         self.finished = self.trainer.train(log, save, progress)
         averaged = save()
-        if self.finished:  # two more buffers, of the averaged weights
+        if self.finished:  # noise_axes and noise_factors, measured with the averaged weights
             self.model.load_state_dict(calibrate_noise(averaged, self.data), strict=False)
             averaged = save()
         return averaged
 
     def generator(self) -> CellGenerator:
-        """Return a generator with a copy of the model, its weights averaged."""
+        """Return a generator with a copy of the model, with averaged weights."""
         model = make_model(self.config).to(self.trainer.device)
         state = {**self.model.state_dict(), **self.trainer.average}
         model.load_state_dict(state)
@@ -258,7 +273,7 @@ class TrainingRun:
 
 
 def _likelihood(preset: Preset, data: TrainingData) -> LikelihoodConfig | None:
-    """Return how counts come from the denoiser; None where it sees values of another kind."""
+    """Return the settings of the count likelihood; None if the model is not trained on counts."""
     if data.counts is None:
         return None
     n_bins = len(CountBins.up_to(float(data.counts.max())).lowest)

@@ -1,4 +1,4 @@
-"""What training minimizes: how far a denoiser is from its target, or how unlikely it finds the counts."""
+"""Losses: squared error of a denoiser, and negative log-likelihood of counts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wbdit.data.loader import Batch
 from wbdit.nn.denoiser import Denoiser
 from wbdit.schedule import NoiseSchedule
 
-LIBRARY_JITTER = 0.05  # deviation of noise on ln(library size): no cell is to be known by it
-LIKELIHOOD_RATE = 10.0  # tables of single genes learn so many times faster: each cell moves one number of each
+LIBRARY_JITTER = 0.05  # standard deviation of noise on ln(library size), so that it does not identify a cell
+LIKELIHOOD_RATE = 10.0  # learning rate multiple of the per-gene tables: each cell updates one entry per gene
 
 
 class Inputs(NamedTuple):
-    """A denoiser, and the noised cells, timesteps, labels and conditioning that it is called with."""
+    """A denoiser and its inputs: noised cells, timesteps, labels and conditioning."""
 
     denoiser: Denoiser
     x: Tensor
@@ -28,27 +28,27 @@ class Inputs(NamedTuple):
 
 
 class LossFunction(Protocol):
-    """A model and its loss; timesteps from `lowest` on are trained."""
+    """A model and its loss; `lowest` is the lowest trained timestep."""
 
     schedule: NoiseSchedule
     lowest: int
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The trained model."""
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups of weights; a group's "factor" multiplies the learning rate."""
+        """Return the optimizer's parameter groups; a group's "factor" multiplies the learning rate."""
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
-        """Return the loss, a scalar, of a batch at timesteps ``(B,)`` int64."""
+        """Return the scalar loss of a batch at timesteps ``(B,)`` int64."""
 
     def inputs(self, batch: Batch, t: Tensor) -> Inputs:
-        """Return the denoiser and what it is called with for a batch."""
+        """Return the denoiser and its inputs for a batch."""
 
 
 class SquaredError:
-    """Mean squared error of what a denoiser predicts (Ho et al. 2020), at noised values.
+    """Mean squared error of a denoiser's prediction (Ho et al. 2020), at noised values.
 
     Parameters
     ----------
@@ -65,23 +65,23 @@ class SquaredError:
         self.schedule = schedule
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return all weights as one group."""
+        """Return all weights as one parameter group."""
         return [{"params": _trained(self.model), "weight_decay": weight_decay}]
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
-        """Return the loss, a scalar, of a batch whose cells are values ``(B, 1, G)``, at timesteps ``(B,)`` int64."""
+        """Return the scalar loss of a batch of values ``(B, 1, G)`` at timesteps ``(B,)`` int64."""
         noise = torch.randn_like(batch.x)
         x_t = self.schedule.noising(batch.x, t, noise)
         target = self.schedule.target(self.model.prediction, batch.x, t, noise)
         return F.mse_loss(self.model(x_t, t, batch.y).float(), target)
 
     def inputs(self, batch: Batch, t: Tensor) -> Inputs:
-        """Return the denoiser and what it is called with for a batch."""
+        """Return the denoiser and its inputs for a batch."""
         return Inputs(self.model, self.schedule.noising(batch.x, t, torch.randn_like(batch.x)), t, batch.y, None)
 
 
 class CountNLL:
-    """Mean negative log-likelihood of counts, in nats a gene, at their noised values.
+    """Mean negative log-likelihood of counts given their noised values, in nats per gene.
 
     Parameters
     ----------
@@ -94,10 +94,10 @@ class CountNLL:
     def __init__(self, model: CountDenoiser, schedule: NoiseSchedule) -> None:
         self.model = model
         self.schedule = schedule
-        self.lowest = max(1, round(0.9 * model.stop))  # counts are drawn at `stop`: only a margin below it is trained
+        self.lowest = max(1, round(0.9 * model.stop))  # sampling ends at `stop`; a margin below it is trained
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the tables of single genes, which learn faster and do not decay, apart from the rest."""
+        """Return two groups: per-gene tables, with a higher learning rate and no weight decay, and the rest."""
         of_genes = {id(table) for table in (*self.model.likelihood.parameters(), self.model.label_dispersion)}
         weights = _trained(self.model)
         tables = [weight for weight in weights if id(weight) in of_genes]
@@ -108,12 +108,12 @@ class CountNLL:
         ]
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
-        """Return the loss, a scalar, of a batch whose cells are levels ``(B, 1, G)`` uint8, with library sizes."""
+        """Return the scalar loss of a batch of count levels ``(B, 1, G)`` uint8 with library sizes."""
         x_t, conditioning = self._noised(batch, t)
         return self.model.nll(x_t, t, conditioning, batch.x[:, 0]).mean()
 
     def inputs(self, batch: Batch, t: Tensor) -> Inputs:
-        """Return the denoiser and what it is called with for a batch."""
+        """Return the denoiser and its inputs for a batch."""
         x_t, conditioning = self._noised(batch, t)
         denoiser = self.model.denoiser
         return Inputs(denoiser, x_t, t, None, conditioning[:, : denoiser.hidden_size])
@@ -121,7 +121,7 @@ class CountNLL:
     def _noised(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return noised values ``(B, 1, G)`` and their conditioning ``(B, d + 2 G)``."""
         if batch.log_library is None:
-            raise ValueError("a count likelihood is trained on batches with library sizes")
+            raise ValueError("the count likelihood needs library sizes: give batches with log_library")
         levels = batch.x[:, 0]
         genes = torch.arange(levels.shape[1], device=levels.device)
         x0 = self.model.likelihood.values[genes, levels.long()][:, None]

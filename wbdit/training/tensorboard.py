@@ -1,4 +1,4 @@
-"""The training log for TensorBoard."""
+"""Training log in TensorBoard format."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wbdit.errors import InputError, need_extra
 
 @contextmanager
 def tensorboard_writer(folder: str | Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that writes a record of the log into a folder for TensorBoard; without one it does nothing.
+    """Yield a function that writes one record of the training log to TensorBoard.
 
-    Numbers become scalars of their names, lists of a number a block scalars of name and block.
+    Numbers become scalars under their names. A list, with one number per block, becomes one scalar per block.
 
     Parameters
     ----------
     folder
-        Where to write; made if need be.
+        Log folder, created if missing. None for a function that does nothing.
 
     Raises
     ------

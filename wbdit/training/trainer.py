@@ -24,39 +24,39 @@ from wbdit.training.losses import LossFunction
 
 LOG_SECONDS = 2.0
 SAVE_SECONDS = 300.0
-DIAGNOSTICS_SHARE = 0.005  # of the training time, at most, that is spent looking into the blocks
+DIAGNOSTICS_SHARE = 0.005  # largest share of the training time spent on diagnostics of the blocks
 DIAGNOSTICS_CELLS = 16
 
 Diagnose = Callable[[Any, Tensor, Tensor, Tensor | None, Tensor | None], dict[str, list[float]]]
 
 
 class Trainer:
-    """Train a model on cells, to the end of a budget or until it is interrupted.
+    """Training loop of a model, until the budget is spent or the user interrupts.
 
     Parameters
     ----------
     loss_fn
-        The model, on the device to train on, and its loss. Weights are trained in place; timesteps are drawn from
-        ``loss_fn.lowest`` on, spread evenly over each batch.
+        The model, on the device to train on, and its loss. Weights are trained in place. Timesteps are stratified over
+        each batch, from ``loss_fn.lowest`` up.
     batches
-        The cells.
+        Batches of training cells.
     training, budget
-        Optimizer settings and how long to train.
+        Optimizer settings and training budget.
     seed
-        Of the order of cells, timesteps and noise.
+        Seed of the order of cells, timesteps and noise.
     diagnose
-        Asked every so often what the blocks do to a few cells of the batch, as
-        :func:`wbdit.whitebox.measures.diagnostics` is; its answers go into the log. Training takes the same course
-        without it.
+        Function that measures the blocks on a few cells of a batch, such as
+        :func:`wbdit.whitebox.measures.diagnostics`. It is called from time to time and its results are logged. It does
+        not change the training.
 
     Attributes
     ----------
     step, seconds
         Optimizer steps and training time so far, earlier sessions included.
     low_precision
-        Whether products are formed in bf16.
+        Whether matrix products run in bf16.
     average
-        Moving average of the weights, by name; the weights themselves without an average.
+        Moving average of the weights, by name; the weights themselves if ``training.ema`` is 0.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Trainer:
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
         self.diagnose = diagnose
-        self.last: tuple[Batch, Tensor] | None = None  # the batch of the last step, and its timesteps
+        self.last: tuple[Batch, Tensor] | None = None  # last step's batch and timesteps
         self.step = 0
         self.seconds = 0.0
         with self._forked():
@@ -91,13 +91,13 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is used."""
+        """Used share of the budget, or of the most epochs if that is larger."""
         epochs = self.step / self.batches.per_epoch
         return max(self.budget.progress(self.seconds, epochs, self.step), self._share_of_most_epochs)
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether training by the clock has reached the most epochs."""
+        """Whether training with a budget in minutes has reached the most epochs."""
         return self._share_of_most_epochs >= 1
 
     @property
@@ -116,21 +116,21 @@ class Trainer:
         Parameters
         ----------
         log
-            Told step, epoch, loss, learning rate, cells a second and seconds, every few seconds, and now and then what
-            :attr:`diagnose` sees.
+            Called every few seconds with step, epoch, loss, learning rate, cells per second and seconds, and from time
+            to time with the results of `diagnose`.
         save
-            Called every few minutes, for a long run's sake.
+            Called every few minutes, so that a long run can be resumed.
         bar
             Show a progress bar on stderr.
 
         Returns
         -------
-        False if Ctrl-C ended the training early, after a whole step.
+        True if the budget is spent; False if Ctrl-C ended the training early, after a complete step.
 
         Raises
         ------
         InputError
-            If the loss is no longer finite.
+            If the loss is not finite.
         """
         self.model.train()
         logged = saved = time.monotonic()
@@ -160,7 +160,7 @@ class Trainer:
         return self.progress >= 1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors and facts that a bit-exact continuation needs."""
+        """Return the tensors and metadata for a bit-exact continuation."""
         tensors = {f"weights.{name}": p.detach() for name, p in self.weights.items()}
         tensors |= {f"average.{name}": p for name, p in self.average.items() if self.training.ema}
         for name, p in self.weights.items():
@@ -177,22 +177,24 @@ class Trainer:
         return tensors, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take up what :meth:`state` returned.
+        """Restore the state returned by :meth:`state`.
 
         Raises
         ------
         InputError
-            If it belongs to other cells or another model.
+            If the state belongs to other cells or another model.
         """
         if facts.get("cells") != len(self.batches.x):
-            raise InputError(f"the run was trained on {facts.get('cells')} cells, not {len(self.batches.x)}")
+            raise InputError(
+                f"the run was trained on {facts.get('cells')} cells, not {len(self.batches.x)}: use the same cells"
+            )
         try:
             with torch.no_grad():
                 for name, p in self.weights.items():
                     p.copy_(tensors[f"weights.{name}"])
                     if self.training.ema:
                         self.average[name].copy_(tensors[f"average.{name}"])
-                    if facts["step"] > 0:  # before its first step the optimizer knows nothing
+                    if facts["step"] > 0:  # the optimizer has no state before its first step
                         keys = ("step", "exp_avg", "exp_avg_sq")
                         self.optimizer.state[p] = {k: tensors[f"optimizer.{name}.{k}"].to(p.device) for k in keys}
             self.random = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
@@ -200,7 +202,7 @@ class Trainer:
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             self.batches.epoch, self.batches.position = int(facts["epoch"]), int(facts["position"])
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"the state to resume from does not fit this run ({error})") from error
+            raise InputError(f"the saved training state does not fit this run ({error})") from error
 
     def _update(self) -> Tensor:
         """Take one optimizer step; return its loss, a scalar on the device."""
@@ -224,24 +226,24 @@ class Trainer:
 
     @torch.no_grad()
     def _diagnose(self) -> dict[str, list[float]]:
-        """Return what is to be seen in the blocks, on a few cells of the last batch, at levels of noise far apart."""
+        """Return the diagnostics for a few cells of the last batch, at widely spaced timesteps."""
         assert self.diagnose is not None
         assert self.last is not None
         batch, t = self.last
         some = slice(None, None, max(1, len(t) // DIAGNOSTICS_CELLS))
         labels, log_libraries = (None if part is None else part[some] for part in (batch.y, batch.log_library))
         few = Batch(batch.x[some], labels, log_libraries)
-        with self._forked():  # the noise that it takes is none of the training's
+        with self._forked():  # leaves the random state of the training as it is
             return self.diagnose(*self.loss_fn.inputs(few, t[some]))
 
     def _descend(self) -> None:
-        """Follow the gradient, and let the average follow the weights."""
+        """Clip the gradient, update the weights and their average."""
         if self.training.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip_norm)
         self.optimizer.step()
         self.step += 1
         if self.training.ema:
-            # a young average forgets faster, so that it does not remember the start
+            # a smaller decay in early steps, so that the initial weights do not bias the average
             decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
@@ -273,7 +275,7 @@ class Trainer:
 
     @contextmanager
     def _forked(self) -> Iterator[None]:
-        """Keep the user's own random numbers out of it."""
+        """Leave the user's random state unchanged."""
         with torch.random.fork_rng([self.device.index or 0] if self.device.type == "cuda" else []):
             yield
 
@@ -290,7 +292,7 @@ class Trainer:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return "fp32" or "bf16"; "auto" is bf16 on a GPU, and on a CPU that multiplies it and has the kernels."""
+    """Return "fp32" or "bf16"; "auto" is bf16 on a GPU, and on a CPU with bf16 instructions and kernels."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" or cpu.has_fast_bf16() else "fp32"
@@ -298,7 +300,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the loop asks; a second one acts as usual."""
+    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts as usual."""
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
@@ -318,7 +320,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _progress_bar(shown: bool, done: float) -> Iterator[Callable[[float, dict[str, float]], None]]:
-    """Show the share of the budget that is used, the loss and the speed."""
+    """Yield a function that shows the used share of the budget, the loss and the speed."""
     layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=1.0, initial=done, desc="training", bar_format=layout, disable=not shown, file=sys.stderr) as bar:
 

@@ -1,1 +1,1 @@
-"""What each block does, and which genes it speaks for."""
+"""Measurements of the white-box blocks, and the genes of their heads and atoms."""

@@ -1,4 +1,4 @@
-"""The readout of a run: what every block does to real cells, at every level of noise, and which genes it speaks for."""
+"""The readout of a run: measurements of each block on noised real cells, and the genes of its heads and atoms."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit, Units, enrichment, m
 from wbdit.whitebox.measures import Measures, WeightStats, iterate_blocks, largest_rate, measure, weight_stats
 
 CELLS = 500
-LEVELS = 8  # of noise
-BATCH = 100  # cells at a time
+LEVELS = 8  # noise levels
+BATCH = 100  # cells per forward pass
 
 logger = logging.getLogger("wbdit")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was measured; T noise levels, L blocks.
+    """Measurements of a run on n real cells, at T noise levels and in L blocks. Made by :func:`explain`.
 
     Attributes
     ----------
     timesteps
-        The noise levels, falling, ``(T,)``: as a sampler goes.
+        Timesteps of the noise levels, from high to low, ``(T,)``.
     means
-        Each of :class:`wbdit.whitebox.measures.Measures` averaged over the cells, ``(T, L)``; the rates summed over
-        heads.
+        Each field of :class:`wbdit.whitebox.measures.Measures`, averaged over the cells, fp64 ``(T, L)``. Coding rates
+        are summed over heads.
     lowered
-        Share of the cells ``(T, L)`` in which attention lowered the coding rate ("rate"), and shrinkage its objective
-        ("objective").
+        Fraction of cells, fp64 ``(T, L)``, in which attention lowered the coding rate ("rate") and in which shrinkage
+        lowered the lasso objective ("objective").
     weights
-        Of each block.
+        Statistics of each block's weights, L of them.
     largest_rate
-        What the coding rate can be at most.
+        Upper bound of the coding rate summed over heads, in nats.
     genes
-        Names ``(G,)``.
+        Gene names ``(G,)``.
     units
-        Heads' axes and atoms, read at the lowest noise level.
+        Axes of the heads and atoms of the dictionaries, at the lowest noise level.
     labels
-        Types of the cells, or None where the run has none.
+        Cell types ``(n,)``; None if the run has no labels.
     hits, untrained
-        For "head" and "atom" a hit for each type, and the same in the network before training; empty without types.
+        Best match of each cell type under "head" and "atom", in the trained network and in the same network before
+        training. Empty without labels, or if fewer than two types have at least three cells.
     n
         Number of cells.
     facts
-        Of the run and the cells.
+        Version, preset, model hash, training and seed, by name.
     """
 
     timesteps: tuple[int, ...]
@@ -73,12 +74,12 @@ class Explanation:
 
     @property
     def objective(self) -> tuple[np.ndarray, np.ndarray]:
-        """The lasso's objective before and after shrinkage, means over the cells, ``(T, L)`` each."""
+        """The lasso objective before and after shrinkage, mean over the cells, ``(T, L)`` each."""
         before, after = (self.means[f"fit_{when}"] + self.means[f"size_{when}"] for when in ("before", "after"))
         return before, after
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but single cells, for JSON."""
+        """Return plain values for JSON: all but the values of single cells."""
         weights = [{**w._asdict(), "overlap": w.overlap.tolist(), "rank": w.rank.tolist()} for w in self.weights]
         return {
             "n": self.n,
@@ -98,7 +99,7 @@ class Explanation:
         }
 
     def top_genes(self, unit: int, sign: int, count: int = 10) -> list[str]:
-        """Return the names of the genes that move a unit most in one direction."""
+        """Return the names of the genes with the largest loadings on a unit, in the direction ``sign`` (1 or -1)."""
         return [self.genes[i] for i in self.units.top(unit, sign, count)]
 
     def _unit(self, unit: int) -> dict[str, Any]:
@@ -117,39 +118,57 @@ def explain(
     cells: int = CELLS,
     seed: int = 0,
 ) -> Explanation:
-    """Look into the blocks of a run as they denoise real cells; logs what is being done.
+    """Measure the blocks of a trained run on noised real cells, and find the genes of their heads and atoms.
+
+    Progress goes to the logger ``"wbdit"``.
 
     Parameters
     ----------
     generator
-        A trained run.
+        A trained run with white-box blocks.
     adata
-        Real cells, with the run's genes and labels.
+        Real cells with the run's genes and labels.
     cells
-        Most cells to look at; drawn at random where there are more.
+        Maximum number of cells. A larger data set is sampled at random.
     seed
-        Of that draw, of the noise and of the permutations.
+        Seed of that sample, of the noise and of the permutations.
+
+    Returns
+    -------
+    The measurements. :func:`wbdit.report.explain.write_explanation` writes them to files.
 
     Raises
     ------
     InputError
-        If the run's blocks are black boxes, or the cells do not fit the run.
+        If the run has DiT blocks, if there are no cells or they do not fit the run, or if the run has labels and scanpy
+        is not installed.
+
+    Examples
+    --------
+    >>> subset = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])]
+    >>> explanation = wbdit.explain(generator, subset, cells=20)
+    >>> explanation.means["non_zero"].shape  # noise levels and blocks
+    (8, 3)
+    >>> [hit.type for hit in explanation.hits["head"]]
+    ['CD19+ B', 'Dendritic']
     """
     model = generator.denoiser
     if not isinstance(model, WBDiT):
-        raise InputError("this run's blocks are those of a DiT, black boxes: train one with --preset small or base")
+        raise InputError(
+            "this run has DiT blocks, which are black boxes: explain a run trained with --preset small or base"
+        )
     if cells < 1 or adata.n_obs < 1:
-        raise InputError("at least one cell is needed")
+        raise InputError("there are no cells to explain: give at least one")
     if adata.n_obs > cells:
         adata = adata[np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))]
     x0 = torch.from_numpy(generator.preprocessor.encode(adata))[:, None].to(model.pos_embed.device)
     conditioning = conditioning_of(generator, adata)
     levels = noise_levels(generator)
-    logger.info(f"{adata.n_obs} cells at {len(levels)} levels of noise")
+    logger.info(f"measuring {adata.n_obs} cells at {len(levels)} noise levels")
     means, lowered = _measure_all(generator, model, x0, conditioning, levels, seed)
     columns = generator.preprocessor.labels.columns
     labels = adata.obs[columns[0]].astype(str).to_numpy() if columns else None
-    logger.info("the genes of heads and atoms")
+    logger.info("finding the genes of heads and atoms")
     units, hits, untrained = _genes(generator, model, adata, x0, conditioning, levels[-1], labels, seed)
     return Explanation(
         timesteps=tuple(levels),
@@ -168,14 +187,23 @@ def explain(
 
 
 def noise_levels(generator: CellGenerator) -> list[int]:
-    """Return the timesteps to look at, falling: evenly between the most noise and where sampling ends."""
+    """Return the timesteps to measure at, from high to low.
+
+    They are evenly spaced from the highest noise level to the end of sampling, but not below 5% of the schedule.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.explain import noise_levels
+    >>> noise_levels(generator)
+    [999, 928, 856, 785, 714, 643, 571, 500]
+    """
     last = generator.schedule.noise_steps - 1
     return [round(t) for t in np.linspace(last, max(generator.model.stop, 0.05 * last), LEVELS)]
 
 
 @torch.no_grad()
 def conditioning_of(generator: CellGenerator, adata: ad.AnnData) -> Tensor | None:
-    """Return the conditioning vectors ``(n, d)`` of real cells; None where there are no conditions."""
+    """Return the conditioning vectors ``(n, d)`` of real cells; None if the run is unconditional."""
     preprocessor, model = generator.preprocessor, generator.model
     device = next(model.parameters()).device
     y = torch.from_numpy(preprocessor.labels.codes(adata)).to(device) if preprocessor.labels.columns else None
@@ -188,7 +216,7 @@ def conditioning_of(generator: CellGenerator, adata: ad.AnnData) -> Tensor | Non
 def _measure_all(
     generator: CellGenerator, model: WBDiT, x0: Tensor, conditioning: Tensor | None, levels: list[int], seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the means over the cells and the shares of cells, each ``(T, L)``."""
+    """Return :class:`Explanation`'s ``means`` and ``lowered``."""
     shape = len(levels), len(model.blocks)
     means = {name: np.zeros(shape) for name in Measures._fields}
     lowered = {name: np.zeros(shape) for name in ("rate", "objective")}
@@ -210,7 +238,7 @@ def _measure_all(
 
 
 def _noise(seed: int, rows: Tensor, level: int, x0: Tensor) -> Tensor:
-    """Return the noise of some cells at a level, the same whatever cells go with them."""
+    """Return the noise of some cells at a noise level; it does not depend on the other cells of the batch."""
     return PhiloxNoise(seed, rows, tuple(x0.shape[1:]))(level)
 
 
@@ -224,7 +252,7 @@ def _genes(
     labels: np.ndarray | None,
     seed: int,
 ) -> tuple[Units, dict[str, list[Hit]], dict[str, list[Hit]]]:
-    """Return the units at one noise level, and their hits among the types' markers, after and before training."""
+    """Return the units at timestep `t`, and the best matches of each type after and before training."""
     rows = torch.arange(len(x0), device=x0.device)
     times = torch.full_like(rows, t)
     x = generator.schedule.noising(x0, times, _noise(seed, rows, LEVELS - 1, x0))
@@ -241,7 +269,7 @@ def _genes(
 
 
 def _log_values(generator: CellGenerator, adata: ad.AnnData) -> np.ndarray:
-    """Return the cells as marker genes are ranked on them: ln(1 + counts per 10,000), or as they are."""
+    """Return the values for ranking marker genes: counts as ln(1 + counts per 10,000), other values unchanged."""
     values = generator.preprocessor.matrix(adata)
     if generator.preprocessor.space != "counts":
         return values
@@ -249,7 +277,7 @@ def _log_values(generator: CellGenerator, adata: ad.AnnData) -> np.ndarray:
 
 
 def _untrained(generator: CellGenerator, x0: Tensor) -> WBDiT:
-    """Return the network as it was before training, but initialized from these cells ``(n, 1, G)``."""
+    """Return the network before training; its cell token is initialized from these cells ``(n, 1, G)``."""
     model = make_model(generator.config)
     denoiser = cast(WBDiT, model.network)
     if denoiser.has_cell_token:

@@ -1,4 +1,4 @@
-"""What a readout answers, in words: each claim of the theory, whether it holds here, and by which figures."""
+"""The findings of a readout in words: for each claim of the theory, whether it holds in this run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit
 
-SIGNIFICANT = 0.01  # of a permutation test
+SIGNIFICANT = 0.01  # significance level of the permutation tests
 Verdict = Literal["yes", "in part", "no"]
 
 
 class Finding(NamedTuple):
-    """A question, whether the answer is yes, and the figures it rests on."""
+    """A question, the verdict on it, and an answer with the numbers behind the verdict."""
 
     question: str
     verdict: Verdict
@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 
 def findings(explanation: Explanation) -> list[Finding]:
-    """Return the answers that a readout gives."""
+    """Return the findings of a readout: six about the blocks, and one about cell types if there are matches."""
     found = [
         _compresses(explanation),
         _falls_through(explanation),
@@ -36,46 +36,55 @@ def findings(explanation: Explanation) -> list[Finding]:
 
 
 def named_types(hits: dict[str, list[Hit]]) -> list[str]:
-    """Return the types that have a head or an atom with more of their markers than chance gives."""
+    """Return the types with a significant match, a head or an atom, in alphabetical order.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.findings import named_types
+    >>> from wbdit.whitebox.gene_loadings import Hit
+    >>> named_types({"head": [Hit("B", 0, 1, 31, 0.001, "B"), Hit("T", 4, 1, 6, 0.4, "T")]})
+    ['B']
+    """
     return sorted({hit.type for kind in hits.values() for hit in kind if hit.p < SIGNIFICANT})
 
 
 def _compresses(e: Explanation) -> Finding:
     before, after = e.means["rate_before"], e.means["rate_after"]
     return Finding(
-        "Does attention compress, in each block?",
+        "Does attention compress the tokens in each block?",
         _verdict(after < before),
-        f"{_where(after < before)} the coding rate of the tokens falls in the block's own subspaces. It changes by "
-        f"{_range(after / before - 1)}, and falls in at least {_percent(e.lowered['rate'].min())} of the cells.",
+        f"{_where(after < before)}, attention lowers the coding rate in the block's subspaces. The change is "
+        f"{_range(after / before - 1)}. At each level and block, the rate falls in at least "
+        f"{_percent(e.lowered['rate'].min())} of the cells.",
     )
 
 
 def _falls_through(e: Explanation) -> Finding:
-    figures = f"In nats, after each block's attention, of {e.largest_rate:.0f} at most"
-    return _through("Does the coding rate fall through the blocks?", e.means["rate_after"], e, "It", figures, ".0f")
+    what, figures = "The coding rate", f"After each block's attention, in nats (at most {e.largest_rate:.0f})"
+    return _through("Does the coding rate fall from block to block?", e.means["rate_after"], e, what, figures, ".0f")
 
 
 def _sparsifies(e: Explanation) -> Finding:
     m = e.means
     before, after = e.objective
     rebuilt = m["fit_after"] < m["fit_empty"]
-    errors = f"half its squared error is {m['fit_after'].mean():.0f}, that of nothing {m['fit_empty'].mean():.0f}"
+    errors = f"{m['fit_after'].mean():.0f} for the code and {m['fit_empty'].mean():.0f} for zero"
     return Finding(
-        "Does shrinkage lower its objective, the lasso's?",
+        "Does shrinkage lower the lasso objective?",
         _verdict(after < before),
-        f"{_where(after < before)} it falls; it changes by {_range(after / before - 1)}. What the dictionary makes of "
-        f"the code is closer to the tokens than nothing is {'everywhere' if rebuilt.all() else _count(rebuilt)}: "
-        f"{errors}.",
+        f"{_where(after < before)}, it does. The change is {_range(after / before - 1)}. The code reconstructs the "
+        f"tokens better than a zero code does {'everywhere' if rebuilt.all() else _count(rebuilt)}. Half the squared "
+        f"error per token is on average {errors}.",
     )
 
 
 def _sparser_through(e: Explanation) -> Finding:
-    what = "The share of non-zeros"
-    return _through("Does sparsity rise through the blocks?", e.means["non_zero"], e, what, "Through the blocks", ".2f")
+    what = "The fraction of nonzero coefficients"
+    return _through("Does the code get sparser from block to block?", e.means["non_zero"], e, what, "By block", ".2f")
 
 
 def _through(question: str, values: np.ndarray, e: Explanation, what: str, figures: str, form: str) -> Finding:
-    """Say at which noise levels values ``(T, L)`` fall from each block to the next."""
+    """Return the finding on whether values ``(T, L)`` fall from each block to the next."""
     if values.shape[1] == 1:
         return Finding(question, "no", "There is one block.")
     falls = np.all(np.diff(values, axis=1) < 0, axis=1)
@@ -90,22 +99,22 @@ def _through(question: str, values: np.ndarray, e: Explanation, what: str, figur
 def _by_threshold(e: Explanation) -> Finding:
     margin, first = e.means["margin"], e.weights[0]
     far = margin.min() >= 5
-    reason = " Zeros are coefficients that may not be negative; shrinkage makes hardly any." if far else ""
+    reason = " Zeros come from cutting off negative coefficients; the threshold adds hardly any." if far else ""
     return Finding(
-        "Is it the threshold that makes the zeros?",
+        "Does the threshold make the zeros?",
         "no" if far else "yes" if margin.max() < 2 else "in part",
-        f"The median coefficient lies {margin.min():.1f} to {margin.max():.1f} thresholds from where it turns zero (a "
-        f"threshold is eta lambda, {first.eta * first.lam:.3g} in the first block).{reason}",
+        f"The median coefficient is {margin.min():.1f} to {margin.max():.1f} thresholds away from becoming zero (the "
+        f"threshold is eta × lambda = {first.eta * first.lam:.3g} in the first block).{reason}",
     )
 
 
 def _step_is_short(e: Explanation) -> Finding:
     steps = np.array([w.step for w in e.weights])
     return Finding(
-        "Is the step shorter than the bound?",
+        "Is the step size below its bound?",
         _verdict(steps < 1),
-        f"eta |D|² is {', '.join(f'{step:.2f}' for step in steps)} through the blocks: below 1 a step cannot raise its "
-        "objective, below 2 steps of that length still converge.",
+        f"eta |D|² is {', '.join(f'{step:.2f}' for step in steps)}, by block. Below 1 a step cannot raise the "
+        "objective; below 2 repeated steps still converge.",
     )
 
 
@@ -115,11 +124,11 @@ def _names_types(e: Explanation) -> Finding:
     heads = [len(named_types({"head": hits["head"]})) for hits in (e.hits, e.untrained)]
     names = f": {', '.join(after)}" if after else ""
     return Finding(
-        "Do heads and atoms speak for cell types?",
+        "Do heads and atoms match cell types?",
         "yes" if 2 * len(after) >= len(types) else "in part" if after else "no",
-        f"{len(after)} of {len(types)} types have a head or an atom whose genes are their markers, at p < "
-        f"{SIGNIFICANT:g} of {PERMUTATIONS} permutations{names}. By heads alone it is {heads[0]}. Before training it "
-        f"is {len(before)}, by heads alone {heads[1]}: that much it was begun with and did not learn.",
+        f"{len(after)} of {len(types)} types have a head or an atom that shares more of their marker genes than chance "
+        f"(p < {SIGNIFICANT:g}, {PERMUTATIONS} permutations){names}; {heads[0]} match a head. Before training, "
+        f"{len(before)} have a match, {heads[1]} with a head. Those come from the initialization.",
     )
 
 
@@ -128,8 +137,8 @@ def _verdict(holds: np.ndarray) -> Verdict:
 
 
 def _where(holds: np.ndarray) -> str:
-    """Say where something holds, at the start of a sentence."""
-    return "At every level of noise and in every block" if holds.all() else _count(holds).capitalize()
+    """Return where something holds, for the start of a sentence."""
+    return "At every noise level and in every block" if holds.all() else _count(holds).capitalize()
 
 
 def _count(holds: np.ndarray) -> str:
@@ -142,23 +151,23 @@ def _range(changes: np.ndarray) -> str:
 
 
 def _ends(values: np.ndarray, timesteps: Sequence[int], form: str) -> str:
-    """Write the values through the blocks at the cleanest and at the noisiest level."""
+    """Return the values by block at the lowest and at the highest noise level."""
     rows = ((values[i], timesteps[i]) for i in (-1, 0))
-    return ", and ".join(f"{', '.join(f'{value:{form}}' for value in row)} at t = {t}" for row, t in rows)
+    return "; ".join(f"{', '.join(f'{value:{form}}' for value in row)} at t = {t}" for row, t in rows)
 
 
 def _levels(holds: np.ndarray, timesteps: Sequence[int]) -> str:
-    """Say at which noise levels something holds."""
+    """Return the noise levels at which something holds."""
     if holds.all():
-        return "at every level of noise"
+        return "at every noise level"
     if not holds.any():
-        return "at no level of noise"
-    return "at t = " + ", ".join(str(t) for t, one in zip(timesteps, holds, strict=True) if one) + " alone"
+        return "at no noise level"
+    return "only at t = " + ", ".join(str(t) for t, one in zip(timesteps, holds, strict=True) if one)
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}%"
 
 
 def _signed(share: float) -> str:
-    return f"{100 * share:+.0f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * share:+.0f}%".replace("-", "\N{MINUS SIGN}")

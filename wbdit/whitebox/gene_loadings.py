@@ -1,9 +1,9 @@
-"""Which genes a head or an atom of the dictionary speaks for, and whether they are some type's markers.
+"""Gene loadings of heads and dictionary atoms, and their overlap with the marker genes of cell types.
 
-A *unit* is an axis of a head's subspace, or an atom of a block's dictionary. It is read where the whole cell is seen:
-at the cell token, or where there is none, at the mean of the patches' tokens. Its genes come from the weights alone,
-by the path that leads from the embedding straight to it: a gene's loading is how far one standard deviation of the gene
-moves the unit. What reaches a deeper block through the attention of earlier ones is not in it.
+A *unit* is an axis of a head's subspace or an atom of a block's dictionary. Its activation is read at the cell token,
+or at the mean of the patch tokens in a model without one. A gene's loading is the change of the activation per standard
+deviation of the gene. Loadings follow the direct path from the embedding to the block. They leave out the contributions
+that reach a deeper block through earlier blocks.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from wbdit.nn.embeddings import LocalLinear
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 from wbdit.whitebox.measures import iterate_blocks
 
-AXES = 3  # of each head's subspace: the widest over the cells
-MARKERS = 50  # genes of a type, and of a unit's end
-BINS = 20  # genes are permuted among those that vary about as much
+AXES = 3  # principal axes per head
+MARKERS = 50  # marker genes per type, and top genes per end of a unit
+BINS = 20  # bins of genes with similar standard deviation; permutations stay within a bin
 PERMUTATIONS = 999
 
 
 class Units(NamedTuple):
-    """The units of a network, U of them.
+    """The U units of a network: axes of heads, and atoms.
 
     Attributes
     ----------
     kind
         "head" or "atom", ``(U,)``.
     block, number, axis
-        Where each is, from 0: the block, the head or atom, and the axis in a head's subspace, ``(U,)`` int64.
+        Indices from 0: the block, the head or atom in it, and the axis of a head (0 for atoms), ``(U,)`` int64.
     activation
-        What each answered to each cell, ``(U, cells)`` fp32. An atom's is never negative.
+        Activation of each unit by each cell, fp32 ``(U, cells)``; never negative for an atom.
     loading
-        What one standard deviation of each gene adds to it, ``(U, G)`` fp32.
+        Change of the activation per standard deviation of each gene, fp32 ``(U, G)``.
     """
 
     kind: np.ndarray
@@ -51,43 +51,43 @@ class Units(NamedTuple):
     loading: np.ndarray
 
     def name(self, unit: int) -> str:
-        """Name a unit as people count: ``"block 1, head 2, axis 1"``."""
+        """Return a unit's name, counted from 1: ``"block 1, head 2, axis 1"``."""
         axis = f", axis {self.axis[unit] + 1}" if self.kind[unit] == "head" else ""
         return f"block {self.block[unit] + 1}, {self.kind[unit]} {self.number[unit] + 1}{axis}"
 
     def first_axes(self) -> list[int]:
-        """Return the unit of each head's widest axis."""
+        """Return the unit of each head's first principal axis."""
         return [int(unit) for unit in np.flatnonzero((self.kind == "head") & (self.axis == 0))]
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ends at which units have genes: their numbers ``(E,)``, and 1 or -1 ``(E,)``.
+        """Return the ends of all units: their units ``(E,)`` and their signs 1 or -1 ``(E,)``.
 
-        A head's axis has two. An atom has one: it fires or it does not.
+        An axis has a positive and a negative end. An atom has only a positive one, as its activation is never negative.
         """
         heads = np.flatnonzero(self.kind == "head")
         units = np.concatenate([np.arange(len(self.kind)), heads])
         return units, np.concatenate([np.ones(len(self.kind), int), -np.ones(len(heads), int)])
 
     def top(self, unit: int, sign: int, count: int) -> np.ndarray:
-        """Return the genes that move a unit most in one direction, the strongest first, ``(count,)`` int64."""
+        """Return the genes with the largest loadings in the direction ``sign``, largest first, ``(count,)`` int64."""
         return np.argsort(-sign * self.loading[unit], kind="stable")[:count]
 
 
 class Hit(NamedTuple):
-    """The unit's end with the most of a type's markers.
+    """The best match of a cell type: the end of a unit that shares the most genes with the type's markers.
 
     Attributes
     ----------
     type
-        The type.
+        The cell type.
     unit, sign
-        Which end of which unit.
+        The unit and its end, 1 or -1.
     shared
-        How many of its first :data:`MARKERS` genes are among as many markers of the type.
+        Number of genes that the end's top :data:`MARKERS` genes share with the type's :data:`MARKERS` markers.
     p
-        How often chance does as well with the best of all units of the kind, see :func:`enrichment`.
+        p-value of ``shared``, see :func:`enrichment`.
     fires
-        The type whose cells move the unit farthest toward this end.
+        The cell type with the strongest mean activation in this direction.
     """
 
     type: str
@@ -99,7 +99,14 @@ class Hit(NamedTuple):
 
 
 def gene_embedding(model: WBDiT) -> Tensor:
-    """Return what each gene adds to the token that is read, a unit of its value, ``(G, d)``."""
+    """Return each gene's contribution to the cell token or mean patch token, per unit of its value, ``(G, d)``.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.gene_loadings import gene_embedding
+    >>> gene_embedding(wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16)).shape
+    torch.Size([24, 16])
+    """
     if model.has_cell_token:
         return model.cell_token.proj.weight.detach().T[: model.input_size]
     embedder = model.x_embedder
@@ -112,14 +119,24 @@ def gene_embedding(model: WBDiT) -> Tensor:
 
 @torch.no_grad()
 def read_units(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None, spread: Tensor) -> Units:
-    """Return the heads' axes and the atoms, with their genes and what they answer to cells.
+    """Return the units of all blocks, with their activations by cells and their gene loadings.
 
     Parameters
     ----------
     model, x, t, conditioning
-        The denoiser and what it is called with.
+        The denoiser and its inputs, see :class:`wbdit.WBDiT`.
     spread
         Standard deviation of each gene's value ``(G,)``.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.gene_loadings import read_units
+    >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, num_heads=2)
+    >>> units = read_units(model, torch.randn(9, 1, 24), torch.full((9,), 500), None, torch.ones(24))
+    >>> units.activation.shape, units.loading.shape  # 2 heads x 3 axes + 16 atoms; by cells, by genes
+    ((22, 9), (22, 24))
+    >>> units.name(0), units.name(21)
+    ('block 1, head 1, axis 1', 'block 1, atom 16')
     """
     genes = gene_embedding(model) * spread[:, None]
     kinds: list[str] = []
@@ -144,39 +161,55 @@ def read_units(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None, 
 
 
 def _head_axes(block: WhiteBoxBlock, z: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each head's widest axes: answers to tokens ``(B, d)``, ``(h AXES, B)``, and genes ``(h AXES, G)``."""
+    """Return the heads' principal axes: activations ``(h AXES, B)`` by tokens ``(B, d)``, loadings ``(h AXES, G)``."""
     heads = block.attn.num_heads
     projections = block.attn.qkv.weight.unflatten(0, (heads, -1))  # [h, p, d]
     w = (z @ projections.mT).float()  # [h, B, p]
     axes = torch.linalg.svd(w - w.mean(1, keepdim=True), full_matrices=False).Vh[:, :AXES]  # [h, AXES, p]
     longest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True))
-    axes = axes * longest.sign()  # an axis has no sign of its own: let it be the same wherever it is found
+    axes = axes * longest.sign()  # the SVD leaves the sign open: fix it, so that results are reproducible
     return (axes @ w.mT).flatten(0, 1), (axes @ projections @ genes.T).flatten(0, 1)
 
 
 def _atom_loadings(block: WhiteBoxBlock, genes: Tensor) -> Tensor:
-    """Return what genes ``(G, d)`` add to each atom before its threshold, ``(atoms, G)``."""
+    """Return the contributions of genes ``(G, d)`` to each atom before the threshold, ``(atoms, G)``."""
     return (genes + block.mlp.eta * (genes @ block.mlp.folded().float())).T
 
 
 def _site(model: WBDiT, tokens: Tensor) -> Tensor:
-    """Return the tokens ``(B, N, d)`` where they are read, ``(B, d)``."""
+    """Return the cell token of tokens ``(B, N, d)``, or their mean in a model without one, ``(B, d)``."""
     return tokens[:, -1] if model.has_cell_token else tokens.mean(1)
 
 
 def marker_genes(values: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return each type's markers, :data:`MARKERS` genes by scanpy's Wilcoxon ranking of the cells themselves.
+    """Return the marker genes of each cell type: the first :data:`MARKERS` genes of scanpy's Wilcoxon ranking.
 
     Parameters
     ----------
     values
-        Cells ``(n, G)``, log-normalized.
+        Log-normalized expression ``(n, G)``.
     labels
-        ``(n,)``; types of fewer than three cells have no markers.
+        Cell types ``(n,)``. Types with fewer than three cells are left out.
 
     Returns
     -------
-    The markers' columns by type; nothing where there are not two types.
+    Columns of the marker genes by type, the best marker first; empty with fewer than two types.
+
+    Raises
+    ------
+    InputError
+        If scanpy is not installed.
+
+    Examples
+    --------
+    The first ten genes are higher in type "a":
+
+    >>> from wbdit.whitebox.gene_loadings import marker_genes
+    >>> values = np.random.default_rng(0).normal(size=(20, 60))
+    >>> values[:10, :10] += 3
+    >>> markers = marker_genes(values, np.repeat(["a", "b"], 10))
+    >>> sorted(markers["a"][:10].tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
     try:
         import scanpy as sc
@@ -189,20 +222,21 @@ def marker_genes(values: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
     obs = pd.DataFrame({"type": pd.Categorical(labels[kept])}, index=[str(i) for i in range(kept.sum())])
     cells = ad.AnnData(values[kept].astype(np.float32), obs=obs)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of fold changes, which are not taken
+        warnings.simplefilter("ignore")  # about fold changes, which are not used
         sc.tl.rank_genes_groups(cells, "type", method="wilcoxon", n_genes=min(MARKERS, values.shape[1]))
-    ranked = cells.uns["rank_genes_groups"]["names"]  # names are the columns' numbers
+    ranked = cells.uns["rank_genes_groups"]["names"]  # var_names are column numbers
     return {name: ranked[name].astype(int) for name in cells.obs["type"].cat.categories}
 
 
 def enrichment(
     units: Units, markers: dict[str, np.ndarray], labels: np.ndarray, spread: np.ndarray, seed: int = 0
 ) -> dict[str, list[Hit]]:
-    """Find the unit of each kind that shares the most genes with each type's markers, and ask what chance would do.
+    """Return the best match of each cell type among heads and among atoms, with a p-value by permutation.
 
-    Chance permutes the genes among those that vary about as much, so that a unit which likes variable genes wins
-    nothing, and takes the best of all units of the kind each time, so that having looked at hundreds wins nothing
-    either. Genes that vary together are permuted apart, which makes chance look a little narrower than it is.
+    A permutation shuffles the genes within bins of similar standard deviation, so a unit gains nothing by loading
+    variable genes. It then takes the best of all units of the kind, which corrects for the number of units. The
+    p-value is ``(1 + k) / (1 + PERMUTATIONS)``, where k permutations share at least as many genes. Permutations break
+    the correlation between genes: the null distribution is slightly too narrow, and p slightly too small.
 
     Parameters
     ----------
@@ -211,15 +245,25 @@ def enrichment(
     markers
         From :func:`marker_genes`.
     labels
-        Types of the cells that the units answered to ``(cells,)``.
+        Types of the cells that activated the units, ``(cells,)``.
     spread
         Standard deviation of each gene ``(G,)``.
     seed
-        Of the permutations, :data:`PERMUTATIONS` of them.
+        Seed of the :data:`PERMUTATIONS` permutations.
 
     Returns
     -------
-    For "head" and "atom" a hit for each type.
+    One :class:`Hit` per type, under "head" and under "atom".
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.gene_loadings import enrichment, read_units
+    >>> model = wbdit.WBDiT(input_size=96, patch_size=4, hidden_size=16, num_heads=2)
+    >>> units = read_units(model, torch.randn(4, 1, 96), torch.full((4,), 500), None, torch.ones(96))
+    >>> markers = {"B": np.arange(50), "T": np.arange(46, 96)}
+    >>> hits = enrichment(units, markers, np.array(["B", "B", "T", "T"]), np.ones(96))
+    >>> [(hit.type, hit.p > 0.001) for hit in hits["head"]]  # random weights match no type
+    [('B', True), ('T', True)]
     """
     numbers, signs = units.ends()
     genes = units.loading.shape[1]
@@ -254,11 +298,29 @@ def enrichment(
 
 
 def type_means(units: Units, unit: int, labels: np.ndarray) -> dict[str, float]:
-    """Return a unit's mean answer to the cells of each type."""
+    """Return a unit's mean activation by the cells of each type, see :class:`Units`.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.gene_loadings import Units, type_means
+    >>> activation = np.array([[3.0, 5.0, -1.0]])
+    >>> units = Units(np.array(["head"]), *np.zeros((3, 1), int), activation, np.zeros((1, 9)))
+    >>> type_means(units, 0, np.array(["B", "B", "T"]))
+    {'B': 4.0, 'T': -1.0}
+    """
     return {str(name): float(units.activation[unit, labels == name].mean()) for name in np.unique(labels)}
 
 
 def firing_type(units: Units, unit: int, sign: int, labels: np.ndarray) -> str:
-    """Return the type whose cells move a unit farthest toward one end."""
+    """Return the cell type with the strongest mean activation of a unit in the direction ``sign`` (1 or -1).
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.gene_loadings import Units, firing_type
+    >>> activation = np.array([[3.0, 5.0, -1.0]])
+    >>> units = Units(np.array(["head"]), *np.zeros((3, 1), int), activation, np.zeros((1, 9)))
+    >>> firing_type(units, 0, -1, np.array(["B", "B", "T"]))
+    'T'
+    """
     means = type_means(units, unit, labels)
     return max(means, key=lambda name: sign * means[name])

@@ -1,9 +1,9 @@
-"""What each white-box block does to the tokens, measured: does it compress, does it sparsify, by how much.
+"""Measurements of a white-box block: how far it compresses the tokens and how sparse it makes them.
 
-A block claims two things (Yu et al. 2023, CRATE, arXiv 2306.01129). Attention moves the tokens so that they cost fewer
-bits against the block's subspaces: the coding rate falls. The shrinkage step moves them toward a sparse code of
-themselves in the block's dictionary: the lasso's objective falls. Both are measured here on the tokens as the block
-sees them, before and after each half-step, gates included.
+CRATE (Yu et al. 2023, arXiv 2306.01129) makes two claims about a block. Attention compresses the tokens in the block's
+subspaces: it lowers their coding rate. Shrinkage moves the tokens toward a sparse code in the block's dictionary: it
+lowers the lasso objective. Both are measured on the block's own inputs, before and after each half-step. Attention is
+measured with its gate and residual, shrinkage without.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch.nn import functional as F
 from wbdit import ops
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 
-EPS = 0.01  # of the coding rate, as CRATE measures it
+EPS = 0.01  # precision in the coding rate, the value that CRATE's measurements use
 
 
 class BlockActivations(NamedTuple):
-    """What passes through one block, ``(B, N, d)`` each.
+    """Activations of one block, ``(B, N, d)`` each.
 
     Attributes
     ----------
     before, after
-        The normalized, modulated tokens that MSSA sees, and those it would see once its half-step is taken: the same
-        norm, shift and scale of the residual stream before and after.
+        The residual stream before and after MSSA's half-step, both with the norm, shift and scale of MSSA's input.
+        ``before`` is that input.
     tokens
-        The normalized, modulated tokens that ISTA sees, and the code that it starts from.
+        Input of ISTA, normalized and modulated. It is also the code that ISTA starts from.
     code
-        Its answer, before gate and residual.
+        Output of ISTA, before gate and residual.
     """
 
     before: Tensor
@@ -44,23 +44,26 @@ class BlockActivations(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What one block did to each cell, ``(B,)`` each but for the two rates.
+    """Measurements of one block, one value per cell: ``(B,)`` each, ``(B, h)`` for the two rates.
+
+    Rates, ``non_zero`` and ``rank`` are fp64; the others have the dtype of the activations.
 
     Attributes
     ----------
     rate_before, rate_after
-        Coding rate of each head before and after attention, in nats, ``(B, h)``.
+        Coding rate per head before and after attention, in nats, ``(B, h)``.
     non_zero
-        Share of the code that is not zero.
+        Fraction of nonzero coefficients in the code.
     margin
-        Median distance of a coefficient from where it turns zero, in thresholds: far below 1, it hangs by a thread.
+        Median distance of a coefficient from the point where it becomes zero, in units of the threshold eta lambda. Far
+        below 1, small changes of the tokens switch coefficients on and off.
     fit_before, fit_after, fit_empty
-        Half the squared error of the tokens' reconstruction by the dictionary, a token: from the code ISTA starts from,
-        from its answer, and from no code at all.
+        First term of the lasso objective, mean over tokens: half the squared error of the reconstruction. The codes
+        are ISTA's initial code, its output and the zero code.
     size_before, size_after
-        The lasso's other part: lambda times the code's 1-norm, a token.
+        Second term of the lasso objective, mean over tokens: lambda times the 1-norm of the code.
     rank
-        Effective rank of the tokens that attention sees, of N (Roy and Vetterli 2007).
+        Effective rank of attention's input, at most min(N, d) (Roy and Vetterli 2007).
     """
 
     rate_before: Tensor
@@ -76,17 +79,17 @@ class Measures(NamedTuple):
 
 
 class WeightStats(NamedTuple):
-    """What a block's weights say of themselves.
+    """Statistics of a block's weights.
 
     Attributes
     ----------
     step
-        ``eta |D|_2^2``: below 1 a step of shrinkage cannot raise its objective, below 2 it still converges.
+        ``eta |D|_2^2``. Below 1 a shrinkage step cannot raise the objective; below 2 repeated steps still converge.
     overlap
-        ``(h, h)``: mean squared cosine between the subspaces of two heads, 1 where they are one, p / d where they lie
-        at random.
+        Mean squared cosine between the subspaces of two heads, fp64 ``(h, h)``: 1 for identical subspaces, p / d on
+        average for random ones.
     rank
-        Effective rank of each head's projection, ``(h,)``, at most p.
+        Effective rank of each head's projection, fp64 ``(h,)``, at most p.
     eta, lam
         Step size and sparsity penalty.
     """
@@ -99,10 +102,10 @@ class WeightStats(NamedTuple):
 
 
 def coding_rate(w: Tensor, heads: int, eps: float = EPS) -> Tensor:
-    """Return how many nats the tokens cost in each head's subspace: ``1/2 logdet(I + p / (N eps) w w^T)``.
+    """Return the coding rate of the tokens in each head's subspace: ``1/2 logdet(I + p / (N eps) w w^T)``, in nats.
 
-    The rows of w, the tokens' coordinates, are brought to length 1, so that directions count and sizes do not. The sum
-    over heads is CRATE's R^c.
+    The rows of w are the tokens' coordinates. They are normalized to length 1: directions count, lengths do not.
+    The sum over heads is CRATE's R^c (Yu et al. 2023).
 
     Parameters
     ----------
@@ -115,23 +118,62 @@ def coding_rate(w: Tensor, heads: int, eps: float = EPS) -> Tensor:
 
     Returns
     -------
-    ``(B, h)`` fp64.
+    One rate per cell and head, ``(B, h)`` fp64.
+
+    Examples
+    --------
+    Orthogonal tokens cost more than identical ones:
+
+    >>> from wbdit.whitebox.measures import coding_rate
+    >>> round(coding_rate(torch.eye(6, 8)[None], heads=1).item(), 2)
+    14.7
+    >>> round(coding_rate(torch.ones(1, 6, 8), heads=1).item(), 2)
+    3.34
     """
     rows = F.normalize(w.double().unflatten(-1, (heads, -1)).transpose(1, 2), dim=-1)  # [B, h, N, p]
     n, p = rows.shape[-2:]
-    gram = rows.mT @ rows if p <= n else rows @ rows.mT  # both have the same determinant: take the smaller
+    gram = rows.mT @ rows if p <= n else rows @ rows.mT  # same determinant either way: take the smaller
     gram = gram * (p / (n * eps)) + torch.eye(min(n, p), dtype=gram.dtype, device=gram.device)
     return torch.linalg.cholesky(gram).diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def largest_rate(tokens: int, hidden_size: int, heads: int, eps: float = EPS) -> float:
-    """Return what the sum of :func:`coding_rate` over heads can be at most: tokens as far apart as they go."""
+    """Return the upper bound of :func:`coding_rate` summed over heads, in nats.
+
+    Tokens reach it when they are orthogonal in each head, or evenly spread over all directions if N exceeds p.
+
+    Parameters
+    ----------
+    tokens
+        Number of tokens N.
+    hidden_size
+        Width d of a token; p is d // h.
+    heads
+        Number of heads h.
+    eps
+        Precision of the code.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.measures import largest_rate
+    >>> round(largest_rate(tokens=6, hidden_size=8, heads=1), 2)
+    14.7
+    """
     p = hidden_size // heads
     return heads * min(tokens, p) / 2 * math.log1p(max(1.0, p / tokens) / eps)
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
-    """Return the exponential of the entropy of the singular values of ``(..., n, m)`` (Roy and Vetterli 2007)."""
+    """Return the effective rank of matrices ``(..., n, m)``, ``(...)`` fp64 (Roy and Vetterli 2007).
+
+    It is the exponential of the entropy of the singular values, which are first normalized to sum 1.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.measures import effective_rank
+    >>> round(effective_rank(torch.eye(5)).item(), 3), round(effective_rank(torch.ones(4, 3)).item(), 3)
+    (5.0, 1.0)
+    """
     values = torch.linalg.svdvals(matrix.double())
     share = values / values.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
@@ -141,14 +183,22 @@ def effective_rank(matrix: Tensor) -> Tensor:
 def iterate_blocks(
     model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
 ) -> Iterator[BlockActivations]:
-    """Call the model, and stop after each block to show what passed through it.
+    """Run the model and yield the activations of each block, the first block first.
 
     Parameters
     ----------
     model
         The denoiser.
     x, t, y, conditioning
-        As it takes them.
+        Its inputs, see :class:`wbdit.WBDiT`.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.measures import iterate_blocks
+    >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=2, num_heads=2)
+    >>> x, t = torch.randn(3, 1, 24), torch.tensor([5, 500, 900])
+    >>> [tuple(activations.code.shape) for activations in iterate_blocks(model, x, t)]
+    [(3, 6, 16), (3, 6, 16)]
     """
     tokens = model.embed_cells(x)
     modulations = model.modulations(t, y, conditioning)
@@ -167,7 +217,24 @@ def iterate_blocks(
 
 @torch.no_grad()
 def measure(block: WhiteBoxBlock, activations: BlockActivations) -> Measures:
-    """Measure what a block did."""
+    """Measure one block on its activations, see :class:`Measures`.
+
+    Parameters
+    ----------
+    block
+        A block of the model.
+    activations
+        Its activations, from :func:`iterate_blocks`.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.measures import iterate_blocks, measure
+    >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, num_heads=2)
+    >>> x, t = torch.randn(3, 1, 24), torch.tensor([5, 500, 900])
+    >>> measures = measure(model.blocks[0], next(iterate_blocks(model, x, t)))
+    >>> measures.rate_before.shape, measures.non_zero.shape  # cells and heads; cells
+    (torch.Size([3, 2]), torch.Size([3]))
+    """
     step, heads = block.mlp, block.attn.num_heads
     lam = step.lam
 
@@ -194,16 +261,25 @@ def measure(block: WhiteBoxBlock, activations: BlockActivations) -> Measures:
 def diagnostics(
     model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
 ) -> dict[str, list[float]]:
-    """Return the few measures worth a look while a network trains, means over the cells, a number a block.
+    """Return the measurements that training logs: means over the cells, one value per block.
 
     Parameters
     ----------
     model, x, t, y, conditioning
-        The denoiser and what it is called with.
+        The denoiser and its inputs.
 
     Returns
     -------
-    "coding_rate_before" and "coding_rate_after" attention, in nats, and "non_zero", the code's share of non-zeros.
+    "coding_rate_before" and "coding_rate_after": coding rate before and after attention, summed over heads, in nats.
+    "non_zero": fraction of nonzero coefficients in the code.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.measures import diagnostics
+    >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=2, num_heads=2)
+    >>> logged = diagnostics(model, torch.randn(3, 1, 24), torch.tensor([5, 500, 900]))
+    >>> {name: len(values) for name, values in logged.items()}  # one value per block
+    {'coding_rate_before': 2, 'coding_rate_after': 2, 'non_zero': 2}
     """
     found: dict[str, list[float]] = {"coding_rate_before": [], "coding_rate_after": [], "non_zero": []}
     for block, activations in zip(model.blocks, iterate_blocks(model, x, t, y, conditioning), strict=True):
@@ -216,9 +292,9 @@ def diagnostics(
 
 
 def _margin(block: WhiteBoxBlock, activations: BlockActivations) -> Tensor:
-    """Return the median distance of the coefficients from their kink, in thresholds, ``(B,)``."""
+    """Return :class:`Measures`'s ``margin``, ``(B,)``."""
     step = block.mlp
-    # the argument of the ReLU, written out: zero codes do not say how far below they were
+    # recompute the argument of the ReLU: the code no longer shows how far a zero coefficient was below it
     at, threshold = activations.tokens, step.eta * step.lam
     moved = at + step.eta * ((at - F.linear(at, step.weight)) @ step.weight)
     return ((moved - threshold).abs() / threshold).flatten(1).median(1).values
@@ -226,7 +302,16 @@ def _margin(block: WhiteBoxBlock, activations: BlockActivations) -> Tensor:
 
 @torch.no_grad()
 def weight_stats(block: WhiteBoxBlock) -> WeightStats:
-    """Measure a block's weights."""
+    """Return statistics of a block's weights, see :class:`WeightStats`.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.measures import weight_stats
+    >>> block = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=8, num_heads=2).blocks[0]
+    >>> _ = torch.nn.init.eye_(block.mlp.weight)
+    >>> round(weight_stats(block).step, 3)  # eta |D|^2 for an orthogonal dictionary
+    0.1
+    """
     step, heads = block.mlp, block.attn.num_heads
     projections = block.attn.qkv.weight.double().unflatten(0, (heads, -1))  # [h, p, d]
     axes = torch.linalg.qr(projections.mT).Q  # [h, d, p]

@@ -1,1 +1,1 @@
-"""Every generator in one table: same cells, same genes, same labels asked for, same time to train, same evaluation."""
+"""Comparison of generators: same cells, same genes, same requested labels, same training time, same evaluation."""

@@ -1,4 +1,4 @@
-"""Every generator in one table.
+"""Compare all generators in one table.
 
     python -m bench.quality.peers DATA.h5ad OTHER.h5ad:cell_type,condition --minutes 5 --out bench/out/peers
 
@@ -45,20 +45,20 @@ PEERS: dict[str, Peer] = {
 @click.command()
 @click.argument("data", nargs=-1, required=True)
 @click.option(
-    "--label", "labels", multiple=True, default=["cell_type"], show_default=True, help="Where DATA names none."
+    "--label", "labels", multiple=True, default=["cell_type"], show_default=True, help="Columns if DATA names none."
 )
 @click.option("--leave-out", multiple=True, default=["unassigned"], show_default=True, help="Labels to drop.")
 @click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="All by default.")
-@click.option("--minutes", default=5.0, show_default=True, help="Training time of each.")
-@click.option("--seeds", default=3, show_default=True, help="How many splits and trainings.")
-@click.option("--share", default=2 / 3, show_default="2/3", help="Of each label to train on.")
-@click.option("--genes", default=2000, show_default=True, help="Most genes.")
-@click.option("--cells", default=1000, show_default=True, help="Most held-out cells to imitate and to score.")
+@click.option("--minutes", default=5.0, show_default=True, help="Training time of each peer.")
+@click.option("--seeds", default=3, show_default=True, help="Number of splits and trainings.")
+@click.option("--share", default=2 / 3, show_default="2/3", help="Share of each label to train on.")
+@click.option("--genes", default=2000, show_default=True, help="Maximum number of genes.")
+@click.option("--cells", default=1000, show_default=True, help="Maximum number of held-out cells to score.")
 @click.option(
-    "--out", type=Path, default=Path("bench/out/peers"), show_default=True, help="What is kept, and table.md."
+    "--out", type=Path, default=Path("bench/out/peers"), show_default=True, help="Folder for results and table.md."
 )
-@click.option("--again", is_flag=True, help="Train and score anew, whatever is kept.")
-@click.option("--kept", "kept_only", is_flag=True, help="Only the table, of what is kept.")
+@click.option("--again", is_flag=True, help="Train and score again, even if results are kept.")
+@click.option("--kept", "kept_only", is_flag=True, help="Only write the table of kept results.")
 def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, out, again, kept_only):
     """Train, generate and score every peer on DATA (FILE.h5ad or FILE.h5ad:column,column), and write the table."""
     try:
@@ -67,8 +67,8 @@ def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, ou
             raise need_extra("scvi-tools", "peers")
         plan = Plan(Choice(share, genes, cells, leave_out), minutes, out)
         sets = [DataSet.parse(text, labels) for text in data]
-        cpu.cpu_level()  # compiles the kernels now, on nobody's time
-        # seed by seed, so that a run which is cut short has all peers of fewer seeds
+        cpu.cpu_level()  # compiles the kernels now, outside any peer's training time
+        # seed by seed, so that an interrupted run has all peers for fewer seeds
         runs = [Run(one, peer, seed, plan) for seed, one, peer in product(range(seeds), sets, peers)]
         failed = compare(runs, out, again, kept_only)
     except InputError as error:
@@ -78,7 +78,7 @@ def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, ou
 
 
 def compare(runs: Sequence[Run], out: Path, again: bool, kept_only: bool) -> list[str]:
-    """Do the runs, write the table after each and print it at the end; return which runs failed."""
+    """Execute the runs, write the table after each and print it at the end; return the names of failed runs."""
     results: list[Result] = []
     failed = []
     for run in runs:
@@ -86,7 +86,7 @@ def compare(runs: Sequence[Run], out: Path, again: bool, kept_only: bool) -> lis
             result = run.result(lambda line: click.echo(line, err=True), again, kept_only)
         except InputError:
             raise
-        except Exception:  # one peer's crash must not cost the night of the others
+        except Exception:  # one peer's crash must not stop the others
             traceback.print_exc()
             failed.append(f"{run.peer.name} on {run.data.name}, seed {run.seed}")
             continue

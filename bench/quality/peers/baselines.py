@@ -1,4 +1,4 @@
-"""What needs no network: each gene drawn for itself, and a Gaussian for each label."""
+"""Baselines without a neural network: independent genes, and a Gaussian per label."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COMPONENTS = 50
 
 
 class IndependentGenes(Peer):
-    """Each gene's count from a random training cell of the label, another one for every gene.
+    """Each gene's count comes from a random training cell of the label, drawn separately for every gene.
 
-    Every gene has its distribution within the label, which no fitted count distribution can better, and nothing binds
-    one gene to another but the label.
+    Every gene has its empirical distribution within the label, and no fitted count distribution can be closer to it.
+    Given the label, genes are independent.
     """
 
     name = "independent"
@@ -53,9 +53,9 @@ class _Resampled(Fitted):
 class PcaGaussian(Peer):
     """A Gaussian of full covariance for each label, on 50 principal components of ln(1 + count).
 
-    Back to counts by ``round(expm1)``, negative values to zero. What the components leave out is drawn too, as
-    independent Gaussians of the variance that each gene has left within the label (probabilistic PCA, Tipping and
-    Bishop 1999, with a variance a gene).
+    Values are converted to counts by ``round(expm1)``, with negative values set to zero. The residuals of the
+    components are independent Gaussians with each gene's residual variance within the label (probabilistic PCA, Tipping
+    and Bishop 1999, with one variance per gene).
     """
 
     name = "pca-gaussian"

@@ -1,4 +1,4 @@
-"""Cells to compare on: a file, its label columns, and one split whose genes are chosen before any peer sees them."""
+"""Cells to compare on: a file, its label columns, and one split and choice of genes for all peers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from wbdit.data.expression import check_cells, check_labels, find_expression, re
 from wbdit.data.normalize import variable_genes
 from wbdit.errors import InputError
 
-FEWEST = 3  # cells of a label: fewer leave no two to train on and one to hold out
+FEWEST = 3  # cells per label: two to train on and one to hold out
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How cells are split, and which of them and of the genes are taken.
+    """The split of the cells, and the selection of cells and genes.
 
     Attributes
     ----------
     share
-        Of each label's cells to train on, rounded up.
+        Share of each label's cells to train on, rounded up.
     genes
-        Most genes; the most variable of the training cells.
+        Maximum number of genes; the most variable ones in the training cells are kept.
     cells
-        Most held-out cells, at random: as many are generated and scored.
+        Maximum number of held-out cells, chosen at random; as many are generated and scored.
     leave_out
         Labels whose cells are dropped.
     """
@@ -43,7 +43,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Split:
-    """Raw counts over the chosen genes, the label columns in ``obs``; `notes` say what was left out."""
+    """Raw counts of the chosen genes, with the label columns in ``obs``; `notes` list what was left out."""
 
     train: ad.AnnData
     test: ad.AnnData
@@ -52,7 +52,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """An ``.h5ad`` and the columns of ``obs`` to condition on, the first of which is scored by type."""
+    """An ``.h5ad`` file and the columns of ``obs`` to condition on; the first defines the types for scores by type."""
 
     path: Path
     labels: tuple[str, ...]
@@ -70,19 +70,19 @@ class DataSet:
         return self.path.stem
 
     def digest(self) -> str:
-        """Return what stands for the file's content in the key of a result."""
+        """Return the file's SHA-256 digest, a part of the key of a result."""
         if not self.path.is_file():
             raise InputError(f"no such file: {self.path}")
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def split(self, choice: Choice, seed: int) -> Split:
-        """Split the cells in two, each combination of labels for itself.
+        """Split the cells into training and held-out cells, stratified by combination of labels.
 
         Raises
         ------
         InputError
-            If they are no raw counts or lack a label.
+            If the file has no raw counts or lacks a label.
         """
         adata = read_h5ad(self.path)
         check_cells(adata, self.labels[0])
@@ -90,7 +90,7 @@ class DataSet:
             check_labels(adata, label)
         counts, space, found = find_expression(adata)
         if space != "counts":
-            raise InputError(f"{self.path}: {found}, and peers are compared on raw counts")
+            raise InputError(f"{self.path}: {found}, but peers need raw counts")
         cells = ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=adata.obs[list(self.labels)], var=adata.var[[]])
         cells.obs[LABEL] = joined(cells.obs, self.labels)
         cells, notes = _without(cells, self.labels, choice.leave_out)
@@ -107,7 +107,7 @@ class DataSet:
 
 
 def _without(cells: ad.AnnData, labels: Sequence[str], leave_out: Sequence[str]) -> tuple[ad.AnnData, list[str]]:
-    """Drop cells without a label worth the name, and labels with too few cells to split."""
+    """Drop cells whose label is in `leave_out`, and labels with too few cells to split."""
     notes = []
     unnamed = cells.obs[list(labels)].astype(str).isin(leave_out).any(axis=1).to_numpy()
     rare = cells.obs.loc[~unnamed, LABEL].value_counts().loc[lambda sizes: sizes < FEWEST].index
@@ -117,12 +117,12 @@ def _without(cells: ad.AnnData, labels: Sequence[str], leave_out: Sequence[str])
     if few.any():
         notes.append(f"{few.sum()} cells of labels with fewer than {FEWEST} are left out")
     if (unnamed | few).all():
-        raise InputError("no cells are left once those without a usable label are left out")
+        raise InputError("no cells are left: all labels are left out or too rare; check --label and --leave-out")
     return cells[~(unnamed | few)].copy(), notes
 
 
 def _with_counts(cells: ad.AnnData, name: str, notes: list[str]) -> ad.AnnData:
-    """Drop cells without a count over the chosen genes, which scVI cannot take, for all peers alike."""
+    """Drop cells without any count over the chosen genes, for all peers; scVI does not accept such cells."""
     empty = np.asarray(cells.X.sum(1)).ravel() == 0
     if empty.any():
         notes.append(f"{empty.sum()} {name} cells without any count over these genes are left out")

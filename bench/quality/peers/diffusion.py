@@ -1,4 +1,4 @@
-"""wbdit by its presets: the default, the same with black-box blocks, and what was published."""
+"""wbdit with three presets: the default, the same with black-box blocks, and the published model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wbdit.training.config import find_preset
 
 
 class Diffusion(Peer):
-    """A preset of :func:`wbdit.fit`, trained by the clock.
+    """A preset of :func:`wbdit.fit`, trained for a given time.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Diffusion(Peer):
     def settings(self) -> dict[str, Any]:
         preset = find_preset(self.preset)
         settings = {"preset": asdict(preset), "wbdit": wbdit.__version__}
-        if not preset.lognorm:  # counts are drawn on the way
+        if not preset.lognorm:  # such presets sample counts, with these settings
             settings["sampling"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_SPACING]
             settings["spread"] = [NOISE_AXES, CELLS, ROUNDS]
         return settings

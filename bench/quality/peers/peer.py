@@ -1,4 +1,4 @@
-"""What a generator must do to stand in the table: learn within a time, and give counts for labels."""
+"""Interface of a generator in the comparison: train within a time limit, then generate counts for labels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-LABEL = "joined label"  # unlike any column's name that the cells may bring
+LABEL = "joined label"  # unlikely to be a column of the cells
 
 
 class Fitted(ABC):
-    """A peer that has seen the training cells.
+    """A trained peer.
 
     Attributes
     ----------
     parameters
-        How many numbers were learned; None where it keeps the training cells themselves.
+        Number of learned parameters; None if the peer keeps the training cells themselves.
     facts
-        What is worth knowing of the training: epochs, why it ended.
+        Facts about the training, such as the number of epochs.
     """
 
     parameters: int | None = None
@@ -32,26 +32,26 @@ class Fitted(ABC):
 
     @abstractmethod
     def generate(self, obs: pd.DataFrame, seed: int) -> ad.AnnData:
-        """Return a cell for each row of `obs`, in order: counts ``(n, G)`` over the training genes.
+        """Return one cell per row of `obs`, in order: counts ``(n, G)`` over the training genes.
 
         Parameters
         ----------
         obs
-            The label columns of the cells that are asked for, and nothing else.
+            Label columns of the requested cells.
         seed
-            Of the draw.
+            Seed of the generation.
         """
 
 
 class Peer(ABC):
-    """A way to make synthetic cells.
+    """A method that generates synthetic cells.
 
     Attributes
     ----------
     name
-        On the command line and in file names.
+        Name on the command line and in file names.
     title
-        Over its column.
+        Title of its column in the table.
     """
 
     name: str
@@ -60,32 +60,32 @@ class Peer(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What decides the cells besides data, time and seed; a change of it makes a kept result stale."""
+        """Settings that determine the cells, besides data, time and seed; a change invalidates kept results."""
 
     @abstractmethod
     def fit(self, train: ad.AnnData, labels: Sequence[str], minutes: float, seed: int) -> Fitted:
-        """Learn from training cells.
+        """Train on cells.
 
         Parameters
         ----------
         train
-            Raw counts over the genes to generate.
+            Raw counts of the genes to generate.
         labels
-            Columns of ``obs`` to condition on; :func:`joined` makes one of several.
+            Columns of ``obs`` to condition on; :func:`joined` combines several into one.
         minutes
-            Of training on the wall clock, what comes before and after it apart; what needs no training ignores it.
+            Wall-clock limit of the training alone, without work before and after it. Peers without training ignore it.
         seed
-            Of everything random.
+            Seed of all random numbers.
         """
 
 
 def joined(obs: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
-    """Return one label a cell out of several columns, ``"B | stim"``."""
+    """Return one label per cell, joined from several columns, such as ``"B | stim"``."""
     return obs[list(labels)].astype(str).agg(" | ".join, axis=1)
 
 
 def with_joined(cells: ad.AnnData, labels: Sequence[str]) -> ad.AnnData:
-    """Return counts and the joined labels in ``obs["joined label"]``, nothing else."""
+    """Return an AnnData with only the counts and the joined labels, in ``obs["joined label"]``."""
     obs = joined(cells.obs, labels).astype("category").to_frame(LABEL)
     return ad.AnnData(sp.csr_matrix(cells.X, dtype=np.float32), obs=obs, var=pd.DataFrame(index=cells.var_names))
 
@@ -96,6 +96,6 @@ def cells_of(counts: Any, obs: pd.DataFrame, genes: pd.Index) -> ad.AnnData:
 
 
 def rows_by_label(labels: Sequence[str] | pd.Series) -> dict[str, np.ndarray]:
-    """Return the rows of each label."""
+    """Return the row numbers of each label."""
     values = pd.Series(np.asarray(labels, dtype=object))
     return dict(values.groupby(values).indices)

@@ -1,4 +1,4 @@
-"""One peer on one split: trained, generated and scored once, and kept, so that a run that was cut short goes on."""
+"""One peer on one split: train, generate and score once, and keep the result, so that interrupted runs continue."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What all peers have in common.
+    """Settings that all peers share.
 
     Attributes
     ----------
     choice
-        The split.
+        The split, and the selection of cells and genes.
     minutes
-        Of training.
+        Training time in minutes.
     out
-        Folder to keep results in.
+        Folder for results.
     """
 
     choice: Choice
@@ -47,7 +47,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One peer on one split of one data set; `seed` splits, trains, generates and draws the cells that are scored."""
+    """One peer on one split of one data set; `seed` determines the split, training, generation and scored cells."""
 
     data: DataSet
     peer: Peer
@@ -56,16 +56,16 @@ class Run:
 
     @property
     def stem(self) -> Path:
-        """Where the result is kept, without an ending."""
+        """Path of the result, without a suffix."""
         return self.plan.out / self.data.name / f"{self.peer.name}-{self.seed}-{_key(self.settings())}"
 
     @property
     def cells(self) -> Path:
-        """Where the synthetic cells are kept."""
+        """Path of the synthetic cells."""
         return self.stem.with_name(f"{self.stem.name}.h5ad")
 
     def settings(self) -> Result:
-        """Return what the synthetic cells depend on."""
+        """Return the settings that determine the synthetic cells."""
         return {
             "format": FORMAT,
             "data": self.data.digest(),
@@ -78,16 +78,16 @@ class Run:
         }
 
     def result(self, say: Callable[[str], object], again: bool = False, kept_only: bool = False) -> Result | None:
-        """Return how the peer did, from what is kept where that is possible.
+        """Return the peer's result, from kept files if possible.
 
         Parameters
         ----------
         say
-            Told in one line what is being done.
+            Function that receives one-line progress messages.
         again
-            Do it anew, whatever is kept.
+            Train and score again, even if results are kept.
         kept_only
-            Return None in place of doing anything.
+            Return None instead of training or scoring.
         """
         stem, settings = self.stem, self.settings()
         scored = stem.with_name(f"{stem.name}.scores-{_key({'metrics': list(METRICS)})}.json")
@@ -99,12 +99,12 @@ class Run:
         where = f"{self.data.name}, seed {self.seed}, {self.peer.name}"
         split = self.data.split(self.plan.choice, self.seed)
         if again or not made.exists():
-            say(f"{where}: training, {self.plan.minutes:g} minutes at most")
+            say(f"{where}: training for at most {self.plan.minutes:g} minutes")
             synthetic, facts = self._make(split.train, split.test)
             write_h5ad(synthetic, self.cells)
             about = {"name": self.data.name, "n_train": split.train.n_obs, "n_test": split.test.n_obs}
             about |= {"n_genes": split.train.n_vars, "notes": split.notes}
-            # last, as its presence says that the cells are there
+            # written last: its presence means that the cells are complete
             _write(made, {"settings": settings, "title": self.peer.title, "about": about, "facts": facts})
         say(f"{where}: scoring")
         evaluation = evaluate(
@@ -121,7 +121,7 @@ class Run:
         return json.loads(made.read_text()) | {"scores": json.loads(scored.read_text())}
 
     def _make(self, train: ad.AnnData, test: ad.AnnData) -> tuple[ad.AnnData, Result]:
-        """Train and generate; of the held-out cells the peer sees the labels alone."""
+        """Train and generate; the peer sees only the labels of the held-out cells."""
         start = time.perf_counter()
         fitted = self.peer.fit(train, self.data.labels, self.plan.minutes, self.seed)
         trained = time.perf_counter()

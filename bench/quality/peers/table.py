@@ -1,4 +1,4 @@
-"""The results as Markdown: a table a data set, a row a metric, a column a peer."""
+"""Markdown tables of the results: one table per data set, one row per metric, one column per peer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Return a table for each data set, with what it rests on."""
+    """Return a table for each data set, with its cells, machine and commits."""
 
     def data(result: Result) -> tuple[str, str]:
         return result["about"]["name"], result["settings"]["data"]
@@ -30,7 +30,7 @@ def _data_set(results: list[Result]) -> str:
     seeds = sorted({result["settings"]["seed"] for result in results})
     columns = list(peers.values())
     head = ["measure", "floor", *(_title(column, seeds) for column in columns)]
-    most = max(columns, key=len)  # the floor is the same for all of one seed
+    most = max(columns, key=len)  # the floor is the same for all peers of a seed
     rows = [
         [f"`{name}`", _cell(most, lambda r, name=name: _score(r, name, "floor"))]
         + [_cell(column, lambda r, name=name: _score(r, name, "value")) for column in columns]
@@ -56,13 +56,13 @@ def _what(results: list[Result], seeds: list[int]) -> list[str]:
         f"### {about['name']}",
         "",
         f"{about['n_train']:,} cells to train on, {about['n_test']:,} held out, {about['n_genes']:,} genes, labels "
-        f"{' and '.join(settings['labels'])}; n = {n}, {minutes} minutes of training at most; mean and standard "
-        f"deviation over seeds {', '.join(map(str, seeds))}, each of which splits, trains, generates and draws anew.",
+        f"{' and '.join(settings['labels'])}; n = {n}, at most {minutes} minutes of training; mean and standard "
+        f"deviation over seeds {', '.join(map(str, seeds))}, each with its own split, training and generated cells.",
     ]
 
 
 def _rests_on(results: list[Result]) -> list[str]:
-    """Say what the figures depend on: the cells left out, the machine, the code."""
+    """Return a line on what the numbers depend on: the cells left out, the machine, the code."""
     notes = dict.fromkeys(note for result in results for note in result["about"]["notes"])
     facts = [result["facts"] for result in results]
     machines = _several(f"{fact['machine']['threads']} threads, {fact['machine']['kernels']}" for fact in facts)
@@ -80,7 +80,7 @@ def _score(result: Result, name: str, which: str) -> float | None:
 
 
 def _cell(column: list[Result], of: Callable[[Result], float | None], layout: str = "") -> str:
-    """Return ``mean ± spread`` over the seeds, the mean alone for one; nothing where a seed has none."""
+    """Return ``mean ± standard deviation`` over seeds, the mean alone for one; empty if a seed has no value."""
     values = [of(result) for result in column]
     if any(value is None for value in values):
         return ""

@@ -1,22 +1,24 @@
-"""scVI (Lopez et al. 2018), as scvi-tools has it: a variational autoencoder with a count likelihood.
+"""scVI (Lopez et al. 2018) from scvi-tools: a variational autoencoder with a count likelihood.
 
-Two ways to get cells out of it, each with the training that suits it best:
+There are two ways to generate cells, each with the training that suits it best:
 
-- *posterior predictive*: scVI as it is mostly used, without labels. A training cell of the wanted label is encoded and
-  its counts are drawn anew, at its own library size. Each cell is a redrawn training cell.
-- *prior*: a conditional scVI, the label given to encoder and decoder as a categorical covariate. z ~ N(0, I), the label
-  wanted, the library size of a random training cell of the label. Each cell is a new one, as a diffusion model's are.
+- *posterior predictive*: scVI as it is usually used, without labels. A training cell of the requested label is encoded,
+  and its counts are redrawn at its own library size. Each cell is a redrawn training cell.
+- *prior*: a conditional scVI with the label as a categorical covariate of encoder and decoder. It takes z ~ N(0, I),
+  the requested label, and the library size of a random training cell of that label. Each cell is new, as with a
+  diffusion model.
 
-Both have the library's own sizes (128 hidden, 10 latent, one layer) and a negative binomial, which did better than its
-zero-inflated default; the time ends the training where it is not over.
+Both use the library's default sizes (128 hidden, 10 latent, one layer) and a negative binomial likelihood, which did
+better than the zero-inflated default. Training stops early if its time runs out.
 
-The posterior predictive has the library's own training: 400 epochs, fewer for more than 20,000 cells, in which the
-weight of the KL divergence rises. It ends knowing its training cells well, which serves who redraws them; stopped where
-the evidence lower bound of held-out cells is best, its cells are easier to tell from real ones.
+The posterior predictive uses the library's default training: 400 epochs, fewer for more than 20,000 cells, while the
+weight of the KL divergence rises. At its end the model fits its training cells closely, which helps to redraw them. If
+training stops where the evidence lower bound (ELBO) of held-out cells is best, the cells are easier to tell from real
+ones.
 
-For the prior a tenth of the cells is held out, training ends when their bound has not risen for 45 epochs (the
-library's own patience), and the weights of the best epoch are kept. There the weight of the KL divergence reaches 1
-within 20 epochs, not 400: the best epoch would come before the prior had counted in full.
+For the prior, a tenth of the cells is held out. Training ends when their ELBO has not risen for 45 epochs (the
+library's default patience), and the weights of the best epoch are kept. The weight of the KL divergence reaches 1
+within 20 epochs instead of 400. Otherwise the best epoch would come before the prior has its full weight.
 """
 
 from __future__ import annotations
@@ -41,16 +43,16 @@ from bench.quality.peers.peer import LABEL, Fitted, Peer, cells_of, joined, rows
 HELD_OUT = "elbo_validation"
 MODEL = {"gene_likelihood": "nb"}
 KL_EPOCHS = 20
-BATCH = 512  # cells drawn at a time
+BATCH = 512  # cells generated at a time
 
 
 class Scvi(Peer):
-    """scVI by its posterior predictive or by its prior.
+    """scVI, sampled from its posterior predictive or from its prior.
 
     Parameters
     ----------
     drawn_from
-        "posterior" or "prior", see the module.
+        "posterior" or "prior", see the module's docstring.
     """
 
     def __init__(self, drawn_from: Literal["posterior", "prior"]) -> None:
@@ -87,13 +89,13 @@ class Scvi(Peer):
 
 
 def _train_as_shipped(model: Any, **common: Any) -> dict[str, Any]:
-    """Train by the library's own settings."""
+    """Train with the library's default settings."""
     model.train(**common)
     return {"epochs": len(model.history["elbo_train"])}
 
 
 def _train_for_prior(model: Any, **common: Any) -> dict[str, Any]:
-    """Train until held-out cells no longer become likelier, and keep the best epoch's weights."""
+    """Train until the ELBO of held-out cells stops rising, and keep the best epoch's weights."""
     best = _best_epoch()
     model.train(
         max_epochs=1_000_000,
@@ -118,7 +120,7 @@ class _Vae(Fitted):
         self.parameters = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
 
     def donors(self, wanted: pd.Series, seed: int) -> np.ndarray:
-        """Return a random training cell of each wanted label, none twice before all were taken once."""
+        """Return a random training cell per requested label; none repeats before all of its label are used."""
         rng = np.random.default_rng(seed)
         chosen = np.empty(len(wanted), int)
         for label, places in rows_by_label(wanted).items():
@@ -133,7 +135,7 @@ class _Vae(Fitted):
             return cells_of(self.counts(donors), obs, self.train.var_names)
 
     def counts(self, donors: np.ndarray) -> Any:
-        """Return counts ``(n, G)`` of new cells, each like the training cell in its place of `donors` ``(n,)``."""
+        """Return counts ``(n, G)`` of new cells, one per training cell (row number) in `donors` ``(n,)``."""
         raise NotImplementedError
 
 
@@ -145,7 +147,7 @@ class _Posterior(_Vae):
 class _Prior(_Vae):
     @torch.inference_mode()
     def counts(self, donors: np.ndarray) -> Any:
-        """Only the donor's label and library size are used."""
+        """Return counts of new cells; only the donors' labels and library sizes are used."""
         module = self.model.module
         registered = self.model.adata_manager.get_from_registry("extra_categorical_covs").to_numpy(np.int64)
         label = torch.as_tensor(registered[donors], device=module.device)
@@ -163,15 +165,15 @@ class _Prior(_Vae):
 
 
 def _best_epoch() -> Any:
-    """Return a callback that remembers the weights with the highest bound on the held-out cells."""
+    """Return a callback that keeps the weights with the best ELBO on the held-out cells."""
     from lightning.pytorch.callbacks import Callback
 
     class BestEpoch(Callback):
         def __init__(self) -> None:
-            self.value, self.epoch, self.state = None, None, None  # until an epoch is over
+            self.value, self.epoch, self.state = None, None, None  # before the first epoch ends
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            value = float(trainer.callback_metrics[HELD_OUT])  # the negative bound, in nats a cell
+            value = float(trainer.callback_metrics[HELD_OUT])  # negative ELBO, in nats per cell
             if self.value is None or value < self.value:
                 self.value, self.epoch = value, trainer.current_epoch
                 self.state = copy.deepcopy(pl_module.module.state_dict())
@@ -181,11 +183,11 @@ def _best_epoch() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[Any]:
-    """Give scvi without its announcements."""
+    """Yield the scvi module, with its warnings and log messages off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import scvi
 
-        for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets them too
+        for name in ("lightning.pytorch", "lightning.fabric"):  # after the import, which sets the levels too
             logging.getLogger(name).setLevel(logging.ERROR)
         yield scvi

@@ -1,0 +1,92 @@
+"""README and the pages: their snippets and commands run, their links lead somewhere, README stays short."""
+
+import re
+import shlex
+
+import pytest
+import torch
+from helpers import ROOT, make_cells
+
+from wbdit import WBDiT, cli
+
+PAGES = ["README.md", "docs/guide.md", "docs/other-code.md"]
+EVERY = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md")))]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by diffusers
+
+
+def text(page):
+    return (ROOT / page).read_text()
+
+
+def snippets(page):
+    return re.findall(r"^```python\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """Return the wbdit commands of the page's indented blocks, as words."""
+    lines = re.findall(r"^    (wbdit .*)$", text(page), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files that the pages name: cells, held-out cells, a checkpoint."""
+    for name, seed in (("cells", 0), ("heldout", 1)):
+        cells = make_cells(60, 30, seed=seed)
+        cells.obs = cells.obs.rename(columns={"type": "cell_type"})
+        cells.obs["condition"] = ["ctrl", "stim"] * 30
+        cells.obs["donor"] = [f"donor-{i % 4 // 2}" for i in range(60)]
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    torch.save(WBDiT().state_dict(), tmp_path / "ckpt.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_run(page, folder):
+    """In their order, in one namespace, as a reader would run them."""
+    assert snippets(page)
+    names = {}
+    for snippet in snippets(page):
+        exec(compile(snippet, page, "exec"), names)
+
+
+@pytest.mark.slow  # evaluating draws a map, which compiles itself for half a minute
+@pytest.mark.parametrize("page", PAGES[:2])
+def test_shell_commands_run(page, folder, capsys):
+    given = commands(page)
+    assert given
+    if not any(command[1] == "train" for command in given):  # the guide trains in Python
+        given.insert(0, shlex.split("wbdit train cells.h5ad --label cell_type --minutes 3 --out run"))
+    for command in given:
+        with pytest.raises(SystemExit) as done:
+            cli.run(command[1:])
+        assert done.value.code == 0, (command, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", EVERY)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", text(page))
+    missing = [t for t in targets if "://" not in t and not ((ROOT / page).parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", EVERY)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"(?:^    |`)make ([a-z][a-z-]*)", text(page), re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    assert targets <= known
+
+
+def test_readme_is_short():
+    lines = text("README.md").splitlines()
+    assert len(lines) < 150
+    tables = [line for line in lines if line.startswith("|")]
+    assert len(tables) == 2 + 6  # a head, its rule, six rows
+
+
+def test_versions_agree():
+    """The package, the citation and the changelog name one version."""
+    version = re.search(r'^version = "(.+)"$', text("pyproject.toml"), re.MULTILINE)[1]
+    assert re.search(r"^version: (.+)$", text("CITATION.cff"), re.MULTILINE)[1] == version
+    assert re.search(r"^## (\S+)", text("CHANGELOG.md"), re.MULTILINE)[1] == version
