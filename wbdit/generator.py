@@ -251,11 +251,11 @@ class CellGenerator:
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
         if sampler not in samplers.BY_NAME:
-            raise InputError(f"no sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+            raise InputError(f"unknown sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         if spacing not in samplers.SPACINGS:
-            raise InputError(f"no spacing {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
+            raise InputError(f"unknown spacing {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
         longest = self.schedule.noise_steps - 1
         if calls is None:
             calls = COUNTS_CALLS if of_counts else default.calls or longest

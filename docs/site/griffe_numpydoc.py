@@ -1,7 +1,7 @@
 """Docstrings as the site shows them: roles as code, and a result's prose below its type.
 
-The docstrings are written for `help()` and Sphinx. mkdocstrings knows no roles such as :class:, and takes the first line of
-a Returns section for a type.
+The docstrings are written for `help()` and Sphinx. mkdocstrings does not know roles such as :class:, and it takes the
+first line of a Returns section for a type.
 """
 
 from __future__ import annotations

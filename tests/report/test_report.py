@@ -107,7 +107,7 @@ def test_the_page_is_well_formed(options):
     assert page.open == []
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    refs = {attrs[key] for _, attrs in page.tags for key in ("aria-labeledby",) if key in attrs}
+    refs = {attrs[key] for _, attrs in page.tags for key in ("aria-labelledby",) if key in attrs}
     assert refs <= set(ids)
     assert [tag for tag, _ in page.tags].count("h1") == 1
 
