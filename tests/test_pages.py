@@ -9,7 +9,6 @@ from helpers import ROOT, make_cells
 
 from wbdit import WBDiT, cli
 
-PAGES = ["README.md", "docs/guide.md", "docs/other-code.md"]
 EVERY = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/**/*.md")))]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by diffusers
 
@@ -42,7 +41,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES)
+GUIDE = pytest.param("docs/guide.md", marks=pytest.mark.slow)  # trains twice
+
+
+@pytest.mark.parametrize("page", ["README.md", GUIDE, "docs/other-code.md"])
 def test_snippets_run(page, folder):
     """In their order, in one namespace, as a reader would run them."""
     assert snippets(page)
@@ -52,7 +54,7 @@ def test_snippets_run(page, folder):
 
 
 @pytest.mark.slow  # evaluating draws a map, which compiles itself for half a minute
-@pytest.mark.parametrize("page", PAGES[:2])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_shell_commands_run(page, folder, capsys):
     given = commands(page)
     assert given

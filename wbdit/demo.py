@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from wbdit._io import write_h5ad
 from wbdit.checkpoint import CONFIG
 from wbdit.data.expression import split_cells
 from wbdit.datasets import LABEL, blood_cells
-from wbdit.errors import InputError
+from wbdit.errors import InputError, need_extra
 from wbdit.evaluation.evaluate import Evaluation, evaluate
 from wbdit.report.evaluation import write_picture, write_report
 from wbdit.report.explain import write_explanation
@@ -19,6 +20,10 @@ from wbdit.training.fit import fit
 from wbdit.whitebox.explain import explain
 
 MINUTES = 1.0
+NEEDED = {  # package by module
+    **{name: name for name in ("scanpy", "matplotlib", "jinja2")},
+    **{"sklearn": "scikit-learn", "ot": "POT", "umap": "umap-learn"},
+}
 
 logger = logging.getLogger("wbdit")
 
@@ -41,6 +46,9 @@ def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Eva
     InputError
         If the extra ``report`` is not installed or the folder cannot be written.
     """
+    for module, package in NEEDED.items():  # now, not after a minute of training
+        if find_spec(module) is None:
+            raise need_extra(package)
     out = Path(out)
     began = time.monotonic()
     cells = blood_cells()

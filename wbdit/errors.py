@@ -11,7 +11,7 @@ class InputError(ValueError):
     >>> generator.generate(2, sampler="euler")
     Traceback (most recent call last):
         ...
-    wbdit.errors.InputError: no sampler 'euler': choose one of ddim, ddpm, unipc, dpmpp, sde-dpmpp
+    wbdit.errors.InputError: unknown sampler 'euler': choose one of ddim, ddpm, unipc, dpmpp, sde-dpmpp
     """
 
 
