@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ from wbdit.errors import InputError
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
 
 SEED = click.IntRange(0, 2**63 - 1)
+
+
+def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose the matrix and say what it holds."""
+    for option in reversed(
+        [
+            click.option("--layer", help="Use the values of this layer; X for X.  [default: where counts are found]"),
+            click.option("--use-raw", is_flag=True, help="Use raw.X and its genes."),
+            click.option("--space", help="What the values are: counts, lognorm or scaled.  [default: detected]"),
+            click.option("--round", "round_counts", is_flag=True, help="Round counts that are not integers."),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +67,9 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--epochs", type=float, help="Passes over the cells.")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--max-genes", type=int, help="Keep at most this many genes, the most variable.  [default: 2000]")
+@click.option("--genes", help="Genes to use: a boolean column of var, or a FILE.txt with one name per line.")
+@click.option("--batch-key", help="Column of obs: the most variable genes are ranked in each of its batches.")
+@_reading_options
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -60,8 +78,11 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 def train(data: Path, out: Path, **options: Any) -> None:
     """Train on the cells of DATA.h5ad. Ctrl-C stops early and saves the run."""
     from wbdit.data.expression import read_h5ad
+    from wbdit.data.genes import read_gene_list
     from wbdit.training.fit import fit
 
+    if (options["genes"] or "").endswith(".txt"):
+        options["genes"] = read_gene_list(options["genes"])
     generator = fit(read_h5ad(data), out=out, **options)
     trained = generator.config.trained
     took = f"{trained.steps} steps in {trained.seconds:.0f} s"
@@ -107,7 +128,8 @@ def generate(
 ) -> None:
     """Generate synthetic cells with a trained RUN."""
     from wbdit._io import check_writable, write_h5ad
-    from wbdit.data.expression import describe, read_h5ad
+    from wbdit.data.expression import read_h5ad
+    from wbdit.data.space import describe
     from wbdit.generator import load
 
     check_writable(out)
@@ -135,6 +157,7 @@ def generate(
     metavar="LABEL",
     help="Label to exclude from per-type metrics, such as unassigned; repeatable.",
 )
+@_reading_options
 @click.option(
     "--bootstrap", type=int, default=200, show_default=True, help="Resamples for the 95 % intervals; 0 for none."
 )
@@ -267,10 +290,11 @@ def _parse_per_label(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     counts: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        if not name.strip() or not number.strip().isdigit():
-            raise InputError(f'cannot read --per-label {text!r}: write it as "NK=200,B=100"')
+    parts = list(re.finditer(r"\s*(\S.*?)\s*=\s*(\d+)\s*(?:,|$)", text))  # labels may contain "," and "="
+    if "".join(part[0] for part in parts) != text or not parts:
+        raise InputError(f'cannot read `n_per_label` {text!r}: write it as "NK=200,B=100"')
+    for part in parts:
+        name, number = part.groups()
         counts[name.strip()] = counts.get(name.strip(), 0) + int(number)
     return counts
 

@@ -179,6 +179,7 @@ class CellGenerator:
         x = self._sample(asked, library, sampling, seed, batch_size, progress)
         cells = self.preprocessor.decode(x, library)
         cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix)
+        cells.uns |= self.preprocessor.annotations.uns()
         cells.uns["wbdit"] = {
             "wbdit": self.config.wbdit,
             "torch": str(torch.__version__),

@@ -13,7 +13,8 @@ import anndata as ad
 from tqdm import tqdm
 
 from wbdit._version import installed_version
-from wbdit.data.expression import Space
+from wbdit.data.matrix import Source
+from wbdit.data.space import Space
 from wbdit.errors import InputError, need_extra
 from wbdit.evaluation.align import Aligned, align
 from wbdit.evaluation.compare import MIN_CELLS, MIN_PER_TYPE, STAGES_PER_SEED, Comparison, Plan, SeedRun, run_seed
@@ -125,6 +126,10 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     bootstrap: int = 200,
     ignore: Sequence[str] = (),
+    layer: str | None = None,
+    use_raw: bool = False,
+    space: Space | None = None,
+    round_counts: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Compare synthetic cells with held-out real cells; every metric comes with its floor.
@@ -154,6 +159,10 @@ def evaluate(
     ignore
         Labels that are not cell types, such as ``"unassigned"``. Their cells are excluded from the scores per type,
         from ``lfc_slope`` and from ``tstr``; the other metrics include them.
+    layer, use_raw
+        The matrix of the real and the training cells, as in :func:`wbdit.fit`.
+    space, round_counts
+        How to read the values of all cells, as in :func:`wbdit.fit`.
     progress
         Show a progress bar on stderr.
 
@@ -182,7 +191,7 @@ def evaluate(
     if bootstrap < 0 or bootstrap == 1:
         raise InputError(f"`bootstrap` is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    aligned = align(sets, label=label, n_genes=n_genes)
+    aligned = align(sets, label=label, n_genes=n_genes, source=Source(layer, use_raw, space, round_counts))
     n = _equal_size(aligned, n_cells)
     plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore))
     notes = [*aligned.notes, *_cautions(aligned, plan, label)]
