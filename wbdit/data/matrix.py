@@ -302,7 +302,7 @@ def _choose(matrices: _Matrices, source: Source) -> tuple[str, str]:
         return "X", ", all of them 0 or 1"
     if len(counts) > 1:
         raise InputError(
-            f"X {_what(x)}, and different matrices hold counts ({_and(counts)}): {matrices.choices([*counts, 'X'])}"
+            f"X {_what(x)}; {' and '.join(counts)} hold different counts: {matrices.choices([*counts, 'X'])}"
         )
     if counts and x.may_be_counts:
         raise InputError(f"X {x.problem}; {counts[0]} holds raw counts: {matrices.choices([*counts, 'X'])}")

@@ -166,19 +166,21 @@ class Preprocessor:
         labels = Labels.fit(adata, label)
         batches = _batches(adata, batch_key)
         expression = find_expression(adata, source)
-        logger.info(expression.found)
+        said = [expression.found]  # once everything is checked: an error stands alone
         X, space, var = expression.X, expression.space, expression.var
         if genes is not None:
             chosen = gene_columns(genes, var, adata)
-            logger.info(f"using the {len(chosen)} chosen of {len(var)} genes")
+            said.append(f"using the {len(chosen)} chosen of {len(var)} genes")
             X, var = X[:, chosen], var.iloc[chosen]
         if max_genes is not None and len(var) > max_genes:
             keep = np.flatnonzero(variable_genes(X, space, max_genes, batches))
             within = "" if batch_key is None else f", variable within {batch_key!r}"
-            logger.info(f"kept the {len(keep)} most variable of {len(var)} genes{within}")
+            said.append(f"kept the {len(keep)} most variable of {len(var)} genes{within}")
             X, var = X[:, keep], var.iloc[keep]
         elif batch_key is not None:
-            logger.info(f"all {len(var)} genes are kept, so `batch_key` has no effect")
+            said.append(f"all {len(var)} genes are kept, so `batch_key` has no effect")
+        for line in said:
+            logger.info(line)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
         dense = to_dense(X)
         totals = dense.sum(1)

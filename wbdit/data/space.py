@@ -7,7 +7,7 @@ first row that fits is the reading:
 ====================================================  ==============================================================
 values                                                reading
 ====================================================  ==============================================================
-integers, zero or more                                "counts"
+integers, zero or more                                "counts", unless all are multiples of 5 or more
 both signs, mostly nonzero                            "scaled"
 expm1, 2^x - 1, 10^x - 1 or x^2 gives integers        refused: transformed counts without normalization
 many of the values are integers                       refused as counts that are not integers; can be rounded
@@ -44,6 +44,7 @@ ENOUGH = 0.8  # share of values that must be multiples
 FEWEST = 10  # values, for a share to mean something
 EQUAL_TOTALS = 0.01  # relative deviation from the median; genes may have been filtered after normalization
 INTEGERS = 0.1  # share of integers above which non-integer values are counts; log values have next to none
+SUSPECT_UNIT = 5  # counts that are multiples of this: cells of one depth, normalized
 NEAR_INTEGERS = 0.5  # the same for values close to integers
 
 
@@ -174,7 +175,7 @@ def _integers(cells: list[np.ndarray], lowest: float, highest: float) -> Reading
             "are these single cells?",
         )
     unit = int(np.gcd.reduce(np.unique(np.concatenate(cells)).astype(np.int64)))
-    if unit > 1 and len(cells) >= FEWEST:
+    if unit >= SUSPECT_UNIT and len(cells) >= FEWEST:
         return Reading(
             None,
             f"holds multiples of {unit} only: are these normalized counts? give raw counts, or say `round_counts=True` "
