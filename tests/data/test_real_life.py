@@ -160,7 +160,7 @@ REFUSED = [  # cells, arguments, words
     ("SoupX, sparse", cells(sp.csr_matrix(SOUP)), {}, "counts that are not integers"),
     ("RSEM expected counts", cells(RSEM), {}, "counts that are not integers"),
     ("decontX", cells(DECONTX), {}, "`round_counts=True`"),
-    ("SoupX beside raw counts", cells(SOUP, counts=COUNTS), {}, r"not integers.*holds raw counts: choose with"),
+    ("SoupX beside raw counts", cells(SOUP, counts=COUNTS), {}, r"not integers.*and `round_counts=True`"),
     ("imputed log values", cells(IMPUTED), {}, r"`space=\"lognorm\"` if they are log values"),
     ("CP10k", cells(CP10K), {}, "without a logarithm"),
     ("CP10k, then genes dropped", cells(CP10K[:, ::2]), {}, "without a logarithm"),
@@ -262,6 +262,18 @@ def test_later_cells_with_two_readings():
         preprocessor.matrix(cells(LOG))
 
 
+def test_a_few_later_cells():
+    """Two cells hold too few values to recognize a normalization, but the run knows its own."""
+    preprocessor = Preprocessor.fit(cells(LOG))
+    few = cells(LOG)[[3, 8]].copy()
+    np.testing.assert_array_equal(preprocessor.matrix(few), LOG[[3, 8]])
+    few.X = IMPUTED[:2]
+    np.testing.assert_allclose(preprocessor.matrix(few), IMPUTED[:2], rtol=1e-6)
+    few.X = COUNTS[:2]
+    with pytest.raises(InputError, match="trained on lognorm, these cells hold counts"):
+        preprocessor.matrix(few)
+
+
 def test_generated_log_values_are_read_again():
     """They have lost the structure of counts, but say what they are."""
     made = cells(IMPUTED)
@@ -317,8 +329,9 @@ def test_a_column_of_x_chooses_genes_of_raw():
     np.testing.assert_array_equal(data.matrix, COUNTS[:, :7])
 
 
-def test_variable_genes_within_batches():
-    """Genes that only differ between batches are not variable within them."""
+def test_variable_genes_within_batches(monkeypatch):
+    """Genes that only differ between batches are not variable within them; no optional package is needed."""
+    monkeypatch.setitem(sys.modules, "scanpy", None)
     rng = np.random.default_rng(2)
     rate = np.tile(rng.gamma(2.0, 3.0, 200), (N, 1))
     rate[: N // 2, :5] *= 5

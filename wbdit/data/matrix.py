@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from wbdit.data.expression import in_memory
-from wbdit.data.space import SPACES, Reading, Space, describe, matrix_values, read_values
+from wbdit.data.space import FEWEST, SPACES, Reading, Space, describe, matrix_values, read_values
 from wbdit.errors import InputError
 
 # parts of a cell's molecules (velocyto, scVelo): never all of its counts if another matrix holds counts
@@ -148,6 +149,8 @@ def find_again(adata: ad.AnnData, source: Source, space: Space) -> Expression:
     >>> find_again(cells, Source(use_raw=True), "counts").name
     'X'
     """
+    if space == "lognorm" and adata.n_obs < FEWEST:  # too few values to recognize them by
+        source = replace(source, space=space)
     matrices = _Matrices(adata)
     for name in (source.name, "X"):
         if name in matrices.present and matrices.space(name, source) == space:
@@ -241,7 +244,7 @@ class _Matrices:
             self._readings[name] = Reading(None, "is missing") if absent else read_values(self[name])
         reading = self._readings[name]
         made = self.adata.uns.get("wbdit") if name == "X" else None
-        if made and reading.may_be_log and made.get("trained_on") == "lognorm":
+        if isinstance(made, Mapping) and reading.may_be_log and made.get("trained_on") == "lognorm":
             return Reading("lognorm")  # generated log values lack the structure of counts, but say what they are
         return reading
 
@@ -258,7 +261,7 @@ class _Matrices:
         return var.set_axis(var.index.astype(str), axis=0)
 
     def genes_note(self, name: str) -> str:
-        """Return ", with its 20,000 genes (X has 2,000)" if the genes are not those of X."""
+        """Return " with its 20000 genes (X has 2000)" if the genes are not those of X."""
         own, of_x = len(self.var(name)), self.adata.n_vars
         return f" with its {own} genes (X has {of_x})" if own != of_x else ""
 
@@ -294,10 +297,11 @@ def _choose(matrices: _Matrices, source: Source) -> tuple[str, str]:
     if x.space == "counts":
         others = [name for name in counts if not matrices.equal("X", name)]
         if float(matrix_values(matrices["X"]).max()) > 1:
-            return "X", f"; {' and '.join(others)} also hold counts, which differ" if others else ""
+            return "X", f"; other counts are in {' and '.join(others)}" if others else ""
         if others:  # zeros and ones may tell detection
             raise InputError(
-                f"X holds only zeros and ones, {_and(others)} other counts: {matrices.choices(['X', *others])}"
+                f"X holds only zeros and ones; other counts are in {' and '.join(others)}: "
+                f"{matrices.choices(['X', *others])}"
             )
         return "X", ", all of them 0 or 1"
     if len(counts) > 1:
@@ -305,7 +309,10 @@ def _choose(matrices: _Matrices, source: Source) -> tuple[str, str]:
             f"X {_what(x)}; {' and '.join(counts)} hold different counts: {matrices.choices([*counts, 'X'])}"
         )
     if counts and x.may_be_counts:
-        raise InputError(f"X {x.problem}; {counts[0]} holds raw counts: {matrices.choices([*counts, 'X'])}")
+        rounded = f"{matrices.flag('X')} and `round_counts=True`"
+        raise InputError(
+            f"X {_what(x)}, and {counts[0]} holds raw counts: choose with {matrices.flag(counts[0])}, or {rounded}"
+        )
     if counts:
         return counts[0], ""
     if x.space != "lognorm":

@@ -192,7 +192,7 @@ def _positive(cells: list[np.ndarray], highest: float) -> Reading:
     if name := _transformed_counts(pooled):
         return Reading(
             None,
-            f"holds {name} of counts that are not normalized: give the counts (invert it and round)"
+            f"holds {name} of counts that are not normalized: give the raw counts (invert it and round)"
             + (', or say `space="lognorm"` to use the values as they are' if log else ""),
             may_be_log=log,
         )
