@@ -23,6 +23,7 @@ from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.data.sources import TrainingData
 from wbdit.data.variable_genes import variable_genes
+from wbdit.evaluation.align import align
 
 RNG = np.random.default_rng(0)
 N, G = 60, 80
@@ -279,6 +280,17 @@ def test_generated_log_values_are_read_again():
     made = cells(IMPUTED)
     made.uns["wbdit"] = {"trained_on": "lognorm"}
     assert Preprocessor.fit(made).space == "lognorm"
+
+
+def test_evaluation_reads_the_real_cells_as_told():
+    sets = {"real": cells(LOG, a=COUNTS, b=OTHER), "synthetic": cells(OTHER), "train": cells(LOG, a=OTHER)}
+    with pytest.raises(InputError, match="real cells: X is log-normalized.*hold different counts"):
+        align(sets, label="type", n_genes=50)
+    aligned = align(sets, label="type", n_genes=50, source=Source("a"))
+    assert aligned.space == "counts"
+    np.testing.assert_array_equal(aligned.sets["real"].totals[:, 0], COUNTS.sum(1))
+    np.testing.assert_array_equal(aligned.sets["train"].totals[:, 0], OTHER.sum(1))
+    assert "real, train cells: layers['a'] is raw counts" in aligned.notes
 
 
 def test_a_file_that_stays_on_disk(tmp_path):
