@@ -3,6 +3,9 @@
 For people with cells: :func:`fit`, :func:`load`, :class:`CellGenerator`, :func:`evaluate`, :func:`explain`.
 For engineers: :class:`WBDiT` and :class:`DiT`, :mod:`wbdit.samplers`, :class:`NoiseSchedule`, :mod:`wbdit.ops`.
 For people with the authors' scripts: :mod:`wbdit.compat`; with a CRATE network: :func:`accelerate`.
+
+Messages go to the logger "wbdit", and to stderr if logging is not configured. To silence them:
+``logging.getLogger("wbdit").setLevel(logging.WARNING)``.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wbdit import samplers
+from wbdit._log import show_messages
 from wbdit._version import __version__
 from wbdit.errors import InputError
 from wbdit.nn.dit import DiT
@@ -51,6 +55,9 @@ _LATER = {
     "fit": "wbdit.training.fit",
     "load": "wbdit.generator",
 }
+
+
+show_messages()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 import numpy as np
 
 from wbdit import __version__
+from wbdit._flags import Group, with_flags
 from wbdit.errors import InputError
 
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
@@ -20,7 +22,21 @@ FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its path
 SEED = click.IntRange(0, 2**63 - 1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose the matrix and say what it holds."""
+    for option in reversed(
+        [
+            click.option("--layer", help="Use the values of this layer; X for X.  [default: where counts are found]"),
+            click.option("--use-raw", is_flag=True, help="Use raw.X and its genes."),
+            click.option("--space", help="What the values are: counts, lognorm or scaled.  [default: detected]"),
+            click.option("--round", "round_counts", is_flag=True, help="Round counts that are not integers."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wbdit")
 def cli() -> None:
     """Train a White-Box Diffusion Transformer on single cells, and generate cells with it."""
@@ -51,6 +67,9 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--epochs", type=float, help="Passes over the cells.")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--max-genes", type=int, help="Keep at most this many genes, the most variable.  [default: 2000]")
+@click.option("--genes", help="Genes to use: a boolean column of var, or a FILE.txt with one name per line.")
+@click.option("--batch-key", help="Column of obs: the most variable genes are ranked in each of its batches.")
+@_reading_options
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -59,8 +78,11 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 def train(data: Path, out: Path, **options: Any) -> None:
     """Train on the cells of DATA.h5ad. Ctrl-C stops early and saves the run."""
     from wbdit.data.expression import read_h5ad
+    from wbdit.data.genes import read_gene_list
     from wbdit.training.fit import fit
 
+    if (options["genes"] or "").endswith(".txt"):
+        options["genes"] = read_gene_list(options["genes"])
     generator = fit(read_h5ad(data), out=out, **options)
     trained = generator.config.trained
     took = f"{trained.steps} steps in {trained.seconds:.0f} s"
@@ -72,7 +94,9 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
 @click.option("--n", type=int, help="Number of cells. With --like, in its label proportions.")
 @click.option("--like", type=FILE, help="An .h5ad file whose labels to copy, one synthetic cell per cell.")
-@click.option("--per-label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".')
+@click.option(
+    "--per-label", "n_per_label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".'
+)
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
 @click.option(
     "--calls", type=int, help="Number of model calls.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]"
@@ -96,7 +120,7 @@ def generate(
     run: Path,
     out: Path,
     like: Path | None,
-    per_label: str | None,
+    n_per_label: str | None,
     guidance: tuple[str, ...],
     toward: tuple[str, ...],
     device: str,
@@ -104,14 +128,15 @@ def generate(
 ) -> None:
     """Generate synthetic cells with a trained RUN."""
     from wbdit._io import check_writable, write_h5ad
-    from wbdit.data.expression import describe, read_h5ad
+    from wbdit.data.expression import read_h5ad
+    from wbdit.data.space import describe
     from wbdit.generator import load
 
     check_writable(out)
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
     options |= {
-        "n_per_label": _parse_per_label(per_label),
+        "n_per_label": _parse_per_label(n_per_label),
         "guidance": _parse_guidance(guidance),
         "toward": _parse_toward(toward),
     }
@@ -132,6 +157,7 @@ def generate(
     metavar="LABEL",
     help="Label to exclude from per-type metrics, such as unassigned; repeatable.",
 )
+@_reading_options
 @click.option(
     "--bootstrap", type=int, default=200, show_default=True, help="Resamples for the 95 % intervals; 0 for none."
 )
@@ -264,10 +290,11 @@ def _parse_per_label(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     counts: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        if not name.strip() or not number.strip().isdigit():
-            raise InputError(f'cannot read --per-label {text!r}: write it as "NK=200,B=100"')
+    parts = list(re.finditer(r"\s*(\S.*?)\s*=\s*(\d+)\s*(?:,|$)", text))  # labels may contain "," and "="
+    if "".join(part[0] for part in parts) != text or not parts:
+        raise InputError(f'cannot read `n_per_label` {text!r}: write it as "NK=200,B=100"')
+    for part in parts:
+        name, number = part.groups()
         counts[name.strip()] = counts.get(name.strip(), 0) + int(number)
     return counts
 
@@ -314,7 +341,9 @@ class _StderrHandler(logging.Handler):
     """Print each log message to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        context = click.get_current_context(silent=True)
+        commands = [] if context is None else [context.command, *cli.commands.values()]
+        _say(with_flags(record.getMessage(), commands))
 
 
 def _log_to_stderr() -> None:

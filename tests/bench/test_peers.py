@@ -23,7 +23,7 @@ from bench.quality.peers.runs import Plan, Run
 from bench.quality.peers.table import markdown
 from bench.quality.peers.variational import _Vae
 from wbdit import DiT, InputError
-from wbdit.data.normalize import variable_genes
+from wbdit.data.variable_genes import variable_genes
 from wbdit.evaluation.align import align
 from wbdit.training.config import find_preset
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anndata as ad
@@ -25,9 +25,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from wbdit.data.expression import Space, check_cells, find_expression, to_dense
+from wbdit.data.annotations import Annotations
+from wbdit.data.expression import check_cells, check_labels, to_dense
+from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
-from wbdit.data.normalize import TARGET_SUM, Values, transformed, variable_genes
+from wbdit.data.matrix import Source, find_again, find_expression
+from wbdit.data.normalize import TARGET_SUM, Values, transformed
+from wbdit.data.space import Space
+from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
 logger = logging.getLogger("wbdit")
@@ -56,6 +61,12 @@ class Preprocessor:
     library
         Library sizes of the training cells over `genes`, fp32. They are grouped by ``labels.combinations``, with
         ``labels.sizes`` cells per group, and sorted within each group; empty if the cells had no counts.
+    source
+        The matrix that was used, and how it was read. Later cells are read in the same way.
+    found
+        A sentence that says which matrices were found and chosen.
+    annotations
+        Annotation of genes and labels for the synthetic cells.
 
     Examples
     --------
@@ -75,6 +86,9 @@ class Preprocessor:
     scale: float
     smallest: np.ndarray
     library: np.ndarray
+    source: Source = field(default_factory=Source)
+    found: str = ""
+    annotations: Annotations = field(default_factory=Annotations)
 
     @classmethod
     def fit(
@@ -82,12 +96,24 @@ class Preprocessor:
         adata: ad.AnnData,
         *,
         label: str | Sequence[str] | None = None,
-        max_genes: int = 2000,
+        max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
+        source: Source | None = None,
+        genes: str | Sequence[str] | None = None,
+        batch_key: str | None = None,
     ) -> Preprocessor:
-        """Learn genes, labels and values from training cells, as :meth:`fit_matrix`."""
-        return cls.fit_matrix(adata, label=label, max_genes=max_genes, lognorm=lognorm, centered=centered)[0]
+        """Learn genes, labels and values from training cells; arguments as in :meth:`fit_matrix`."""
+        return cls.fit_matrix(
+            adata,
+            label=label,
+            max_genes=max_genes,
+            lognorm=lognorm,
+            centered=centered,
+            source=source,
+            genes=genes,
+            batch_key=batch_key,
+        )[0]
 
     @classmethod
     def fit_matrix(
@@ -95,9 +121,12 @@ class Preprocessor:
         adata: ad.AnnData,
         *,
         label: str | Sequence[str] | None = None,
-        max_genes: int = 2000,
+        max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
+        source: Source | None = None,
+        genes: str | Sequence[str] | None = None,
+        batch_key: str | None = None,
     ) -> tuple[Preprocessor, np.ndarray]:
         """Learn genes, labels and values from training cells.
 
@@ -106,15 +135,22 @@ class Preprocessor:
         Parameters
         ----------
         adata
-            Cells by genes: counts, log-normalized or scaled values in ``X`` (or counts in ``layers["counts"]``).
+            Cells by genes: counts in X, ``raw.X`` or a layer, or log-normalized or scaled values in X. See
+            :func:`wbdit.data.matrix.find_expression`.
         label
             Column of ``obs`` to condition on, or several.
         max_genes
-            Maximum number of genes. If there are more, the most variable are kept.
+            Maximum number of genes, None for all. If there are more, the most variable are kept.
         lognorm
             Normalize counts by library size before the logarithm.
         centered
             Center each gene and divide by one common scale; else the values are unchanged.
+        source
+            The matrix to use, if it is not to be found.
+        genes
+            Names of the genes to use, or the name of a boolean column of ``var``.
+        batch_key
+            Column of ``obs``: genes must be variable within its batches.
 
         Returns
         -------
@@ -124,33 +160,46 @@ class Preprocessor:
         ------
         InputError
             If the cells cannot be used (:func:`wbdit.data.expression.check_cells`,
-            :func:`wbdit.data.expression.detect_space`, :meth:`wbdit.data.labels.Labels.fit`).
+            :func:`wbdit.data.matrix.find_expression`, :meth:`wbdit.data.labels.Labels.fit`).
         """
         check_cells(adata)
         labels = Labels.fit(adata, label)
-        X, space, found = find_expression(adata)
-        logger.info(found)
-        genes = adata.var_names
-        if adata.n_vars > max_genes:
-            keep = variable_genes(X, space, max_genes)
-            logger.info(f"kept the {max_genes} most variable of {adata.n_vars} genes")
-            X, genes = X[:, keep], genes[keep]
+        batches = _batches(adata, batch_key)
+        expression = find_expression(adata, source)
+        said = [expression.found]  # once everything is checked: an error stands alone
+        X, space, var = expression.X, expression.space, expression.var
+        if genes is not None:
+            chosen = gene_columns(genes, var, adata)
+            said.append(f"using the {len(chosen)} chosen of {len(var)} genes")
+            X, var = X[:, chosen], var.iloc[chosen]
+        if max_genes is not None and len(var) > max_genes:
+            keep = np.flatnonzero(variable_genes(X, space, max_genes, batches))
+            within = "" if batch_key is None else f", variable within {batch_key!r}"
+            said.append(f"kept the {len(keep)} most variable of {len(var)} genes{within}")
+            X, var = X[:, keep], var.iloc[keep]
+        elif batch_key is not None:
+            said.append(f"all {len(var)} genes are kept, so `batch_key` has no effect")
+        for line in said:
+            logger.info(line)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
         dense = to_dense(X)
         totals = dense.sum(1)
         seen = transformed(dense, values)
-        center = seen.mean(0) if centered else np.zeros(len(genes), np.float32)
+        center = seen.mean(0) if centered else np.zeros(len(var), np.float32)
         scale = float((seen - center).std()) if centered else 1.0
         order = np.lexsort((totals, labels.combination_index(labels.codes(adata))))
         preprocessor = cls(
             space=space,
             values=values,
-            genes=tuple(map(str, genes)),
+            genes=tuple(var.index),
             labels=labels,
             center=center.astype(np.float32),
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
+            source=expression.source,
+            found=expression.found,
+            annotations=Annotations.of(var, adata, labels),
         )
         return preprocessor, dense
 
@@ -171,13 +220,16 @@ class Preprocessor:
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
         """Return the expression of the run's genes, ``(cells, G)`` fp32; raises the errors of :meth:`encode`."""
         check_cells(adata)
-        missing = [gene for gene in self.genes if gene not in adata.var_names]
-        if missing:
-            raise InputError(f"{len(missing)} of the run's {len(self.genes)} genes are missing, {missing[0]!r} first")
-        X, space, _ = find_expression(adata)
-        if space != self.space:
-            raise InputError(f"the run was trained on {self.space}, these cells hold {space}")
-        return to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
+        expression = find_again(adata, self.source, self.space)
+        if expression.name != (self.source.name or "X"):
+            logger.info(expression.found)
+        columns = expression.var.index.get_indexer(list(self.genes))
+        if (columns < 0).any():
+            missing = np.flatnonzero(columns < 0)
+            raise InputError(
+                f"{len(missing)} of the run's {len(self.genes)} genes are missing, {self.genes[missing[0]]!r} first"
+            )
+        return to_dense(expression.X[:, columns])
 
     def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
         """Convert a model's output to cells, without labels.
@@ -212,10 +264,13 @@ class Preprocessor:
 
         Each label column is categorical. With `toward`, ``obs`` also has ``f"{column}_toward"`` and ``"mix"``.
         """
-        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self.labels.obs(codes))
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self._label_columns(codes))
         if toward is None:
             return obs
-        return obs.assign(**{f"{name}_toward": labels for name, labels in self.labels.obs(toward).items()}, mix=mix)
+        return obs.assign(**{f"{name}_toward": labels for name, labels in self._label_columns(toward).items()}, mix=mix)
+
+    def _label_columns(self, codes: np.ndarray) -> dict[str, pd.Categorical]:
+        return self.annotations.shown(self.labels.obs(codes))
 
     def _as_counts(self, counts: np.ndarray) -> ad.AnnData:
         counts = counts.astype(np.float32)
@@ -223,12 +278,14 @@ class Preprocessor:
 
     def _cells(self, X: Any, **layers: Any) -> ad.AnnData:
         obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(X.shape[0])])
-        return ad.AnnData(X, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)), layers=layers)
+        return ad.AnnData(X, obs=obs, var=self.annotations.table(self.genes), layers=layers)
 
     def facts(self) -> dict[str, Any]:
         """Return metadata for ``uns``: genes, labels, expression space and kind of values."""
         return {
             "trained_on": self.space,
+            "source": self.source.name or "X",
+            "found": self.found,
             "values": self.values,
             "target_sum": TARGET_SUM,
             "genes": np.array(self.genes, dtype=object),
@@ -270,3 +327,11 @@ class Preprocessor:
             cells = (which < 0) & (codes[:, 0] == label)
             drawn[cells] = np.quantile(pooled, u[cells])
         return drawn
+
+
+def _batches(adata: ad.AnnData, batch_key: str | None) -> np.ndarray | None:
+    """Return the batch of each cell, as text."""
+    if batch_key is None:
+        return None
+    check_labels(adata, batch_key)
+    return adata.obs[batch_key].astype(str).to_numpy()

@@ -17,7 +17,9 @@ from wbdit.checkpoint import CONFIG, RESUME
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
 from wbdit.data.loader import Batches
+from wbdit.data.matrix import Source
 from wbdit.data.sources import TrainingData
+from wbdit.data.space import Space
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, find_device, load, make_model
 from wbdit.nn.wbdit import WBDiT
@@ -44,6 +46,12 @@ def fit(
     epochs: float | None = None,
     steps: int | None = None,
     max_genes: int | None = None,
+    genes: str | Sequence[str] | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    space: Space | None = None,
+    round_counts: bool = False,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -59,7 +67,8 @@ def fit(
     Parameters
     ----------
     adata
-        Cells by genes. Raw counts in ``X`` (or ``layers["counts"]``) are best; log-normalized and scaled values work.
+        Cells by genes. Raw counts are best. They are looked for in X, ``raw.X`` and all layers, see
+        :func:`wbdit.data.matrix.find_expression`. Log-normalized and scaled values in X work too.
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
     preset
@@ -68,7 +77,18 @@ def fit(
         Training budget, at most one of the three; the preset's by default. With steps or epochs, the same seed gives
         the same model.
     max_genes
-        Maximum number of genes. If there are more, the most variable are kept. The preset's number by default.
+        Maximum number of genes. If there are more, the most variable are kept. The preset's number by default, or all
+        of `genes`.
+    genes
+        Genes to use: a list of names, or the name of a boolean column of ``var`` such as "highly_variable".
+    batch_key
+        Column of ``obs``: the most variable genes are ranked in each of its batches.
+    layer, use_raw
+        Use the values of this layer ("X" for X), or of ``raw.X`` with its genes, in place of what is found.
+    space
+        "counts", "lognorm" or "scaled": what the values are, where they do not tell. "lognorm" and "scaled" use X.
+    round_counts
+        Round counts that are not integers, such as those corrected for ambient RNA.
     seed
         Seed of weights, order of cells, timesteps and noise.
     device
@@ -110,16 +130,25 @@ def fit(
     if (minutes, epochs, steps) != (None, None, None):
         budget = Budget(minutes, epochs, steps)
     where = find_device(device)
+    reading: dict[str, Any] = {
+        "source": Source(layer, use_raw, space, round_counts),
+        "genes": genes,
+        "batch_key": batch_key,
+    }
     if resume:
+        if reading != {"source": Source(), "genes": None, "batch_key": None}:
+            raise InputError("a resumed run reads its cells as before: leave out `layer`, `genes` and the like")
         run = TrainingRun.resume(adata, folder, budget, precision, where)
     else:
         if folder is not None and (folder / CONFIG).exists():
-            raise InputError(f"{folder} already holds a run: resume it (--resume) or choose another folder")
-        run = TrainingRun.start(adata, label, find_preset(preset), preset, budget, max_genes, seed, where, precision)
+            raise InputError(f"{folder} already holds a run: resume it (`resume=True`) or choose another folder")
+        run = TrainingRun.start(
+            adata, label, find_preset(preset), preset, budget, max_genes, seed, where, precision, reading
+        )
     with tensorboard_writer(tensorboard) as write:
         generator = run.train(folder, write, progress)
     if not run.finished:
-        kept = f"; the run is saved in {folder}, continue with --resume" if folder is not None else ""
+        kept = f"; the run is saved in {folder}, continue with `resume=True`" if folder is not None else ""
         logger.info(f"stopped at step {run.trainer.step}{kept}")
     elif run.trainer.has_seen_enough:
         passes = run.trainer.training.most_epochs
@@ -173,14 +202,21 @@ class TrainingRun:
         seed: int,
         device: torch.device,
         precision: str,
+        reading: dict[str, Any],
     ) -> TrainingRun:
-        """Start a run on cells with the preset `name`; other arguments as in :func:`fit`."""
-        precision = choose_precision(precision, device)  # resolved once: a resumed run keeps it on any device
+        """Start a run on cells with the preset `name`; other arguments as in :func:`fit`.
+
+        `reading` holds the arguments `source`, `genes` and `batch_key` of :meth:`TrainingData.fit`.
+        """
         if max_genes is not None and max_genes < 1:
-            raise InputError(f"at least one gene must be kept, not {max_genes}")
-        genes = preset.max_genes if max_genes is None else max_genes
-        data = TrainingData.fit(adata, label=label, max_genes=genes, lognorm=preset.lognorm, centered=preset.centered)
+            raise InputError(f"at least one gene must be kept, not {max_genes}: give `max_genes` of 1 or more")
+        most = preset.max_genes if max_genes is None and reading["genes"] is None else max_genes
+        data = TrainingData.fit(
+            adata, label=label, max_genes=most, lognorm=preset.lognorm, centered=preset.centered, **reading
+        )
         labels, genes = data.preprocessor.labels, len(data.preprocessor.genes)
+        # resolved once: a resumed run keeps it on any device; this compiles the kernels, so cells are checked before
+        precision = choose_precision(precision, device)
         config = RunConfig(
             preset=name,
             seed=seed,
@@ -204,12 +240,12 @@ class TrainingRun:
     ) -> TrainingRun:
         """Resume the run in a folder; other arguments as in :func:`fit`."""
         if folder is None:
-            raise InputError("no run to resume: give the run's folder (out)")
+            raise InputError("no run to resume: give the run's folder as `out`")
         kept = load(folder, device=str(device))
         config = kept.config
         if precision not in ("auto", config.training["precision"]):
             own = config.training["precision"]
-            raise InputError(f"{folder} was trained in {own}: resume it without --precision {precision}")
+            raise InputError(f"{folder} was trained in {own}: resume it without `precision={precision!r}`")
         if budget is not None:
             config = replace(config, budget=asdict(budget))
         run = cls(kept.model, TrainingData.of(kept.preprocessor, adata), config)
