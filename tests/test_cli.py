@@ -186,7 +186,7 @@ def test_precision(folder, wbdit, tmp_path, precision):
         (["train", "none.h5ad", "--out", "new"], "no such file"),
         (["train", "data.h5ad", "--out", "new", "--label", "cell_type"], "the columns are: type"),
         (["train", "data.h5ad", "--out", "new", "--preset", "huge"], "small"),
-        (["train", "data.h5ad", "--out", "new", "--precision", "fp8"], "no precision 'fp8'.*auto, fp32, bf16"),
+        (["train", "data.h5ad", "--out", "new", "--precision", "fp8"], "unknown --precision 'fp8'.*auto, fp32, bf16"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "-1"], "must be positive"),
         (["train", "data.h5ad", "--out", "new", "--seed", "-1"], "not in the range"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "1", "--steps", "1"], "one of"),

@@ -172,7 +172,7 @@ def test_precision_is_chosen_by_the_processor(monkeypatch, log, fast, used):
 def test_a_run_of_an_unknown_precision_is_not_resumed(tmp_path):
     wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
     edit_config(tmp_path / "run", lambda config: config["training"].update(precision="fp8"))
-    with pytest.raises(InputError, match="no precision 'fp8'"):
+    with pytest.raises(InputError, match="unknown `precision` 'fp8'"):
         wbdit.fit(CELLS, progress=False, out=tmp_path / "run", resume=True)
 
 
@@ -225,11 +225,11 @@ def test_a_diverging_loss_is_said(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"steps": 1, "minutes": 1}, "one of minutes, epochs and steps"),
+        ({"steps": 1, "minutes": 1}, "one of `minutes`, `epochs` and `steps`"),
         ({"steps": 0}, "must be positive"),
         ({"preset": "huge", "steps": 1}, "small"),
-        ({"device": "abacus", "steps": 1}, "no device 'abacus'"),
-        ({"precision": "fp8", "steps": 1}, "no precision 'fp8': choose one of auto, fp32, bf16"),
+        ({"device": "abacus", "steps": 1}, "unknown `device` 'abacus'"),
+        ({"precision": "fp8", "steps": 1}, "unknown `precision` 'fp8': choose one of auto, fp32, bf16"),
         ({"resume": True, "steps": 1}, "no run to resume"),
         ({"max_genes": 0, "steps": 1}, "at least one gene"),
     ],

@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from wbdit import __version__
+from wbdit._flags import Group, with_flags
 from wbdit.errors import InputError
 
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
@@ -20,7 +21,7 @@ FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its path
 SEED = click.IntRange(0, 2**63 - 1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wbdit")
 def cli() -> None:
     """Train a White-Box Diffusion Transformer on single cells, and generate cells with it."""
@@ -72,7 +73,9 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
 @click.option("--n", type=int, help="Number of cells. With --like, in its label proportions.")
 @click.option("--like", type=FILE, help="An .h5ad file whose labels to copy, one synthetic cell per cell.")
-@click.option("--per-label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".')
+@click.option(
+    "--per-label", "n_per_label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".'
+)
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
 @click.option(
     "--calls", type=int, help="Number of model calls.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]"
@@ -96,7 +99,7 @@ def generate(
     run: Path,
     out: Path,
     like: Path | None,
-    per_label: str | None,
+    n_per_label: str | None,
     guidance: tuple[str, ...],
     toward: tuple[str, ...],
     device: str,
@@ -111,7 +114,7 @@ def generate(
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
     options |= {
-        "n_per_label": _parse_per_label(per_label),
+        "n_per_label": _parse_per_label(n_per_label),
         "guidance": _parse_guidance(guidance),
         "toward": _parse_toward(toward),
     }
@@ -314,7 +317,9 @@ class _StderrHandler(logging.Handler):
     """Print each log message to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        context = click.get_current_context(silent=True)
+        commands = [] if context is None else [context.command, *cli.commands.values()]
+        _say(with_flags(record.getMessage(), commands))
 
 
 def _log_to_stderr() -> None:

@@ -167,7 +167,7 @@ class CellGenerator:
         """
         asked = read_request(self.preprocessor.labels, n, like, n_per_label, guidance, toward, mix)
         if batch_size < 1:
-            raise InputError(f"the batch size must be at least 1, not {batch_size}")
+            raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
         sampling = self._resolve_sampler(sampler, calls, spacing)
         unseen = asked.unseen(self.preprocessor.labels)
         if unseen:
@@ -251,16 +251,16 @@ class CellGenerator:
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
         if sampler not in samplers.BY_NAME:
-            raise InputError(f"unknown sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+            raise InputError(f"unknown `sampler` {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         if spacing not in samplers.SPACINGS:
-            raise InputError(f"unknown spacing {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
+            raise InputError(f"unknown `spacing` {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
         longest = self.schedule.noise_steps - 1
         if calls is None:
             calls = COUNTS_CALLS if of_counts else default.calls or longest
         if not 1 <= calls <= longest:
-            raise InputError(f"calls must be between 1 and {longest}, not {calls}")
+            raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing)
 
     def _library(self, asked: GenerationRequest, seed: int) -> np.ndarray:
@@ -402,7 +402,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"no device {name!r}: choose auto, cpu or cuda") from error
+        raise InputError(f"unknown `device` {name!r}: choose auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device is available: choose device cpu or auto")
+        raise InputError('no CUDA device is available: choose `device="cpu"` or "auto"')
     return device

@@ -79,15 +79,15 @@ def read_request(
     codes = _codes(labels, n, like, n_per_label)
     weights = guidance_weights(labels, guidance)
     if (toward is None) != (mix is None):
-        raise InputError("give toward and mix together: the labels to interpolate toward, and a weight from 0 to 1")
+        raise InputError("give `toward` and `mix` together: the labels to interpolate toward, and a weight from 0 to 1")
     if toward is None or mix is None:
         return GenerationRequest(codes, weights)
     if not 0 <= mix <= 1:
-        raise InputError(f"mix must be between 0 and 1, not {mix:g}")
+        raise InputError(f"`mix` must be between 0 and 1, not {mix:g}")
     taken = {"mix", *(f"{column}_toward" for column in labels.columns)}.intersection(labels.columns)
     if taken:
         raise InputError(
-            f"a label column of this run is called {taken.pop()!r}, a name that toward needs in obs: train with the "
+            f"a label column of this run is called {taken.pop()!r}, a name that `toward` needs in obs: train with the "
             "column renamed"
         )
     return GenerationRequest(codes, weights, labels.replace(codes, toward), mix)
@@ -97,11 +97,11 @@ def guidance_weights(labels: Labels, guidance: float | Mapping[str, float]) -> l
     """Return the guidance weight per label column: one number for all, or by name with a default of 1."""
     by_column = guidance if isinstance(guidance, Mapping) else dict.fromkeys(labels.columns, guidance)
     if not labels.columns and guidance != 1:
-        raise InputError("guidance needs labels, but this run was trained without: leave it at 1")
+        raise InputError("`guidance` needs labels, but this run was trained without: leave it at 1")
     weights = [1.0] * len(labels.columns)
     for column, weight in by_column.items():
         if not math.isfinite(weight):
-            raise InputError(f"a guidance weight must be a finite number, not {weight}")
+            raise InputError(f"a weight of `guidance` must be a finite number, not {weight}")
         weights[labels.position(column)] = float(weight)
     return weights
 
@@ -117,18 +117,18 @@ def _codes(labels: Labels, n: int | None, like: ad.AnnData | None, n_per_label: 
     """Return the labels of the requested cells, ``(cells, C)`` int64."""
     if n_per_label is not None:
         if n is not None or like is not None:
-            raise InputError("give either n_per_label, or n and like, not both")
+            raise InputError("give either `n_per_label`, or `n` and `like`, not both")
         if min(n_per_label.values(), default=0) < 0 or sum(n_per_label.values()) < 1:
-            raise InputError("numbers per label must be zero or more, with at least one cell in total")
+            raise InputError("the numbers of `n_per_label` must be zero or more, with at least one cell in total")
         return labels.codes_from_counts(n_per_label)
     if like is not None and like.n_obs == 0:
-        raise InputError("there are no cells to imitate: like must have at least one")
+        raise InputError("there are no cells to imitate: `like` must have at least one")
     if n is None:
         if like is None:
-            raise InputError("how many cells? give n, like or n_per_label")
+            raise InputError("how many cells? give `n`, `like` or `n_per_label`")
         n = like.n_obs
     elif n < 1:
-        raise InputError(f"the number of cells must be at least one, not {n}")
+        raise InputError(f"the number of cells `n` must be at least one, not {n}")
     if like is None:
         return labels.training_codes(n)
     codes = labels.codes(like)

@@ -178,9 +178,9 @@ def evaluate(
     """
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds or min(seeds) < 0 or n_cells < MIN_CELLS or n_genes < 2:
-        raise InputError(f"give one seed or more (0 or above), n_cells of {MIN_CELLS} or more, n_genes of 2 or more")
+        raise InputError(f"give `seeds` of 0 or above, `n_cells` of {MIN_CELLS} or more and `n_genes` of 2 or more")
     if bootstrap < 0 or bootstrap == 1:
-        raise InputError(f"bootstrap is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
+        raise InputError(f"`bootstrap` is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
     aligned = align(sets, label=label, n_genes=n_genes)
     n = _equal_size(aligned, n_cells)
@@ -226,7 +226,7 @@ def _ignored(aligned: Aligned, label: str | None, ignore: Sequence[str]) -> tupl
     """Return the labels to ignore; refuse labels that no cell has."""
     ignored = tuple(dict.fromkeys(map(str, ignore)))
     if ignored and label is None:
-        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: pass its name as label")
+        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: give its name as `label`")
     known = set().union(*_label_names(aligned).values())
     if unknown := [name for name in ignored if name not in known]:
         raise InputError(

@@ -14,7 +14,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 def check_precision(name: str) -> None:
     """Raise an InputError if the name is not in :data:`PRECISIONS`."""
     if name not in PRECISIONS:
-        raise InputError(f"no precision {name!r}: choose one of {', '.join(PRECISIONS)}")
+        raise InputError(f"unknown `precision` {name!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Budget:
     def __post_init__(self) -> None:
         given = [value for value in (self.minutes, self.epochs, self.steps) if value is not None]
         if len(given) != 1:
-            raise InputError("give exactly one of minutes, epochs and steps")
+            raise InputError("give exactly one of `minutes`, `epochs` and `steps`")
         if given[0] <= 0:
             raise InputError(f"the training budget must be positive, not {given[0]:g}")
 
@@ -215,5 +215,5 @@ def find_preset(name: str) -> Preset:
         If the name is unknown.
     """
     if name not in PRESETS:
-        raise InputError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise InputError(f"unknown `preset` {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -114,12 +114,12 @@ def fit(
         run = TrainingRun.resume(adata, folder, budget, precision, where)
     else:
         if folder is not None and (folder / CONFIG).exists():
-            raise InputError(f"{folder} already holds a run: resume it (--resume) or choose another folder")
+            raise InputError(f"{folder} already holds a run: resume it (`resume=True`) or choose another folder")
         run = TrainingRun.start(adata, label, find_preset(preset), preset, budget, max_genes, seed, where, precision)
     with tensorboard_writer(tensorboard) as write:
         generator = run.train(folder, write, progress)
     if not run.finished:
-        kept = f"; the run is saved in {folder}, continue with --resume" if folder is not None else ""
+        kept = f"; the run is saved in {folder}, continue with `resume=True`" if folder is not None else ""
         logger.info(f"stopped at step {run.trainer.step}{kept}")
     elif run.trainer.has_seen_enough:
         passes = run.trainer.training.most_epochs
@@ -175,12 +175,13 @@ class TrainingRun:
         precision: str,
     ) -> TrainingRun:
         """Start a run on cells with the preset `name`; other arguments as in :func:`fit`."""
-        precision = choose_precision(precision, device)  # resolved once: a resumed run keeps it on any device
         if max_genes is not None and max_genes < 1:
-            raise InputError(f"at least one gene must be kept, not {max_genes}")
+            raise InputError(f"at least one gene must be kept, not {max_genes}: give `max_genes` of 1 or more")
         genes = preset.max_genes if max_genes is None else max_genes
         data = TrainingData.fit(adata, label=label, max_genes=genes, lognorm=preset.lognorm, centered=preset.centered)
         labels, genes = data.preprocessor.labels, len(data.preprocessor.genes)
+        # resolved once: a resumed run keeps it on any device; this compiles the kernels, so cells are checked before
+        precision = choose_precision(precision, device)
         config = RunConfig(
             preset=name,
             seed=seed,
@@ -204,12 +205,12 @@ class TrainingRun:
     ) -> TrainingRun:
         """Resume the run in a folder; other arguments as in :func:`fit`."""
         if folder is None:
-            raise InputError("no run to resume: give the run's folder (out)")
+            raise InputError("no run to resume: give the run's folder as `out`")
         kept = load(folder, device=str(device))
         config = kept.config
         if precision not in ("auto", config.training["precision"]):
             own = config.training["precision"]
-            raise InputError(f"{folder} was trained in {own}: resume it without --precision {precision}")
+            raise InputError(f"{folder} was trained in {own}: resume it without `precision={precision!r}`")
         if budget is not None:
             config = replace(config, budget=asdict(budget))
         run = cls(kept.model, TrainingData.of(kept.preprocessor, adata), config)
