@@ -22,6 +22,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
+from wbdit._progress import Show, progress_bar
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.normalize import log_library_sizes
 from wbdit.data.sources import TrainingData
@@ -40,7 +41,7 @@ SEED = 0x5370726561640000  # of the cells generated here; far from the seeds tha
 Array = np.ndarray[Any, Any]
 
 
-def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, Tensor]:
+def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool = False) -> dict[str, Tensor]:
     """Scale the initial noise of a generator so that its cells have the spread of the training cells.
 
     Parameters
@@ -49,6 +50,8 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
         Generator with a trained model; the model's `noise_axes` and `noise_factors` are set in place.
     data
         Training cells.
+    progress
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -70,12 +73,13 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
     axes = eigsh(one.T @ one, k, v0=np.ones(genes, np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
-    for turn in range(ROUNDS):
-        codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
-        counts = generator.sample(codes, SEED + turn).astype(np.float32)
-        made = within_labels(TrainingData(data.preprocessor, counts, codes))
-        ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
-        model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
+    with progress_bar("calibrating", progress) as show:
+        for turn in range(ROUNDS):
+            codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
+            counts = generator.sample(codes, SEED + turn, show=_part_of(show, turn)).astype(np.float32)
+            made = within_labels(TrainingData(data.preprocessor, counts, codes))
+            ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
+            model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
 
 
@@ -88,6 +92,11 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     start = time.monotonic()
     generator.sample(few, seed=0)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
+
+
+def calibration_bytes(data: TrainingData) -> int:
+    """Return the memory that :func:`calibrate_noise` adds: residuals of all cells, and copies while half are made."""
+    return int(2.5 * data.matrix.nbytes)
 
 
 def within_labels(data: TrainingData) -> Array:
@@ -107,6 +116,11 @@ def within_labels(data: TrainingData) -> Array:
             line = np.linalg.lstsq(known, values[mine], rcond=None)[0]
             beyond.append((values[mine] - known @ line) * np.sqrt(n / (n - 2)).astype(values.dtype))
     return np.concatenate(beyond)
+
+
+def _part_of(show: Show, turn: int) -> Show:
+    """Return a function that shows the progress of one round as a part of all rounds."""
+    return lambda share, text: show((turn + share) / ROUNDS, text)
 
 
 def _width(places: Array) -> Array:

@@ -1,0 +1,142 @@
+"""Forecast of a training's duration and memory, from the first steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+from wbdit.training.memory import GIGABYTE, peak_memory, used_memory
+from wbdit.training.trainer import Trainer
+from wbdit.training.validation import COST
+
+WARMUP_STEPS = 5  # not measured: the first steps of a session may compile kernels
+FEWEST_STEPS, FEWEST_SECONDS = 10, 3.0  # measured before the first estimate
+SECOND_SHARE, SECOND_SECONDS = 0.2, 20.0  # of the budget, and measured, before the estimate is checked
+TOLERANCE = 0.2  # a second estimate that differs by less is not logged
+MARGIN = 1.1  # of the advised minutes, since the speed varies
+
+logger = logging.getLogger("wbdit")
+
+
+class Forecast:
+    """Estimate of a session's total time and peak memory, logged after the first seconds and checked once.
+
+    The time is the time spent so far, the mean duration of a step after warm-up times the steps that are left, the
+    evaluations of held-out cells, and the calibration.
+
+    Parameters
+    ----------
+    trainer
+        The training to watch: pass :meth:`watch` to :meth:`Trainer.train`.
+    began
+        Start of the session by :func:`time.monotonic`.
+    calibration
+        Function that measures how long the calibration will take in seconds; called once, at the first estimate.
+    later_bytes
+        Memory that the calibration will add.
+
+    Attributes
+    ----------
+    seconds, gigabytes
+        First estimate of the session's total time and peak memory; None before it, or if unknown.
+    """
+
+    def __init__(self, trainer: Trainer, began: float, calibration: Callable[[], float], later_bytes: int = 0) -> None:
+        self.trainer = trainer
+        self.began = began
+        self.calibration = calibration
+        self.later_bytes = later_bytes
+        self.seconds: float | None = None
+        self.gigabytes: float | None = None
+        self._calibration_seconds: float | None = None
+        self._steps = -WARMUP_STEPS
+        self._measured = 0.0
+        self._is_checked = False
+
+    def watch(self, seconds: float) -> None:
+        """Take note of a step and its duration; log an estimate when it is time."""
+        self._steps += 1
+        if self._steps <= 0:
+            return
+        self._measured += seconds
+        if self.seconds is None:
+            if self._steps >= FEWEST_STEPS and self._measured >= FEWEST_SECONDS and self.trainer.progress < 1:
+                self.seconds, self.gigabytes = self._estimate(), self._memory()
+                self._log(self.seconds)
+        elif not self._is_checked and self.trainer.progress >= SECOND_SHARE and self._measured >= SECOND_SECONDS:
+            self._is_checked = True
+            again = self._estimate()
+            if abs(again / self.seconds - 1) > TOLERANCE:
+                self._log(again)
+
+    @property
+    def minutes_for_all(self) -> float | None:
+        """Minutes that all passes take, with a margin; None without a limit to passes or before the first step."""
+        trainer = self.trainer
+        if trainer.steps_in_all is None or trainer.step == 0:
+            return None
+        rate = self._rate if self._steps >= FEWEST_STEPS else trainer.seconds / trainer.step
+        minutes = MARGIN * (rate * trainer.steps_in_all + (self._calibration_seconds or 0.0)) / 60
+        return math.ceil(minutes) if minutes > 3 else math.ceil(10 * minutes) / 10
+
+    @property
+    def _rate(self) -> float:
+        """Mean duration of a step in seconds."""
+        return self._measured / self._steps
+
+    def _estimate(self) -> float:
+        """Return the estimated total time of the session in seconds."""
+        if self._calibration_seconds is None:
+            self._calibration_seconds = self.calibration()
+        spent = time.monotonic() - self.began
+        return spent + self._steps_left() * (self._rate + self._evaluation()) + self._calibration_seconds
+
+    def _steps_left(self) -> float:
+        trainer = self.trainer
+        left: list[float] = [] if trainer.steps_in_all is None else [trainer.steps_in_all - trainer.step]
+        if trainer.budget.minutes is not None:
+            left.append((60 * trainer.budget.minutes - trainer.seconds) / (self._rate + self._evaluation()))
+        return max(0.0, min(left))
+
+    def _evaluation(self) -> float:
+        """Return the seconds per step that evaluations of held-out cells take."""
+        validation = self.trainer.validation
+        if validation is None:
+            return 0.0
+        each = validation.seconds or validation.batches * COST * self._rate
+        return each / validation.interval(self.trainer.batches.per_epoch)
+
+    def _memory(self) -> float | None:
+        peak, used = (measure(self.trainer.device) for measure in (peak_memory, used_memory))
+        if peak is None:
+            return None
+        later = 0 if self.trainer.device.type == "cuda" or used is None else used + self.later_bytes
+        return max(peak, later) / GIGABYTE
+
+    def _log(self, seconds: float) -> None:
+        per_epoch = self.trainer.batches.per_epoch
+        passes = (self.trainer.step + self._steps_left()) / per_epoch
+        of_all = f"{passes:.3g}"
+        advice = ""
+        if self.trainer.steps_in_all is not None and passes < 0.99 * self.trainer.steps_in_all / per_epoch:
+            of_all += f" of {self.trainer.steps_in_all / per_epoch:.3g}"
+            advice = f" (give `minutes={self.minutes_for_all:g}` for all)"
+        most = "at most " if self.trainer.training.early_stopping is not None else ""
+        memory = "" if self.gigabytes is None else f"; {self.gigabytes:.1f} GB"
+        logger.info(f"{most}about {duration(seconds)} for {of_all} passes over the cells{advice}{memory}")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, to two digits.
+
+    Examples
+    --------
+    >>> from wbdit.training.forecast import duration
+    >>> duration(47.3), duration(840), duration(9000)
+    ('47 s', '14 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.2g} min" if seconds < 90 * 60 else f"{seconds / 3600:.2g} h"
