@@ -15,7 +15,7 @@ LINE_SECONDS = 2.0  # least time between two lines of the log
 
 logger = logging.getLogger("wbdit")
 
-Show = Callable[[float, str], object]
+Show = Callable[[float, str], None]
 
 
 @contextmanager

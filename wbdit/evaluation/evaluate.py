@@ -290,7 +290,7 @@ def _type_scores(runs: list[SeedRun], seeds: tuple[int, ...], with_intervals: bo
 
 
 @contextmanager
-def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], object]]:
+def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that announces the next stage and counts the previous one as done."""
     with progress_bar("evaluating", show) as bar:
         done = count()

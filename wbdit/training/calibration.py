@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
+BATCH = 256  # cells per batch
 PROBE = 64  # cells generated to measure the speed
 FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
@@ -76,7 +77,9 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
             codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
-            counts = generator.sample(codes, SEED + turn, show=_part_of(show, turn)).astype(np.float32)
+            counts = generator.sample(codes, SEED + turn, batch_size=BATCH, show=_part_of(show, turn)).astype(
+                np.float32
+            )
             made = within_labels(TrainingData(data.preprocessor, counts, codes))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
@@ -84,19 +87,22 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
 
 
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
-    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells."""
+    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells.
+
+    One batch has the size of the calibration's, so that the process takes as much memory as the calibration.
+    """
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
+    generator.sample(np.resize(data.codes, (BATCH, data.codes.shape[1])), seed=0, calls=1)  # may compile kernels
     few = data.codes[:PROBE]
-    generator.sample(few, seed=0, calls=1)  # the first call may compile kernels
     start = time.monotonic()
     generator.sample(few, seed=0)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
 
 
 def calibration_bytes(data: TrainingData) -> int:
-    """Return the memory that :func:`calibrate_noise` adds: residuals of all cells, and copies while half are made."""
-    return int(2.5 * data.matrix.nbytes)
+    """Return the memory of :func:`calibrate_noise` beyond that of sampling: the residuals of all cells."""
+    return data.matrix.nbytes
 
 
 def within_labels(data: TrainingData) -> Array:

@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable
 
-from wbdit.training.memory import GIGABYTE, peak_memory, used_memory
+from wbdit.training.memory import GIGABYTE, peak_memory
 from wbdit.training.trainer import Trainer
 from wbdit.training.validation import COST
 
 WARMUP_STEPS = 5  # not measured: the first steps of a session may compile kernels
 FEWEST_STEPS, FEWEST_SECONDS = 10, 3.0  # measured before the first estimate
-SECOND_SHARE, SECOND_SECONDS = 0.2, 20.0  # of the budget, and measured, before the estimate is checked
+SECOND_SHARE, SECOND_SECONDS = 0.2, 20.0  # of the budget, and measured anew, before the estimate is checked
 TOLERANCE = 0.2  # a second estimate that differs by less is not logged
 MARGIN = 1.1  # of the advised minutes, since the speed varies
 
@@ -35,7 +35,7 @@ class Forecast:
     calibration
         Function that measures how long the calibration will take in seconds; called once, at the first estimate.
     later_bytes
-        Memory that the calibration will add.
+        Main memory that the calibration will add to what its measurement took.
 
     Attributes
     ----------
@@ -65,6 +65,7 @@ class Forecast:
             if self._steps >= FEWEST_STEPS and self._measured >= FEWEST_SECONDS and self.trainer.progress < 1:
                 self.seconds, self.gigabytes = self._estimate(), self._memory()
                 self._log(self.seconds)
+                self._steps, self._measured = 0, 0.0
         elif not self._is_checked and self.trainer.progress >= SECOND_SHARE and self._measured >= SECOND_SECONDS:
             self._is_checked = True
             again = self._estimate()
@@ -109,11 +110,8 @@ class Forecast:
         return each / validation.interval(self.trainer.batches.per_epoch)
 
     def _memory(self) -> float | None:
-        peak, used = (measure(self.trainer.device) for measure in (peak_memory, used_memory))
-        if peak is None:
-            return None
-        later = 0 if self.trainer.device.type == "cuda" or used is None else used + self.later_bytes
-        return max(peak, later) / GIGABYTE
+        peak, device = peak_memory(self.trainer.device), self.trainer.device
+        return None if peak is None else (peak + (self.later_bytes if device.type == "cpu" else 0)) / GIGABYTE
 
     def _log(self, seconds: float) -> None:
         per_epoch = self.trainer.batches.per_epoch

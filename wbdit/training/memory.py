@@ -27,17 +27,6 @@ def peak_memory(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def used_memory(device: torch.device) -> int | None:
-    """Return the memory of this process now in bytes, as :func:`peak_memory`; None if it is unknown."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no Linux
-        return None
-
-
 def total_memory(device: torch.device) -> int | None:
     """Return the memory of the device in bytes; None if it is unknown."""
     if device.type == "cuda":
