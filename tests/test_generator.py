@@ -13,7 +13,7 @@ from helpers import interrupt_at, make_cells
 import wbdit
 from wbdit import InputError, samplers
 from wbdit.checkpoint import read_tensors, state_hash, write_tensors
-from wbdit.generator import make_model
+from wbdit.generator import find_device, make_model
 
 CELLS = make_cells(60, 30)
 QUICK = {"label": "type", "steps": 12, "progress": False}
@@ -211,6 +211,7 @@ def test_a_diverging_loss_is_said(monkeypatch):
         ({"steps": 0}, "must be positive"),
         ({"preset": "huge", "steps": 1}, "small"),
         ({"device": "abacus", "steps": 1}, "unknown `device` 'abacus'"),
+        ({"device": "mps", "steps": 1}, "does not run on `device` 'mps'"),
         ({"precision": "fp8", "steps": 1}, "unknown `precision` 'fp8': choose one of auto, fp32, bf16"),
         ({"resume": True, "steps": 1}, "no run to resume"),
         ({"max_genes": 0, "steps": 1}, "at least one gene"),
@@ -219,6 +220,17 @@ def test_a_diverging_loss_is_said(monkeypatch):
 def test_refused_arguments(arguments, words):
     with pytest.raises(InputError, match=words):
         wbdit.fit(CELLS, label="type", progress=False, **arguments)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA device is available"):
+        find_device("cuda:7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="no `device` 'cuda:7': the CUDA devices are numbered from cuda:0 to cuda:1"):
+        find_device("cuda:7")
+    assert find_device("cuda:1").index == 1
 
 
 # generating
