@@ -94,5 +94,7 @@ def test_impossible_presets_in_python():
         replace(SMALL, model={**SMALL.model, "depth": "3"})
     with pytest.raises(InputError, match="training.learning_rate must be a number, not None"):
         Training(learning_rate=None)
+    with pytest.raises(InputError, match="`preset` must be a name or a wbdit.Preset, not dict"):
+        wbdit.fit(make_cells(60, 12), preset=SMALL.model, steps=1)
     with pytest.raises(InputError, match="denoiser must be one of wbdit, dit"):
         replace(SMALL, denoiser="unet")

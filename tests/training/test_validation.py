@@ -101,6 +101,15 @@ def test_the_averaged_weights_are_evaluated(often):
     assert losses(generator)[4] == pytest.approx(loss, rel=1e-4)
 
 
+def test_counts_beyond_those_of_training_have_a_finite_loss(often):
+    cells = make_cells(60, 12)
+    counts = cells.X.toarray()
+    held_out = split_rows(Labels.fit(cells, "type"), Labels.fit(cells, "type").codes(cells), 0.2, 0)[1]
+    counts[held_out[0], :2] = [10**6, 80]
+    cells.X = counts
+    assert np.isfinite(wbdit.fit(cells, steps=2, **HELD_OUT).config.trained.validation_loss)
+
+
 def test_without_a_count_likelihood(often):
     generator = wbdit.fit(CELLS, label="type", preset=tiny_preset("paper"), steps=2, validation=0.2, progress=False)
     assert np.isfinite(generator.config.trained.validation_loss)
@@ -152,6 +161,12 @@ def test_early_stopping_keeps_the_best_weights(often, monkeypatch, tmp_path, log
     state = dict(wbdit.load(tmp_path / "run").model.named_parameters())
     assert all(torch.equal(state[name], p) for name, p in kept[6].items())
     assert not all(torch.equal(state[name], p) for name, p in kept[10].items())
+
+
+def test_the_best_weights_are_kept_when_the_budget_is_spent(often, monkeypatch, log):
+    falling_then_rising(monkeypatch, best=2)
+    assert wbdit.fit(CELLS, epochs=4, early_stopping=9, **HELD_OUT).config.trained.validation_loss == 1
+    assert log[-1] == "4 passes; kept the weights of pass 2, which fit the held-out cells best"
 
 
 def test_a_stopped_run_stays_stopped(often, monkeypatch, tmp_path):

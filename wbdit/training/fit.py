@@ -134,6 +134,8 @@ def fit(
         if folder is not None and (folder / CONFIG).exists():
             raise InputError(f"{folder} already holds a run: resume it (`resume=True`) or choose another folder")
         chosen = Preset.from_name(preset) if isinstance(preset, str) else preset
+        if not isinstance(chosen, Preset):
+            raise InputError(f"`preset` must be a name or a wbdit.Preset, not {type(preset).__name__}")
         chosen = replace(chosen, training=replace(chosen.training, **settings))
         run = TrainingRun.start(adata, label, chosen, _name(preset), budget, max_genes, seed, where, precision)
     with tensorboard_writer(tensorboard) as write:
@@ -304,15 +306,14 @@ class TrainingRun:
     def ending(self, folder: Path | None) -> str:
         """Return what the log says of the end of a training that was cut short or stopped early, or nothing."""
         trainer, per_epoch = self.trainer, self.trainer.batches.per_epoch
-        if trainer.stopped_early:
-            return (
-                f"ended early after {trainer.step / per_epoch:.3g} passes over the cells; kept the weights of pass "
-                f"{(trainer.best_step or 0) / per_epoch:.3g}, which fit the held-out cells best"
-            )
-        if self.finished and trainer.has_seen_enough:
-            return f"ended early after {trainer.training.most_epochs:g} passes over the cells, the preset's limit"
         in_all, minutes = trainer.steps_in_all, self.forecast.minutes_for_all
-        passes, advice = f"{trainer.step / per_epoch:.3g} passes", ""
+        passes, advice, best = f"{trainer.step / per_epoch:.3g} passes", "", ""
+        if trainer.best and trainer.best_step not in (None, trainer.step):
+            best = f"; kept the weights of pass {trainer.best_step / per_epoch:.3g}, which fit the held-out cells best"
+        if trainer.stopped_early:
+            return f"ended early after {passes} over the cells{best}"
+        if self.finished and trainer.has_seen_enough:
+            return f"ended early after {passes} over the cells, the preset's limit{best}"
         if in_all is not None and trainer.step < in_all:
             passes = f"{trainer.step / per_epoch:.3g} of {in_all / per_epoch:.3g} passes"
             if trainer.budget.minutes is not None:
@@ -320,9 +321,9 @@ class TrainingRun:
             elif minutes is not None:
                 advice = f"; all of them take about {duration(60 * minutes)}"
         if self.finished:
-            return passes + advice if advice else ""
+            return passes + advice + best if advice or best else ""
         kept = f"; the run is saved in {folder}, continue with `resume=True`" if folder is not None else ""
-        return f"stopped at step {trainer.step}, {passes}{advice}{kept}"
+        return f"stopped at step {trainer.step}, {passes}{advice}{best}{kept}"
 
     def generator(self) -> CellGenerator:
         """Return a generator with a copy of the model, with averaged weights."""

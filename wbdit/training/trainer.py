@@ -283,6 +283,8 @@ class Trainer:
         assert self.validation is not None
         with self._forked(), self._averaged():
             loss = self.validation.loss(self.low_precision)
+        if not math.isfinite(loss):
+            raise InputError(f"training diverged: the loss of the held-out cells is {loss} at step {self.step}")
         self.seconds += self.validation.seconds or 0.0
         self.validation_loss = loss
         patience = self.training.early_stopping

@@ -54,7 +54,8 @@ class Validation:
     """The loss of held-out cells, comparable from one evaluation to the next.
 
     The loss function is that of training, but without dropout. Each cell has the same timestep and the same noise in
-    each evaluation. Timesteps are stratified over all cells.
+    each evaluation. Timesteps are stratified over all cells. A count above the gene's range in the training cells is
+    taken as the upper end of that range, because its likelihood is zero.
 
     Parameters
     ----------
