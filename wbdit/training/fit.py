@@ -28,7 +28,7 @@ from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
 from wbdit.schedule import NoiseSchedule
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
 from wbdit.training.config import NOISE_STEPS, PRESETS, Budget, Preset, Training, check_precision
-from wbdit.training.forecast import Forecast, duration
+from wbdit.training.forecast import Forecast, duration, short
 from wbdit.training.losses import CountNLL, LossFunction, SquaredError
 from wbdit.training.memory import GIGABYTE, check_memory, peak_memory
 from wbdit.training.tensorboard import tensorboard_writer
@@ -307,15 +307,17 @@ class TrainingRun:
         """Return what the log says of the end of a training that was cut short or stopped early, or nothing."""
         trainer, per_epoch = self.trainer, self.trainer.batches.per_epoch
         in_all, minutes = trainer.steps_in_all, self.forecast.minutes_for_all
-        passes, advice, best = f"{trainer.step / per_epoch:.3g} passes", "", ""
+        passes, advice, best = f"{short(trainer.step / per_epoch)} passes", "", ""
         if trainer.best and trainer.best_step not in (None, trainer.step):
-            best = f"; kept the weights of pass {trainer.best_step / per_epoch:.3g}, which fit the held-out cells best"
+            best = (
+                f"; kept the weights of pass {short(trainer.best_step / per_epoch)}, which fit the held-out cells best"
+            )
         if trainer.stopped_early:
             return f"ended early after {passes} over the cells{best}"
         if self.finished and trainer.has_seen_enough:
             return f"ended early after {passes} over the cells, the preset's limit{best}"
         if in_all is not None and trainer.step < in_all:
-            passes = f"{trainer.step / per_epoch:.3g} of {in_all / per_epoch:.3g} passes"
+            passes = f"{short(trainer.step / per_epoch)} of {short(in_all / per_epoch)} passes"
             if trainer.budget.minutes is not None:
                 advice = f": give `minutes={minutes:g}` for all"
             elif minutes is not None:
@@ -374,8 +376,10 @@ class TrainingRun:
             passes.append(duration(60 * trainer.budget.minutes))
         if trainer.steps_in_all is not None:
             most = "at most " if passes else ""
-            epochs = trainer.steps_in_all / per_epoch
-            passes.append(f"{most}{epochs:.3g} passes over the cells in {trainer.steps_in_all} steps")
+            epochs = short(trainer.steps_in_all / per_epoch)
+            passes.append(
+                f"{most}{epochs} pass{'' if epochs == '1' else 'es'} over the cells in {trainer.steps_in_all} steps"
+            )
         cells = f"of {trainer.batches.batch_size} cells"
         held = "" if self.held_out is None else f"; {len(self.held_out)} cells are held out"
         return f"training for {', '.join(passes)} {cells}{held}"

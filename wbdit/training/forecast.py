@@ -116,10 +116,10 @@ class Forecast:
     def _log(self, seconds: float) -> None:
         per_epoch = self.trainer.batches.per_epoch
         passes = (self.trainer.step + self._steps_left()) / per_epoch
-        of_all = f"{passes:.3g}"
+        of_all = short(passes)
         advice = ""
         if self.trainer.steps_in_all is not None and passes < 0.99 * self.trainer.steps_in_all / per_epoch:
-            of_all += f" of {self.trainer.steps_in_all / per_epoch:.3g}"
+            of_all += f" of {short(self.trainer.steps_in_all / per_epoch)}"
             advice = f" (give `minutes={self.minutes_for_all:g}` for all)"
         most = "at most " if self.trainer.training.early_stopping is not None else ""
         memory = "" if self.gigabytes is None else f"; {self.gigabytes:.1f} GB"
@@ -137,4 +137,16 @@ def duration(seconds: float) -> str:
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.2g} min" if seconds < 90 * 60 else f"{seconds / 3600:.2g} h"
+    return f"{short(seconds / 60, 2)} min" if seconds < 90 * 60 else f"{short(seconds / 3600, 2)} h"
+
+
+def short(number: float, digits: int = 3) -> str:
+    """Return a number with a few digits, and never with an exponent.
+
+    Examples
+    --------
+    >>> from wbdit.training.forecast import short
+    >>> short(12.345), short(2400), short(0.5)
+    ('12.3', '2400', '0.5')
+    """
+    return f"{number:.0f}" if number >= 10 ** (digits - 1) else f"{number:.{digits}g}"
