@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -101,6 +102,16 @@ def test_quiet_and_json(folder, wbdit, tmp_path):
     code, said, err = wbdit("generate", run, "--n", 3, "--calls", 2, "--out", out, "--quiet")
     assert (code, said, err) == (0, "", "")
     assert level == logging.INFO
+
+
+def test_evaluate_as_json(folder, wbdit, tmp_path, monkeypatch):
+    result = SimpleNamespace(to_dict=lambda: {"metrics": {"w1": {"value": 1.5}}})
+    monkeypatch.setattr("wbdit.evaluation.evaluate.evaluate", lambda *cells, **options: result)
+    monkeypatch.setattr("wbdit.report.evaluation.write_report", lambda *given, **options: None)
+    data, out = folder / "data.h5ad", tmp_path / "report"
+    code, said, err = wbdit("evaluate", data, data, "--out", out, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(said) == {"out": str(out), "metrics": {"w1": {"value": 1.5}}}
 
 
 def test_threads(folder, wbdit, tmp_path):

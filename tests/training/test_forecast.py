@@ -44,7 +44,7 @@ def trained(budget, each=1.0, steps=30, calibration=20.0, most_epochs=50, monkey
         took = (9.0 if step == 0 else each) if later is None or step < later[0] else later[1]
         trainer.step, trainer.seconds, clock.now = step + 1, trainer.seconds + took, clock.now + took
         trainer.progress = budget.progress(trainer.seconds, trainer.step / 10, trainer.step)
-        seen.watch(took)
+        seen.watch()
     return seen
 
 

@@ -24,7 +24,8 @@ class Forecast:
     """Estimate of a session's total time and peak memory, logged after the first seconds and checked once.
 
     The time is the time spent so far, the mean duration of a step after warm-up times the steps that are left, the
-    evaluations of held-out cells, and the calibration.
+    evaluations of held-out cells, and the calibration. A step's duration is measured over the whole loop, since a GPU
+    works on after a step was launched.
 
     Parameters
     ----------
@@ -51,21 +52,26 @@ class Forecast:
         self.seconds: float | None = None
         self.gigabytes: float | None = None
         self._calibration_seconds: float | None = None
-        self._steps = -WARMUP_STEPS
+        self._warmup = WARMUP_STEPS
+        self._first = 0  # step after which the measurement began, and its time
+        self._since = began
+        self._steps = 0  # measured since then
         self._measured = 0.0
         self._is_checked = False
 
-    def watch(self, seconds: float) -> None:
-        """Take note of a step and its duration; log an estimate when it is time."""
-        self._steps += 1
-        if self._steps <= 0:
+    def watch(self) -> None:
+        """Take note of a step that was just taken; log an estimate when it is time."""
+        if self._warmup > 0:
+            self._warmup -= 1
+            self._restart()
             return
-        self._measured += seconds
+        self._steps = self.trainer.step - self._first
+        self._measured = time.monotonic() - self._since - self._evaluated()
         if self.seconds is None:
             if self._steps >= FEWEST_STEPS and self._measured >= FEWEST_SECONDS and self.trainer.progress < 1:
                 self.seconds, self.gigabytes = self._estimate(), self._memory()
                 self._log(self.seconds)
-                self._steps, self._measured = 0, 0.0
+                self._restart()
         elif not self._is_checked and self.trainer.progress >= SECOND_SHARE and self._measured >= SECOND_SECONDS:
             self._is_checked = True
             again = self._estimate()
@@ -81,6 +87,19 @@ class Forecast:
         rate = self._rate if self._steps >= FEWEST_STEPS else trainer.seconds / trainer.step
         minutes = MARGIN * (rate * trainer.steps_in_all + (self._calibration_seconds or 0.0)) / 60
         return math.ceil(minutes) if minutes > 3 else math.ceil(10 * minutes) / 10
+
+    def _restart(self) -> None:
+        """Measure the steps from now on."""
+        self._first, self._since, self._steps, self._measured = self.trainer.step, time.monotonic(), 0, 0.0
+
+    def _evaluated(self) -> float:
+        """Return the seconds of the evaluations that followed measured steps, except the one just taken."""
+        validation = self.trainer.validation
+        if validation is None:
+            return 0.0
+        interval = validation.interval(self.trainer.batches.per_epoch)
+        times = (self.trainer.step - 1) // interval - (self._first - 1) // interval
+        return times * (validation.seconds or 0.0)
 
     @property
     def _rate(self) -> float:

@@ -139,7 +139,7 @@ class Trainer:
         log: Callable[[dict[str, Any]], object] = lambda record: None,
         save: Callable[[], object] = lambda: None,
         bar: bool = True,
-        watch: Callable[[float], object] = lambda seconds: None,
+        watch: Callable[[], object] = lambda: None,
     ) -> bool:
         """Train until the budget is spent, the held-out cells' loss no longer decreases, or the user interrupts.
 
@@ -153,7 +153,7 @@ class Trainer:
         bar
             Show a progress bar on stderr.
         watch
-            Called after every step with its duration in seconds.
+            Called after every step.
 
         Returns
         -------
@@ -175,7 +175,7 @@ class Trainer:
                 losses.append(self._update())
                 now = time.monotonic()
                 self.seconds += now - start
-                watch(now - start)
+                watch()
                 if now - logged > LOG_SECONDS or self.progress >= 1 or self._is_evaluated:
                     record = self._record(losses, now - logged)
                     if self._is_evaluated:
