@@ -85,7 +85,10 @@ class Forecast:
         if trainer.steps_in_all is None or trainer.step == 0:
             return None
         rate = self._rate if self._steps >= FEWEST_STEPS else trainer.seconds / trainer.step
-        minutes = MARGIN * (rate * trainer.steps_in_all + (self._calibration_seconds or 0.0)) / 60
+        calibration = self._calibration_seconds
+        if calibration is None:  # known in advance for a budget in minutes; no estimate needed it yet otherwise
+            calibration = 0.0 if trainer.budget.minutes is None else self.calibration()
+        minutes = MARGIN * (rate * trainer.steps_in_all + calibration) / 60
         return math.ceil(minutes) if minutes > 3 else math.ceil(10 * minutes) / 10
 
     def _restart(self) -> None:
