@@ -11,6 +11,7 @@ HELPERS = {
     "_cache",
     "_flags",
     "_log",
+    "_progress",
     "_version",
     "errors",
     "profiling",

@@ -60,7 +60,7 @@ def test_options_carry_the_arguments_names(command):
     """A flag is found by its argument, so the parameter of a click option has the argument's name."""
     arguments = set(inspect.signature(FUNCTIONS[command]).parameters)
     options = {parameter.name for parameter in cli.commands[command].params}
-    assert options - arguments <= {"data", "run", "out", "device"}
+    assert options - arguments <= {"data", "run", "out", "device", "settings", "threads", "quiet", "json"}
 
 
 def test_python_keeps_the_arguments(cells):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wbdit.crate import accelerate
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.generator import CellGenerator, load
+    from wbdit.training.config import Preset
     from wbdit.training.fit import fit
     from wbdit.whitebox.explain import explain
 
@@ -35,6 +36,7 @@ __all__ = [
     "DiT",
     "InputError",
     "NoiseSchedule",
+    "Preset",
     "WBDiT",
     "__version__",
     "accelerate",
@@ -54,6 +56,7 @@ _LATER = {
     "explain": "wbdit.whitebox.explain",
     "fit": "wbdit.training.fit",
     "load": "wbdit.generator",
+    "Preset": "wbdit.training.config",
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +22,9 @@ from wbdit.errors import InputError
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
 
 SEED = click.IntRange(0, 2**63 - 1)
+QUIET, JSON = "wbdit.quiet", "wbdit.json"  # keys of click's context
+
+logger = logging.getLogger("wbdit")
 
 
 def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,6 +39,47 @@ def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _set_threads(context: click.Context, option: click.Parameter, threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _set_quiet(context: click.Context, option: click.Parameter, quiet: bool) -> None:
+    context.meta[QUIET] = quiet
+    if quiet:
+        logger.setLevel(logging.WARNING)
+
+
+def _set_json(context: click.Context, option: click.Parameter, as_json: bool) -> None:
+    context.meta[JSON] = as_json
+
+
+def _output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --quiet and --json, which reach no command's arguments."""
+    quiet, as_json = "No progress, and only warnings on stderr.", "Print the result as one line of JSON on stdout."
+    command = click.option("--json", is_flag=True, expose_value=False, callback=_set_json, help=as_json)(command)
+    return click.option("--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help=quiet)(command)
+
+
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    expose_value=False,
+    callback=_set_threads,
+    help="CPU threads of PyTorch.  [default: one per core]",
+)
+
+
+def _shows_progress() -> bool:
+    return not click.get_current_context().meta[QUIET]
+
+
+def _wants_json() -> bool:
+    return click.get_current_context().meta[JSON]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,8 +109,15 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
 @click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; repeatable.")
 @click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of the preset, such as training.learning_rate=3e-4 or model.hidden_size=128; repeatable.",
+)
 @click.option("--minutes", type=float, help="Training time in minutes.")
-@click.option("--epochs", type=float, help="Passes over the cells.")
+@click.option("--epochs", type=float, help="Passes over the cells.  [default: 50 for small]")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--max-genes", type=int, help="Keep at most this many genes, the most variable.  [default: 2000]")
 @click.option("--genes", help="Genes to use: a boolean column of var, or a FILE.txt with one name per line.")
@@ -73,20 +126,45 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--validation", type=float, help="Share of the cells to hold out, such as 0.1; logs their loss.")
+@click.option(
+    "--early-stopping",
+    type=float,
+    metavar="PASSES",
+    help="End after this many passes without a lower loss of the held-out cells, and keep the best weights.",
+)
 @click.option("--resume", is_flag=True, help="Resume the run in --out, on the same cells.")
 @click.option("--tensorboard", type=FILE, help="Folder for TensorBoard logs.")
-def train(data: Path, out: Path, **options: Any) -> None:
+@_threads
+@_output_options
+def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train on the cells of DATA.h5ad. Ctrl-C stops early and saves the run."""
     from wbdit.data.expression import read_h5ad
     from wbdit.data.genes import read_gene_list
+    from wbdit.training.config import Preset
     from wbdit.training.fit import fit
+    from wbdit.training.settings import with_settings
 
+    if settings and options["resume"]:
+        raise InputError("a resumed run keeps its settings: give --set only for a new run")
+    chosen = with_settings(Preset.from_name(preset), settings) if settings else preset
     if (options["genes"] or "").endswith(".txt"):
         options["genes"] = read_gene_list(options["genes"])
-    generator = fit(read_h5ad(data), out=out, **options)
+    generator = fit(read_h5ad(data), out=out, preset=chosen, progress=_shows_progress(), **options)
     trained = generator.config.trained
     took = f"{trained.steps} steps in {trained.seconds:.0f} s"
-    _say(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
+    logger.info(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
+    if _wants_json():
+        _print_json(
+            run=str(out),
+            steps=trained.steps,
+            passes=trained.epochs,
+            seconds=trained.seconds,
+            total_seconds=trained.total_seconds,
+            loss=generator.history[-1]["loss"] if generator.history else None,
+            validation_loss=trained.validation_loss,
+            model_hash=generator.config.model_hash,
+        )
 
 
 @cli.command()
@@ -116,6 +194,8 @@ def train(data: Path, out: Path, **options: Any) -> None:
     "--batch-size", type=int, default=256, show_default=True, help="Cells per batch; does not change the cells."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@_threads
+@_output_options
 def generate(
     run: Path,
     out: Path,
@@ -133,6 +213,7 @@ def generate(
     from wbdit.generator import load
 
     check_writable(out)
+    began = time.monotonic()
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
     options |= {
@@ -140,10 +221,19 @@ def generate(
         "guidance": _parse_guidance(guidance),
         "toward": _parse_toward(toward),
     }
-    synthetic = generator.generate(like=cells, progress=True, **options)
+    synthetic = generator.generate(like=cells, progress=_shows_progress(), **options)
     write_h5ad(synthetic, out)
     space = describe(generator.preprocessor.space)
-    _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
+    logger.info(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
+    if _wants_json():
+        _print_json(
+            out=str(out),
+            cells=synthetic.n_obs,
+            genes=synthetic.n_vars,
+            seconds=round(time.monotonic() - began, 1),
+            seed=options["seed"],
+            model_hash=generator.config.model_hash,
+        )
 
 
 @cli.command()
@@ -162,6 +252,7 @@ def generate(
     "--bootstrap", type=int, default=200, show_default=True, help="Resamples for the 95 % intervals; 0 for none."
 )
 @click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
+@_output_options
 def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path, **options: Any) -> None:
     """Compare synthetic with held-out real cells.
 
@@ -175,12 +266,15 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     check_writable(out / "report.html")
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
-    result = judge.evaluate(*cells, train=trained_on, label=label, **options)
+    result = judge.evaluate(*cells, train=trained_on, label=label, progress=_shows_progress(), **options)
     facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
-    _say("drawing the report; on first use UMAP compiles itself, which takes half a minute")
+    logger.info("drawing the report; on first use UMAP compiles itself, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} compared with {real.stem}", facts=facts)
-    click.echo(result.table())
-    _say(f"open {out / 'report.html'}")
+    if _wants_json():
+        _print_json(out=str(out), **result.to_dict())
+    else:
+        click.echo(result.table())
+    logger.info(f"open {out / 'report.html'}")
 
 
 @cli.command()
@@ -347,10 +441,13 @@ class _StderrHandler(logging.Handler):
 
 
 def _log_to_stderr() -> None:
-    logger = logging.getLogger("wbdit")
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
-        logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO)
+
+
+def _print_json(**content: Any) -> None:
+    click.echo(json.dumps(content))
 
 
 def _say(line: str) -> None:

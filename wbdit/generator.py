@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
+from wbdit._progress import Show, progress_bar
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.likelihood import CountLikelihood
@@ -176,7 +177,8 @@ class CellGenerator:
                 "label combinations"
             )
         library = self._library(asked, seed)
-        x = self._sample(asked, library, sampling, seed, batch_size, progress)
+        with progress_bar("generating", progress) as show:
+            x = self._sample(asked, library, sampling, seed, batch_size, show)
         cells = self.preprocessor.decode(x, library)
         cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix)
         cells.uns |= self.preprocessor.annotations.uns()
@@ -193,7 +195,14 @@ class CellGenerator:
         }
         return cells
 
-    def sample(self, codes: np.ndarray, seed: int, calls: int | None = None, batch_size: int = 256) -> np.ndarray:
+    def sample(
+        self,
+        codes: np.ndarray,
+        seed: int,
+        calls: int | None = None,
+        batch_size: int = 256,
+        show: Show = lambda share, text: None,
+    ) -> np.ndarray:
         """Sample cells as an array, without labels and gene names.
 
         Parameters
@@ -202,6 +211,8 @@ class CellGenerator:
             Labels ``(n, C)`` int64.
         seed, calls, batch_size
             As in :meth:`generate`.
+        show
+            Called after each model call with the finished share of the work, from 0 to 1, and an empty text.
 
         Returns
         -------
@@ -216,7 +227,7 @@ class CellGenerator:
         """
         asked = GenerationRequest(codes, [1.0] * codes.shape[1])
         sampling = self._resolve_sampler(None, calls, None)
-        return self._sample(asked, self._library(asked, seed), sampling, seed, batch_size, False)
+        return self._sample(asked, self._library(asked, seed), sampling, seed, batch_size, show)
 
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
@@ -277,23 +288,22 @@ class CellGenerator:
         sampling: Sampling,
         seed: int,
         batch_size: int,
-        progress: bool,
+        show: Show,
     ) -> np.ndarray:
         """Sample the requested cells batch by batch and return the input of `Preprocessor.decode`, ``(cells, G)``."""
         path = samplers.timesteps(self.schedule, sampling.calls, sampling.spacing, stop=self.model.stop)
         n, graph = len(asked.codes), CUDAGraphModel(self.model)
         starts = range(0, n, batch_size)
-        layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
-        total = len(starts) * len(path)
-        with tqdm(total=total, desc="generating", bar_format=layout, disable=not progress) as bar:
+        calls = count(1)
 
-            def batch(start: int) -> np.ndarray:
-                rows = np.arange(start, min(start + batch_size, n))
-                return self._sample_batch(
-                    graph, rows, asked, library[rows], sampling.sampler, path, seed, lambda *step: bar.update()
-                )
+        def batch(start: int) -> np.ndarray:
+            rows = np.arange(start, min(start + batch_size, n))
+            return self._sample_batch(
+                *(graph, rows, asked, library[rows], sampling.sampler, path, seed),
+                lambda *step: show(next(calls) / (len(starts) * len(path)), ""),
+            )
 
-            return np.concatenate([batch(start) for start in starts])
+        return np.concatenate([batch(start) for start in starts])
 
     @torch.no_grad()
     def _sample_batch(
@@ -339,7 +349,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     run
         Folder written by ``wbdit train``, :func:`fit` or :meth:`CellGenerator.save`.
     device
-        "auto", "cpu" or "cuda".
+        "auto", "cpu", "cuda", or "cuda:1" for the second GPU.
 
     Raises
     ------
@@ -404,6 +414,11 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"unknown `device` {name!r}: choose auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"wbdit does not run on `device` {name!r}: choose auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError('no CUDA device is available: choose `device="cpu"` or "auto"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise InputError(f"there is no `device` {name!r}: the CUDA devices are numbered from cuda:0 to cuda:{last}")
     return device

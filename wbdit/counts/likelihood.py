@@ -75,8 +75,13 @@ class CountLikelihood(nn.Module):
         self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
 
     def bin_of(self, counts: np.ndarray) -> np.ndarray:
-        """Return the levels ``(n, G)`` uint8 of the training cells' counts ``(n, G)``."""
-        return CountBins(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+        """Return the levels ``(n, G)`` uint8 of counts ``(n, G)``.
+
+        Other cells than the training cells may have counts above a gene's highest level. They get this level, since the
+        likelihood of the count itself is zero.
+        """
+        levels = CountBins(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+        return np.minimum(levels, (self.n_levels.cpu().numpy() - 1).astype(np.uint8))
 
     @property
     def middle(self) -> Tensor:

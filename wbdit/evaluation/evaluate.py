@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import anndata as ad
-from tqdm import tqdm
 
+from wbdit._progress import progress_bar
 from wbdit._version import installed_version
 from wbdit.data.matrix import Source
 from wbdit.data.space import Space
@@ -301,18 +301,10 @@ def _type_scores(runs: list[SeedRun], seeds: tuple[int, ...], with_intervals: bo
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that announces the next stage and counts the previous one as done."""
-    with tqdm(total=total, desc="evaluate", unit="stage", file=sys.stderr, disable=not show) as bar:
-        done = -1
-
-        def announce(stage: str) -> None:
-            nonlocal done
-            done += 1
-            bar.n = done
-            bar.set_description(f"evaluate, {stage}")
-
-        yield announce
-        bar.n = total
-        bar.set_description("evaluate, done")
+    with progress_bar("evaluating", show) as bar:
+        done = count()
+        yield lambda stage: bar(next(done) / total, stage)
+        bar(1.0, "done")
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:

@@ -22,6 +22,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
+from wbdit._progress import Show, progress_bar
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.normalize import log_library_sizes
 from wbdit.data.sources import TrainingData
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
+BATCH = 256  # cells per batch
 PROBE = 64  # cells generated to measure the speed
 FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
@@ -40,7 +42,7 @@ SEED = 0x5370726561640000  # of the cells generated here; far from the seeds tha
 Array = np.ndarray[Any, Any]
 
 
-def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, Tensor]:
+def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool = False) -> dict[str, Tensor]:
     """Scale the initial noise of a generator so that its cells have the spread of the training cells.
 
     Parameters
@@ -49,6 +51,8 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
         Generator with a trained model; the model's `noise_axes` and `noise_factors` are set in place.
     data
         Training cells.
+    progress
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -70,24 +74,35 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
     axes = eigsh(one.T @ one, k, v0=np.ones(genes, np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
-    for turn in range(ROUNDS):
-        codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
-        counts = generator.sample(codes, SEED + turn).astype(np.float32)
-        made = within_labels(TrainingData(data.preprocessor, counts, codes))
-        ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
-        model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
+    with progress_bar("calibrating", progress) as show:
+        for turn in range(ROUNDS):
+            codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
+            counts = generator.sample(codes, SEED + turn, batch_size=BATCH, show=_part_of(show, turn)).astype(
+                np.float32
+            )
+            made = within_labels(TrainingData(data.preprocessor, counts, codes))
+            ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
+            model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
 
 
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
-    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells."""
+    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells.
+
+    One batch has the size of the calibration's, so that the process takes as much memory as the calibration.
+    """
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
+    generator.sample(np.resize(data.codes, (BATCH, data.codes.shape[1])), seed=0, calls=1)  # may compile kernels
     few = data.codes[:PROBE]
-    generator.sample(few, seed=0, calls=1)  # the first call may compile kernels
     start = time.monotonic()
     generator.sample(few, seed=0)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
+
+
+def calibration_bytes(data: TrainingData) -> int:
+    """Return the memory of :func:`calibrate_noise` beyond that of sampling: the residuals of all cells."""
+    return data.matrix.nbytes
 
 
 def within_labels(data: TrainingData) -> Array:
@@ -107,6 +122,11 @@ def within_labels(data: TrainingData) -> Array:
             line = np.linalg.lstsq(known, values[mine], rcond=None)[0]
             beyond.append((values[mine] - known @ line) * np.sqrt(n / (n - 2)).astype(values.dtype))
     return np.concatenate(beyond)
+
+
+def _part_of(show: Show, turn: int) -> Show:
+    """Return a function that shows the progress of one round as a part of all rounds."""
+    return lambda share, text: show((turn + share) / ROUNDS, text)
 
 
 def _width(places: Array) -> Array:
