@@ -294,7 +294,7 @@ def _count_rescale(
             total += tl.load(expected_ptr + block * cells + cell, mask=there & (block < blocks), other=0.0)
     library = tl.load(library_ptr + cell, mask=there, other=1.0)
     log_scale = tl.load(log_scale_ptr + cell, mask=there, other=0.0)
-    tl.store(log_scale_ptr + cell, log_scale + tl.log(library / total), mask=there)
+    tl.store(log_scale_ptr + cell, log_scale + tl.log(library / tl.where(there, total, 1.0)), mask=there)
 
 
 @triton.jit

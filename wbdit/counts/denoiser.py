@@ -221,8 +221,8 @@ class CountDenoiser(nn.Module):
         known = self.likelihood
         # bf16 keeps 8 bits: too few for the sum of a cell's expected counts to match its library size
         with torch.autocast(x.device.type, enabled=False):
-            ratio = known.log_ratio(log_rate, dispersion, t)
-            return ops.count_draw(x[:, 0], *ratio, *self._tables(t), known.lowest, known.highest, u, library)
+            given = x[:, 0], *known.log_ratio(log_rate, dispersion, t), *self._tables(t), known.lowest, known.highest
+            return ops.count_draw(*(*given, u, library))
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
