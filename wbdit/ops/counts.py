@@ -163,7 +163,7 @@ def count_draw(
 
     Examples
     --------
-    >>> u, zero, one, ten = torch.tensor([[0.1, 0.9]]), torch.zeros(1, 2), torch.ones(1), torch.tensor([10.0])
+    >>> u, zero, one, ten = torch.tensor([[0.1, 0.8]]), torch.zeros(1, 2), torch.ones(1), torch.tensor([10.0])
     >>> base, counts, n_levels = torch.zeros(2, 3), torch.arange(3.0), torch.tensor([3, 3])
     >>> edges = torch.arange(3, dtype=torch.int32)
     >>> tables = one, ten, base, base, base, counts, n_levels, edges, edges
