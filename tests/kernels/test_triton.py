@@ -31,7 +31,10 @@ def run(*arguments, **environment):
 
 
 # the interpreter is slow: `make test` runs a test per kernel, `make test-triton` runs all
-SOME = "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or draws_its_noise or its_parts"
+SOME = (
+    "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or test_count_draw[ or "
+    "draws_its_noise or its_parts"
+)
 
 
 @pytest.mark.parametrize("chosen", [SOME, pytest.param("test", marks=pytest.mark.slow)], ids=["some", "all"])
