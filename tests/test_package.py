@@ -125,7 +125,8 @@ sys.addaudithook(guard)
 import numpy as np, torch, wbdit
 from wbdit.ops import build, cpu
 
-cells = wbdit.datasets.blood_cells()[:120].copy()
+cells = wbdit.datasets.blood_cells()
+cells = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])][::2].copy()
 generator = wbdit.fit(cells, label="bulk_labels", steps=4, precision="fp32", progress=False)
 synthetic = generator.generate(40, like=cells, calls=4)
 np.savez(sys.argv[1], counts=synthetic.X.toarray(), noise=wbdit.ops.normal(7, torch.arange(5), 1, 64).numpy())
@@ -169,7 +170,8 @@ def fresh(tmp_path_factory):
 
 
 def install(environment, *arguments):
-    pip = [environment / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+    # isolated (-I): PYTHONPATH may name a checkout, which pip would take for an installed wbdit
+    pip = [environment / "bin" / "python", "-I", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
     subprocess.run([*pip, *arguments], check=True)
 
 
