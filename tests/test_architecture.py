@@ -20,6 +20,7 @@ GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "checkpoi
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
+    "system": {"ops"},
     "schedule": {"ops"},
     "nn": {"schedule", "ops"},
     "samplers": {"schedule", "ops"},

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import tomllib
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,9 +11,9 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from helpers import exit_code, make_cells
+from helpers import ROOT, exit_code, make_cells
 
-from wbdit import ops
+from wbdit import ops, system
 from wbdit.evaluation import distances
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.ops import triton as engine
@@ -182,6 +183,58 @@ def test_info(wbdit):
     assert "wbdit" in out
     assert "mssa" in out
     assert "csrc (" in out or "cannot be built" in out
+    for said in ("system: ", "cpu kernels: ", "cuda: ", "triton: ", *(f"  {extra} " for extra in system.EXTRAS)):
+        assert said in out
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "support"),
+    [
+        ("Darwin", "arm64", "compiled on first use"),
+        ("Linux", "aarch64", "compiled on first use"),
+        ("Linux", "x86_64", "prebuilt in this system's wheel"),
+        ("Windows", "AMD64", "ops run on the PyTorch reference"),
+        ("FreeBSD", "amd64", "unknown to wbdit"),
+    ],
+)
+def test_info_of_another_system(wbdit, monkeypatch, name, machine, support):
+    there = {"system": lambda: name, "machine": lambda: machine, "python_version": lambda: "3.11"}
+    monkeypatch.setattr(system, "platform", SimpleNamespace(**there))
+    code, out, _ = wbdit("info")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("system: ")]
+    assert line.startswith(f"system: {name} {machine}. ")
+    assert support in line
+    assert ("need Linux" in out) == (name != "Linux")
+
+
+@pytest.mark.parametrize(("name", "fix"), [("Linux", "sudo apt-get install g++"), ("Darwin", "xcode-select --install")])
+def test_info_without_a_compiler(wbdit, monkeypatch, name, fix):
+    monkeypatch.setattr(system.cpu, "cpu_level", lambda: "none")
+    monkeypatch.setattr(system.build, "available", lambda: False)
+    monkeypatch.setattr(system.build, "status", lambda: "not in use, no C++ compiler")
+    monkeypatch.setitem(ops.serving.__globals__["_available"], "csrc", lambda: False)
+    monkeypatch.setattr(system.platform, "system", lambda: name)
+    _, out, _ = wbdit("info")
+    assert f"cpu kernels: not in use, no C++ compiler. To get one: {fix}" in out
+    assert "mssa                    reference (no CPU kernels, see above)" in out
+
+
+def test_info_of_missing_packages(wbdit, monkeypatch):
+    """A package that is missing, or too old, is named with the command that installs it."""
+    versions = {"jinja2": system.MISSING, "matplotlib": "1.0", "tensorboard": system.MISSING}
+    monkeypatch.setattr(system, "installed_version", lambda name: versions.get(name.lower(), "99.0"))
+    _, out, _ = wbdit("info")
+    assert re.search(r"  report +missing: matplotlib>=\S+, not 1\.0, jinja2 \(.*: pip install 'wbdit\[report\]'", out)
+    assert re.search(r"  tensorboard +missing: tensorboard \(.*: pip install 'wbdit\[tensorboard\]'", out)
+    assert re.search(r"  trace +installed", out)
+
+
+def test_info_knows_every_extra():
+    """All extras are described, apart from those for developers and the one that takes all."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras) - {"peers", "test", "bench", "docs", "all"} == set(system.EXTRAS)
+    assert extras["all"] == [f"wbdit[{','.join(system.EXTRAS)}]"]
 
 
 def test_info_says_what_is_forced(wbdit, monkeypatch):

@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 GUIDE = pytest.param("docs/guide.md", marks=pytest.mark.slow)  # trains twice
 
 
-@pytest.mark.parametrize("page", ["README.md", GUIDE, "docs/other-code.md"])
+@pytest.mark.parametrize("page", ["README.md", GUIDE, "docs/other-code.md", "docs/profiling.md"])
 def test_snippets_run(page, folder):
     """In their order, in one namespace, as a reader would run them."""
     assert snippets(page)

@@ -306,10 +306,10 @@ def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str
 
 @cli.command()
 def build() -> None:
-    """Compile the CPU kernels ahead of time.
+    """Compile the CPU kernels ahead of time, unless the installed wheel brings them.
 
     This is for images and clusters: otherwise the first use compiles them. Both write to WBDIT_CACHE, or else to wbdit
-    in the user's cache folder. Prints the path of the compiled library.
+    in the user's cache folder. Prints the path of the library.
     """
     from wbdit.ops import build as builder
 
@@ -321,44 +321,13 @@ def build() -> None:
 
 @cli.command()
 def info() -> None:
-    """Print versions, devices, and the backend of each op."""
-    import torch
+    """Print what works on this machine: versions, kernels, optional packages, and the backend of each op.
 
-    from wbdit import ops
-    from wbdit.ops import build as builder
-    from wbdit.ops import cpu
+    For each part that is missing, it prints the command that installs it.
+    """
+    from wbdit.system import describe
 
-    cpu.cpu_level()  # build the kernels first, so that the list shows the backends that ops will use
-    click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        click.echo(f"cuda: {torch.cuda.get_device_name()}")
-        devices.append("cuda")
-    else:
-        click.echo("cuda: no device")
-    click.echo(f"cpu kernels: {builder.status()}")
-    for device in devices:
-        for op, backend in ops.serving(device).items():
-            click.echo(f"  {device:4}  {op:22}  {backend}{_why(device, backend)}")
-
-
-def _why(device: str, backend: str) -> str:
-    """Return the reason why `backend` serves the ops on `device`, for display."""
-    from wbdit import ops
-    from wbdit.ops import build as builder
-    from wbdit.ops import cpu, triton
-
-    if backend == "csrc":
-        return f" ({cpu.cpu_level()})"
-    if backend == "triton":
-        return f" ({triton.version()})"
-    if ops.active_backend() == "reference":
-        return " (forced by WBDIT_BACKEND)"
-    if device == "cpu" and not builder.available():
-        return " (the kernels cannot be built, see above)"
-    if device == "cuda" and not triton.available():
-        return ' (no triton here: pip install "wbdit[gpu]")'
-    return " (no kernel for this device)" if backend == "reference" else ""
+    click.echo(describe())
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
