@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "generator": GENERATOR,
     "whitebox": GENERATOR | {"generator"},
     "training": GENERATOR | {"generator", "whitebox"},
+    "augmentation": GENERATOR | {"generator", "training"},
     "evaluation": {"data"},
     "report": {"evaluation", "whitebox", "data"},
 }

@@ -20,7 +20,9 @@ from wbdit.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from wbdit import datasets
+    from wbdit.augmentation import augment
     from wbdit.crate import accelerate
+    from wbdit.data.split import split
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.generator import CellGenerator, load
     from wbdit.training.fit import fit
@@ -34,6 +36,7 @@ __all__ = [
     "WBDiT",
     "__version__",
     "accelerate",
+    "augment",
     "backend",
     "datasets",
     "evaluate",
@@ -41,15 +44,18 @@ __all__ = [
     "fit",
     "load",
     "samplers",
+    "split",
 ]
 
 _LATER = {
     "accelerate": "wbdit.crate",
+    "augment": "wbdit.augmentation",
     "CellGenerator": "wbdit.generator",
     "evaluate": "wbdit.evaluation.evaluate",
     "explain": "wbdit.whitebox.explain",
     "fit": "wbdit.training.fit",
     "load": "wbdit.generator",
+    "split": "wbdit.data.split",
 }
 
 
