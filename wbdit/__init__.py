@@ -19,11 +19,12 @@ from wbdit.ops import backend
 from wbdit.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
-    from wbdit import datasets
+    from wbdit import datasets, pl
     from wbdit.augmentation import augment
     from wbdit.crate import accelerate
     from wbdit.data.split import split
     from wbdit.evaluation.evaluate import evaluate
+    from wbdit.example_run import example
     from wbdit.generator import CellGenerator, load
     from wbdit.training.fit import fit
     from wbdit.whitebox.explain import explain
@@ -40,9 +41,11 @@ __all__ = [
     "backend",
     "datasets",
     "evaluate",
+    "example",
     "explain",
     "fit",
     "load",
+    "pl",
     "samplers",
     "split",
 ]
@@ -52,6 +55,7 @@ _LATER = {
     "augment": "wbdit.augmentation",
     "CellGenerator": "wbdit.generator",
     "evaluate": "wbdit.evaluation.evaluate",
+    "example": "wbdit.example_run",
     "explain": "wbdit.whitebox.explain",
     "fit": "wbdit.training.fit",
     "load": "wbdit.generator",
@@ -61,8 +65,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     # anndata takes a second to import, which someone who wants the denoiser alone should not wait for
-    if name == "datasets":
-        return import_module("wbdit.datasets")
+    if name in ("datasets", "pl"):
+        return import_module(f"wbdit.{name}")
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'wbdit' has no attribute {name!r}")

@@ -85,7 +85,7 @@ def augment(
     preprocessor = generator.preprocessor
     place = preprocessor.labels.position(label)
     real = _real(adata, preprocessor)
-    asked = {
+    asked: dict[str | tuple[str, ...], int] = {
         tuple(name if column == place else OPEN for column in range(len(preprocessor.labels.columns))): n
         for name, n in missing.items()
     }
