@@ -44,9 +44,8 @@ def test_examples_run(name, generator, tmp_path, monkeypatch):
         names["cells"] = wbdit.datasets.blood_cells()
     if not name.endswith("distances"):  # a thousand trees take a quarter of a minute
         monkeypatch.setattr(distances, "forest_votes", functools.partial(distances.forest_votes, n_trees=25))
-    monkeypatch.setattr(
-        pl, "umap_layout", lambda components: components[:, :2]
-    )  # UMAP compiles itself for half a minute
+    # UMAP compiles itself for half a minute
+    monkeypatch.setattr(pl, "umap_layout", lambda components: components[:, :2])
     report = doctest.testmod(
         module, extraglobs=names, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
     )

@@ -167,7 +167,9 @@ def generate(
     show_default=True,
     help="Fewest cells per label.",
 )
-@click.option("--run", "generator", type=FILE, help="RUN folder to generate with. Without it, a generator is trained.")
+@click.option(
+    "--run", "generator", type=FILE, help="RUN folder to generate with. Without it, a generator is trained first."
+)
 @click.option("--minutes", type=float, help="Training time in minutes, without --run.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")

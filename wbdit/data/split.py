@@ -69,10 +69,10 @@ def split(
     >>> cells.obs["donor"] = [f"P{i % 7}" for i in range(cells.n_obs)]
     >>> train, heldout = wbdit.split(cells, donor="donor")
     >>> heldout.obs["donor"].unique().tolist()
-    ['P5']
+    ['P1']
     >>> train, heldout = wbdit.split(cells, label=["bulk_labels", "donor"], hold_out="Dendritic/P2")
     >>> heldout.n_obs
-    34
+    32
     """
     columns = [label] if isinstance(label, str) else list(label or ())
     for column in [*columns, *([donor] if donor is not None else [])]:

@@ -23,8 +23,7 @@ def example(n: int = 1000, seed: int = 0) -> ad.AnnData:
     n
         Number of cells. Their cell types have the proportions of the training cells.
     seed
-        Random seed. The same seed gives the same cells, and the first of 1,000 cells are not those of 100: their cell
-        types differ.
+        Random seed. The same seed and `n` give the same cells.
 
     Returns
     -------
