@@ -13,7 +13,7 @@ CELLS = two_columns(60)[:47].copy()  # 16 B, 16 NK, 15 T/reg
 
 @pytest.fixture(scope="module")
 def generator():
-    return wbdit.fit(CELLS, label=["condition", "type"], steps=2, max_genes=20, progress=False)
+    return wbdit.fit(CELLS[:, :20], label=["condition", "type"], steps=2, progress=False)  # 20 of the 30 genes
 
 
 def test_rare_labels_are_filled_up(generator, log):
@@ -85,3 +85,11 @@ def test_augmented_cells_are_refused(generator):
     both = wbdit.augment(CELLS, label="type", min_cells=17, generator=generator)
     with pytest.raises(InputError, match="obs has a column 'synthetic' already"):
         wbdit.augment(both, label="type", min_cells=20, generator=generator)
+
+
+def test_the_command_trains_if_it_has_no_run(tmp_path):
+    CELLS.write_h5ad(tmp_path / "data.h5ad")
+    arguments = ("--label", "type", "--min", 16, "--minutes", 0.0001, "--out", tmp_path / "both.h5ad")
+    assert exit_code("augment", tmp_path / "data.h5ad", *arguments) == 0
+    both = ad.read_h5ad(tmp_path / "both.h5ad")
+    assert both.obs.loc[both.obs["synthetic"], "type"].tolist() == ["T/reg"]

@@ -134,6 +134,22 @@ def test_mistakes(plot, words):
         plot()
 
 
+def test_a_column_that_one_set_lacks():
+    cells = REAL_CELLS.copy()
+    cells.obs["stage"] = "one"
+    with pytest.raises(InputError, match="no column 'stage' in obs of the synthetic cells"):
+        pl.umap(cells, SYNTHETIC_CELLS, color="stage")
+
+
+def test_scaled_values_have_violins_only():
+    cells = REAL_CELLS.copy()
+    cells.X = cells.X.toarray() - 0.5 - cells.X.toarray().mean(0)
+    with pytest.raises(InputError, match="scaled values do not show"):
+        pl.genes(cells, cells, "gene-1", label="type")
+    (axes,) = pl.genes(cells, cells, "gene-1", label="type", kind="violins")
+    assert axes.get_ylim()[0] < 0
+
+
 def test_matplotlib_may_be_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(InputError, match="needs matplotlib"):

@@ -134,8 +134,8 @@ def genes(
     Raises
     ------
     InputError
-        If the cells cannot be compared, a gene or the label column is missing, `kind` is unknown, the number of axes
-        is wrong, or matplotlib is not installed.
+        If the cells cannot be compared, a gene or the label column is missing, `kind` is unknown or "dots" for scaled
+        values, the number of axes is wrong, or matplotlib is not installed.
 
     Examples
     --------
@@ -151,6 +151,10 @@ def genes(
         raise InputError(f"no `kind` {kind!r}: choose dots or violins")
     sets = {"real": real, "synthetic": synthetic}
     aligned = align(sets, label=_label(synthetic) if label is None else label, n_genes=sys.maxsize)
+    if aligned.space == "scaled" and kind == "dots":
+        raise InputError(
+            'scaled values do not show which cells express a gene: choose `kind="violins"`, or give counts'
+        )
     values = _of_genes(aligned, sets, names)
     labels = {name: _labels_or_one(cells) for name, cells in aligned.sets.items()}
     groups = _order(labels["real"], labels["synthetic"])
@@ -246,7 +250,9 @@ def _shades(sets: dict[str, ad.AnnData], color: str) -> pd.Categorical | np.ndar
     if not any(color in cells.obs.columns for cells in sets.values()):
         values = _of_genes(align(sets, label=None, n_genes=sys.maxsize), sets, [color])
         return np.concatenate([values[name][:, 0] for name, *_ in SETS])
-    for cells in sets.values():
+    for name, cells in sets.items():
+        if color not in cells.obs.columns:
+            raise InputError(f"no column {color!r} in obs of the {name} cells")
         check_labels(cells, color)
     both = pd.concat([cells.obs[color] for cells in sets.values()], ignore_index=True)
     if pd.api.types.is_numeric_dtype(both) and not pd.api.types.is_bool_dtype(both):
