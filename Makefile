@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized lint docs bench bench-gate bench-chart peers wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized lint docs bench bench-gate bench-chart peers example-run wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -62,6 +62,10 @@ bench-chart: $(VENV)/installed
 # every generator on the same cells, hours: make peers DATA="a.h5ad b.h5ad:cell_type,condition"; see bench/README.md
 peers: $(VENV)/installed-peers
 	$(BIN)/python -m bench.quality.peers $(DATA) $(PEERS)
+
+# the run that wbdit.example generates from, in wbdit/example_run; a few minutes
+example-run: $(VENV)/installed
+	$(BIN)/python -m bench.example_run
 
 # two wheels in dist/: one for any platform, one for this platform with the CPU kernels compiled inside. auditwheel names the
 # oldest Linux that the second one runs on; PyTorch's libraries stay outside.

@@ -285,6 +285,31 @@ def test_precision(folder, wbdit, tmp_path, precision):
     assert json.loads((run / "config.json").read_text())["training"]["precision"] == precision
 
 
+def test_split(folder, wbdit, tmp_path):
+    train, test = tmp_path / "new" / "train.h5ad", tmp_path / "heldout.h5ad"
+    code, out, err = wbdit("split", folder / "data.h5ad", "--train", train, "--test", test, "--label", "type")
+    assert code == 0, err
+    assert out == ""
+    assert err == f"{train}: 96 cells to train on; {test}: 24 held-out cells\n"
+    assert ad.read_h5ad(train).obs["type"].value_counts().to_dict() == {"B": 32, "NK": 32, "T": 32}
+    assert ad.read_h5ad(test).n_obs == 24
+
+
+def test_split_writes_both_files_or_none(folder, tmp_path, monkeypatch):
+    written = []
+
+    def fail_at_the_second(cells, path, **options):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", fail_at_the_second)
+    code = exit_code("split", folder / "data.h5ad", "--train", tmp_path / "a.h5ad", "--test", tmp_path / "b.h5ad")
+    assert code == 2
+    assert len(written) == 2
+    assert not list(tmp_path.iterdir())
+
+
 # mistakes
 
 
@@ -325,6 +350,20 @@ def test_precision(folder, wbdit, tmp_path, precision):
         (["generate", "run", "--n", "1", "--out", "x.h5ad", "--device", "mps"], "does not run on --device 'mps'"),
         (["train", "data.h5ad", "--out", "new", "--resume"], "no such run"),
         (["train", "data.h5ad", "--out", "data.h5ad/run", "--steps", "1"], "cannot write"),
+        (["split", "data.h5ad", "--train", "a.h5ad"], "Missing option '--test'"),
+        (["split", "none.h5ad", "--train", "a.h5ad", "--test", "b.h5ad"], "no such file"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "./a.h5ad"], "three different files"),
+        (["split", "data.h5ad", "--train", "data.h5ad", "--test", "b.h5ad"], "three different files"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "run"], "is a folder"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "b.h5ad", "--donor", "x"], "the columns are: type"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "b.h5ad", "--share", "2"], "between 0 and 1"),
+        (
+            ["augment", "data.h5ad", "--label", "type", "--run", "run", "--min", "9", "--out", "x.h5ad"],
+            "nothing to add",
+        ),
+        (["augment", "data.h5ad", "--label", "type", "--run", "new", "--out", "x.h5ad"], "no such run"),
+        (["augment", "data.h5ad", "--label", "x", "--out", "x.h5ad"], "the columns are: type"),
+        (["augment", "data.h5ad", "--label", "type", "--out", "run"], "is a folder"),
         (["generate", "new", "--n", "1", "--out", "x.h5ad"], "no such run"),
         (["generate", "run", "--out", "x.h5ad"], "how many cells"),
         (["generate", "run", "--n", "0", "--out", "x.h5ad"], "at least one"),

@@ -48,7 +48,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_everything(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     expected = {"wbdit/__init__.py", "wbdit/ops/reference.py", "wbdit/kernels/__init__.py", "wbdit/csrc/README.md"}
-    assert expected | {"wbdit/report/templates/report.html.j2", "wbdit/py.typed"} <= set(names)
+    expected |= {"wbdit/report/templates/report.html.j2", "wbdit/py.typed"}
+    expected |= {f"wbdit/example_run/{name}" for name in ("README.md", "config.json", "model.safetensors")}
+    assert expected <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wbdit"}
     assert wheel.name.endswith("-py3-none-any.whl")
