@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wbdit._io import write_atomically
+from wbdit.data.covariates import Covariates
 from wbdit.data.labels import Labels
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
@@ -24,6 +25,7 @@ PREPROCESSOR_FACTS = ("space", "values", "genes", "scale")
 PREPROCESSOR_ARRAYS = ("center", "smallest", "library")
 LABEL_FACTS = ("columns", "categories")
 LABEL_ARRAYS = ("combinations", "sizes")
+COVARIATE_ARRAYS = ("center", "scale", "values")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -83,8 +85,12 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
 def write_preprocessor(run: Path, preprocessor: Preprocessor) -> None:
     """Write ``preprocessor.json`` and ``preprocessor.safetensors``."""
     facts = _take(preprocessor, PREPROCESSOR_FACTS) | {"labels": _take(preprocessor.labels, LABEL_FACTS)}
-    write_json(run / "preprocessor.json", facts)
     arrays = _take(preprocessor, PREPROCESSOR_ARRAYS) | _take(preprocessor.labels, LABEL_ARRAYS)
+    covariates = preprocessor.covariates
+    if covariates.columns:
+        facts["continuous"] = covariates.columns
+        arrays |= {f"continuous.{name}": array for name, array in _take(covariates, COVARIATE_ARRAYS).items()}
+    write_json(run / "preprocessor.json", facts)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     write_tensors(run / "preprocessor.safetensors", tensors)
 
@@ -100,7 +106,9 @@ def read_preprocessor(run: Path) -> Preprocessor:
     facts = read_json(run / "preprocessor.json")
     kept = facts | {name: array.numpy() for name, array in read_tensors(run / "preprocessor.safetensors").items()}
     kept |= kept.pop("labels", {})
-    needed = (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS)
+    columns = tuple(kept.get("continuous", ()))  # runs of earlier versions have none
+    of_covariates = [f"continuous.{name}" for name in COVARIATE_ARRAYS] if columns else []
+    needed = (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS, *of_covariates)
     lacking = [name for name in needed if name not in kept]
     if lacking:
         raise InputError(f"the preprocessor in {run} lacks {lacking[0]!r}: is the run complete?")
@@ -108,7 +116,8 @@ def read_preprocessor(run: Path) -> Preprocessor:
         tuple(kept["columns"]), tuple(map(tuple, kept["categories"])), **{name: kept[name] for name in LABEL_ARRAYS}
     )
     own = {name: kept[name] for name in (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS)}
-    return Preprocessor(**{**own, "genes": tuple(own["genes"])}, labels=labels)
+    covariates = Covariates(columns, *(kept[name] for name in of_covariates))
+    return Preprocessor(**{**own, "genes": tuple(own["genes"])}, labels=labels, covariates=covariates)
 
 
 def read_config(run: Path) -> RunConfig:

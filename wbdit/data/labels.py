@@ -118,10 +118,21 @@ class Labels:
 
     def codes_like(self, codes: np.ndarray, n: int) -> np.ndarray:
         """Return the labels ``(n, C)`` of `n` cells, in the proportions of cells with labels ``(cells, C)``."""
-        _, first, sizes = np.unique(self._keys(codes), return_index=True, return_counts=True)
-        return codes[first][apportion(sizes, n)]
+        return codes[self.rows_like(codes, n)]
 
-    def codes_from_counts(self, counts: Mapping[str | tuple[str, ...], int]) -> np.ndarray:
+    def rows_like(self, codes: np.ndarray, n: int) -> np.ndarray:
+        """Return `n` rows of labels ``(cells, C)``, sorted by combination and in the cells' proportions.
+
+        The rows of each combination are evenly spaced among the cells that have it.
+        """
+        _, which, sizes = np.unique(self._keys(codes), return_inverse=True, return_counts=True)
+        groups = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
+        wanted = np.bincount(apportion(sizes, n), minlength=len(sizes))
+        return np.concatenate(
+            [rows[np.arange(k) * len(rows) // k] for rows, k in zip(groups, wanted, strict=True) if k]
+        )
+
+    def codes_from_counts(self, counts: Mapping[str | tuple[str, ...], int], *, keep_open: bool = False) -> np.ndarray:
         """Return the labels ``(cells, C)`` int64 of given numbers of cells per combination.
 
         Parameters
@@ -130,6 +141,8 @@ class Labels:
             Number of cells per label. With several columns, a key names one label per column, in order: ``"NK/stim"``
             or ``("NK", "stim")``. ``"*"`` stands for any label, in the proportions of the training cells that match the
             other columns.
+        keep_open
+            Return -1 for ``"*"``, for labels that are drawn later.
 
         Raises
         ------
@@ -138,7 +151,18 @@ class Labels:
         """
         if not self.columns:
             raise InputError("this run was trained without labels: give only a number of cells")
-        return np.concatenate([self._fitting(name, n) for name, n in counts.items()])
+        return np.concatenate([self._fitting(name, n, keep_open) for name, n in counts.items()])
+
+    def matches(self, codes: np.ndarray, name: str | tuple[str, ...]) -> np.ndarray:
+        """Return which labels ``(cells, C)`` a name with or without ``"*"`` stands for, ``(cells,)`` bool.
+
+        Raises
+        ------
+        InputError
+            If the name is ambiguous or unknown.
+        """
+        wanted = self._read(name)
+        return ((wanted < 0) | (codes == wanted)).all(1)
 
     def replace(self, codes: np.ndarray, toward: Mapping[str, str]) -> np.ndarray:
         """Return the labels ``(cells, C)`` with the labels of some columns replaced.
@@ -206,7 +230,7 @@ class Labels:
         known = ", ".join(self.categories[column])
         return InputError(f"unknown label {label!r} in {self.columns[column]!r}; the run's labels are: {known}")
 
-    def _fitting(self, name: str | tuple[str, ...], n: int) -> np.ndarray:
+    def _fitting(self, name: str | tuple[str, ...], n: int, keep_open: bool) -> np.ndarray:
         """Return the labels ``(n, C)`` of `n` cells that match a name."""
         wanted = self._read(name)
         if (wanted >= 0).all():
@@ -214,6 +238,8 @@ class Labels:
         fits = ((wanted < 0) | (self.combinations == wanted)).all(1)
         if not fits.any():
             raise InputError(f"no training cell is {name!r}, so {OPEN} has no match: name a label in each column")
+        if keep_open:
+            return np.tile(wanted, (n, 1))
         return self.combinations[fits][apportion(self.sizes[fits], n)]
 
     def _read(self, name: str | tuple[str, ...]) -> np.ndarray:

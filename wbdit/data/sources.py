@@ -23,11 +23,14 @@ class TrainingData:
         Expression of the preprocessor's genes, in the cells' own space, ``(n, G)`` fp32.
     codes
         Labels ``(n, C)`` int64, see :class:`wbdit.data.labels.Labels`.
+    covariates
+        Covariates ``(n, K)`` fp64 in the cells' own units, see :class:`wbdit.data.covariates.Covariates`.
     """
 
     preprocessor: Preprocessor
     matrix: np.ndarray
     codes: np.ndarray
+    covariates: np.ndarray
 
     @classmethod
     def fit(
@@ -35,15 +38,16 @@ class TrainingData:
         adata: ad.AnnData,
         *,
         label: str | Sequence[str] | None = None,
+        continuous: str | Sequence[str] | None = None,
         max_genes: int = 2000,
         lognorm: bool = False,
         centered: bool = True,
     ) -> TrainingData:
         """Fit a preprocessor and apply it; arguments and errors as in :meth:`Preprocessor.fit_matrix`."""
         preprocessor, matrix = Preprocessor.fit_matrix(
-            adata, label=label, max_genes=max_genes, lognorm=lognorm, centered=centered
+            adata, label=label, continuous=continuous, max_genes=max_genes, lognorm=lognorm, centered=centered
         )
-        return cls(preprocessor, matrix, preprocessor.labels.codes(adata))
+        return cls(preprocessor, matrix, preprocessor.labels.codes(adata), preprocessor.covariates.read(adata))
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, adata: ad.AnnData) -> TrainingData:
@@ -52,9 +56,10 @@ class TrainingData:
         Raises
         ------
         InputError
-            If genes or labels are missing, or the cells are in another expression space.
+            If genes, labels or covariates are missing, or the cells are in another expression space.
         """
-        return cls(preprocessor, preprocessor.matrix(adata), preprocessor.labels.codes(adata))
+        matrix, covariates = preprocessor.matrix(adata), preprocessor.covariates.read(adata)
+        return cls(preprocessor, matrix, preprocessor.labels.codes(adata), covariates)
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -69,6 +74,12 @@ class TrainingData:
         """The model's input, ``(n, G)`` fp32."""
         return self.preprocessor.scaled(self.matrix)
 
+    @property
+    def scaled_covariates(self) -> np.ndarray | None:
+        """The model's input for covariates, ``(n, K)`` fp32; None for a run without."""
+        covariates = self.preprocessor.covariates
+        return covariates.encode(self.covariates) if covariates.columns else None
+
     def take(self, rows: np.ndarray) -> TrainingData:
         """Return the cells at the given rows."""
-        return TrainingData(self.preprocessor, self.matrix[rows], self.codes[rows])
+        return TrainingData(self.preprocessor, self.matrix[rows], self.codes[rows], self.covariates[rows])

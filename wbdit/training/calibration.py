@@ -8,13 +8,15 @@ section 4) scale their sampler's fresh noise for the same reason, by one tuned n
 measured.
 
 Spread is the distance between the 16th and 84th percentiles of log counts within labels, after regression on the
-library size. Percentiles ignore a few outliers, which have other causes. The directions come from one half of the
-training cells and the spread from the other half, because principal components overfit the cells that they come from.
+library size and on the trends of the covariates. Percentiles ignore a few outliers, which have other causes. The
+directions come from one half of the training cells and the spread from the other half, because principal components
+overfit the cells that they come from.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from wbdit.counts.denoiser import CountDenoiser
+from wbdit.counts.trend import spline_basis
 from wbdit.data.normalize import log_library_sizes
 from wbdit.data.sources import TrainingData
 
@@ -71,9 +74,9 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
     for turn in range(ROUNDS):
-        codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
-        counts = generator.sample(codes, SEED + turn).astype(np.float32)
-        made = within_labels(TrainingData(data.preprocessor, counts, codes))
+        like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
+        counts = generator.sample(like.codes, SEED + turn, covariates=like.covariates).astype(np.float32)
+        made = within_labels(replace(like, matrix=counts))
         ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
         model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
@@ -83,30 +86,42 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells."""
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
-    few = data.codes[:PROBE]
-    generator.sample(few, seed=0, calls=1)  # the first call may compile kernels
+    few, covariates = data.codes[:PROBE], data.covariates[:PROBE]
+    generator.sample(few, seed=0, calls=1, covariates=covariates)  # the first call may compile kernels
     start = time.monotonic()
-    generator.sample(few, seed=0)
+    generator.sample(few, seed=0, covariates=covariates)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
 
 
 def within_labels(data: TrainingData) -> Array:
-    """Return the residuals of the cells' values after regression on labels and library size, ``(cells, G)`` fp32.
+    """Return the residuals of the cells' values after regression on labels, library size and covariates.
 
-    Each combination of labels has its own linear fit on the logarithm of the library size. Combinations with fewer than
-    :data:`FEWEST_OF_LABEL` cells are left out.
+    Each combination of labels has its own linear fit on the logarithm of the library size and on the spline bases of
+    the covariates. Combinations with fewer than :data:`FEWEST_OF_LABEL` cells are left out.
+
+    Returns
+    -------
+    ``(cells, G)`` fp32.
     """
-    values, log_library = data.values, log_library_sizes(data.matrix)
+    values, log_library, trends = data.values, log_library_sizes(data.matrix), _trends(data)
     combination = data.preprocessor.labels.combination_index(data.codes)
     beyond = [np.empty((0, values.shape[1]), values.dtype)]
     for label in np.unique(combination):
         mine = combination == label
         n = np.count_nonzero(mine)
         if n >= FEWEST_OF_LABEL:
-            known = np.stack([np.ones(n, values.dtype), log_library[mine]], axis=1)
+            known = np.stack([np.ones(n, values.dtype), log_library[mine], *trends[:, mine]], axis=1)
             line = np.linalg.lstsq(known, values[mine], rcond=None)[0]
-            beyond.append((values[mine] - known @ line) * np.sqrt(n / (n - 2)).astype(values.dtype))
+            free = max(n - known.shape[1], 1)
+            beyond.append((values[mine] - known @ line) * np.sqrt(n / free).astype(values.dtype))
     return np.concatenate(beyond)
+
+
+def _trends(data: TrainingData) -> Array:
+    """Return the spline basis of each covariate without its constant, ``(functions, cells)`` fp32."""
+    scaled = data.scaled_covariates
+    bases = [] if scaled is None else [spline_basis(x)[:, 1:].T for x in scaled.T.astype(np.float64)]
+    return np.concatenate([np.empty((0, len(data)), np.float32), *bases]).astype(np.float32)
 
 
 def _width(places: Array) -> Array:

@@ -39,6 +39,7 @@ def fit(
     adata: ad.AnnData,
     *,
     label: str | Sequence[str] | None = None,
+    continuous: str | Sequence[str] | None = None,
     preset: str = "small",
     minutes: float | None = None,
     epochs: float | None = None,
@@ -62,6 +63,9 @@ def fit(
         Cells by genes. Raw counts in ``X`` (or ``layers["counts"]``) are best; log-normalized and scaled values work.
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
+    continuous
+        Numeric column of ``obs`` to condition on, such as age, dose or pseudotime, or several. The model takes values
+        in standard deviations from the mean: give doses that span decades as logarithms.
     preset
         "small" (two cores, minutes), "base" (one GPU), "paper" (as published) or "dit" (the black-box control).
     minutes, epochs, steps
@@ -115,7 +119,9 @@ def fit(
     else:
         if folder is not None and (folder / CONFIG).exists():
             raise InputError(f"{folder} already holds a run: resume it (--resume) or choose another folder")
-        run = TrainingRun.start(adata, label, find_preset(preset), preset, budget, max_genes, seed, where, precision)
+        run = TrainingRun.start(
+            adata, label, continuous, find_preset(preset), preset, budget, max_genes, seed, where, precision
+        )
     with tensorboard_writer(tensorboard) as write:
         generator = run.train(folder, write, progress)
     if not run.finished:
@@ -166,6 +172,7 @@ class TrainingRun:
         cls,
         adata: ad.AnnData,
         label: str | Sequence[str] | None,
+        continuous: str | Sequence[str] | None,
         preset: Preset,
         name: str,
         budget: Budget | None,
@@ -179,13 +186,15 @@ class TrainingRun:
         if max_genes is not None and max_genes < 1:
             raise InputError(f"at least one gene must be kept, not {max_genes}")
         genes = preset.max_genes if max_genes is None else max_genes
-        data = TrainingData.fit(adata, label=label, max_genes=genes, lognorm=preset.lognorm, centered=preset.centered)
-        labels, genes = data.preprocessor.labels, len(data.preprocessor.genes)
+        chosen = {"label": label, "continuous": continuous, "max_genes": genes}
+        data = TrainingData.fit(adata, **chosen, lognorm=preset.lognorm, centered=preset.centered)  # type: ignore[arg-type]
+        labels, covariates, genes = data.preprocessor.labels, data.preprocessor.covariates, len(data.preprocessor.genes)
+        of_covariates = {"n_covariates": len(covariates.columns)} if covariates.columns else {}
         config = RunConfig(
             preset=name,
             seed=seed,
             denoiser=preset.denoiser,
-            model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes},
+            model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes, **of_covariates},
             schedule={"noise_steps": 1000, "kind": preset.schedule},
             training=asdict(replace(preset.training, precision=precision)),
             budget=asdict(budget or preset.budget),
@@ -193,9 +202,12 @@ class TrainingRun:
         )
         model = make_model(config)
         if isinstance(model, CountDenoiser):
-            model.init_from_data(data.matrix, data.codes, data.preprocessor.center, data.preprocessor.scale)
+            model.init_from_data(
+                *(data.matrix, data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
+            )
         run = cls(model.to(device), data, config)
-        logger.info(f"{len(data)} cells, {genes} genes, {labels.summary()} on {device}, {precision}")
+        conditions = f"{labels.summary()}{covariates.summary()}"
+        logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
         return run
 
     @classmethod
