@@ -153,6 +153,9 @@ def guidance_weights(labels: Labels, covariates: Covariates, guidance: float | M
     for column, weight in by_column.items():
         if not math.isfinite(weight):
             raise InputError(f"a guidance weight must be a finite number, not {weight}")
+        if covariates.columns and column not in columns:
+            known = ", ".join(columns)
+            raise InputError(f"{column!r} is no label or continuous column of this run, which has: {known}")
         position = columns.index(column) if column in covariates.columns else labels.position(column)
         weights[position] = float(weight)
     return weights

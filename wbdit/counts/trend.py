@@ -24,7 +24,7 @@ class Spline(NamedTuple):
     def fit(cls, x: np.ndarray) -> Spline:
         """Place the knots at quantiles of values ``(n,)`` and standardize the basis over them.
 
-        Values with fewer distinct levels than knots, such as a few doses, give a straight line.
+        Values with few distinct levels, such as doses, get only as many functions as these levels determine.
         """
         levels = np.unique(x)
         knots = np.quantile(x, np.linspace(0.05, 0.95, KNOTS))
