@@ -12,6 +12,7 @@ from helpers import SMALL, batch, exit_code, make_cells, stirred
 import wbdit
 from wbdit import InputError, WBDiT
 from wbdit.samplers import GuidedModel
+from wbdit.whitebox.explain import conditioning_of
 
 QUICK = {"calls": 2, "seed": 3}
 
@@ -75,6 +76,7 @@ def test_what_is_not_requested_is_drawn_from_training_cells(generator):
     assert set(zip(obs["type"], obs["time"], obs["dose"], strict=True)) <= known
     at_dose = generator.generate(60, at={"dose": 2}, **QUICK).obs
     assert (at_dose["dose"] == 2).all()
+    assert at_dose["type"].value_counts().min() > 10  # all cells of a dose are equally near
     assert at_dose["time"].isin(CELLS.obs["time"]).all()
 
 
@@ -163,6 +165,15 @@ def test_a_run_is_saved_and_loaded(generator, tmp_path):
     how = {"n": 6, "at": {"time": [0.1, 0.9]}, **QUICK}
     assert same(wbdit.load(tmp_path / "run").generate(**how), generator.generate(**how))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["n_covariates"] == 2
+
+
+def test_explain_conditions_on_covariates(generator):
+    given = [conditioning_of(generator, CELLS[:4])]
+    other = CELLS[:4].copy()
+    other.obs["time"] += 0.3
+    given.append(conditioning_of(generator, other))
+    assert given[0].shape == (4, generator.denoiser.hidden_size)
+    assert ((given[1] - given[0]).norm(dim=1) > 1e-3).all()
 
 
 def test_a_run_without_labels_is_resumed(tmp_path):

@@ -54,8 +54,8 @@ class TrainingDraws:
             with its first label.
         at
             Covariates ``(n, K)``; NaN to draw. If any are given, cells are drawn from the training cells nearest to
-            them, :data:`NEAREST_SHARE` of those that have the labels, but at least :data:`NEAREST`. Distances are
-            Euclidean in units of each column's standard deviation.
+            them, :data:`NEAREST_SHARE` of those that have the labels, but at least :data:`NEAREST`, and all that are as
+            near as the last of these. Distances are Euclidean in units of each column's standard deviation.
         u
             Uniform numbers ``(n,)`` in (0, 1): the quantile of the cell's library size among those it is drawn from.
             Library sizes are interpolated between training cells; labels and covariates are those of the cell whose
@@ -71,12 +71,11 @@ class TrainingDraws:
             pool = pool[np.argsort(self.library[pool], kind="stable")]
             drawn.library[same] = np.quantile(self.library[pool], u[same])
             source = pool[np.rint(u[same] * (len(pool) - 1)).astype(int)]
-            for kept, own in (
-                (drawn.codes, self.labels.combinations[self.combination[source]]),
-                (drawn.covariates, self.covariates.values[source] if self.covariates.columns else at[same]),
-            ):
-                open_ = kept[same] < 0 if kept is drawn.codes else np.isnan(kept[same])
-                kept[same] = np.where(open_, own, kept[same])
+            drawn.codes[same] = np.where(
+                codes[same] < 0, self.labels.combinations[self.combination[source]], codes[same]
+            )
+            if self.covariates.columns:
+                drawn.covariates[same] = np.where(np.isnan(at[same]), self.covariates.values[source], at[same])
         return drawn
 
     def _with_labels(self, wanted: np.ndarray) -> np.ndarray:
@@ -93,4 +92,5 @@ class TrainingDraws:
         if not given.any() or n >= len(pool):
             return pool
         away = (self.covariates.values[pool][:, given] - point[given]) / self.covariates.scale[given]
-        return pool[np.argsort((away**2).sum(1), kind="stable")[:n]]
+        squared = (away**2).sum(1)
+        return pool[squared <= np.partition(squared, n - 1)[n - 1]]
