@@ -56,6 +56,7 @@ def launches(
     present = torch.full((genes,), min(10, levels), dtype=torch.int32, device=device)  # average levels per gene
     tables = (alpha, alpha, table, table, table, wide(levels), present)
     target = torch.zeros(batch, genes, dtype=torch.uint8, device=device)
+    edges = torch.arange(levels, dtype=torch.int32, device=device)
     scalars = (1.0, -0.5, 0.25, 2.0, 0.1, None, 7, 3)
     step = {"eta": 0.1, "lam": 0.1, "eps": 1e-6}
 
@@ -85,6 +86,7 @@ def launches(
         "count_mean": op("count_mean", values, values, values, *tables),
         "count_nll": op("count_nll", values, values, values, *tables, target),
         "count_nll_backward": op("count_nll_backward", values, values, values, values, *tables, target),
+        "count_draw": op("count_draw", values, values, values, *tables, edges, edges, values, alpha, 4),
     }
 
 

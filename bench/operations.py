@@ -12,6 +12,8 @@ from configs import Config
 from torch import Tensor
 
 from wbdit import ops
+from wbdit.ops import reference
+from wbdit.ops.counts import INPUTS
 
 ETA = LAM = 0.1
 Values = dict[str, Tensor]
@@ -71,6 +73,20 @@ class Draw:
             **{name: self.normal(genes, levels) - 0.1 * counts for name in ("log_base0", "log_base1")},
             **{"values": values, "counts": counts, "n_levels": n_levels, "target": target},
         }
+
+    def draws(self) -> Values:
+        """Return inputs of the draw, with u in the middle of the most probable level, far from the next count."""
+        values = {name: v for name, v in self.counts().items() if name != "target"}
+        edges, library = values["counts"].int(), 0.5 + self.normal(self.config.batch).sigmoid()
+        library = library * self.config.model["input_size"]  # about one count per gene
+        given = [values[name] for name in INPUTS]
+        log_ratio = values.pop("log_odds")
+        _, log_scale = reference.count_draw(*given, edges, edges, log_ratio, library, rounds=4)
+        given[1] = torch.nn.functional.logsigmoid(log_ratio + log_scale[:, None])
+        p = reference.count_logits(*given)[0].softmax(-1)
+        mass, level = p.max(-1, keepdim=True)
+        u = (p.cumsum(-1).gather(-1, level) - mass / 2)[..., 0]
+        return {**values, "log_ratio": log_ratio, "lowest": edges, "highest": edges, "u": u, "library": library}
 
     def sparse_coding(self) -> Values:
         """Return tokens whose step is not close to the threshold, where the last bit decides between two gradients."""
@@ -228,6 +244,13 @@ OPERATIONS = _by_name(
             lambda **v: ops.count_nll(**v),
             precisions=("fp32",),
             fixed=("x", "alpha", "sigma", "values", "counts"),
+        ),
+        Operation(
+            "count_draw",
+            lambda n: n.draws(),
+            lambda **v: ops.count_draw(**v),
+            precisions=("fp32",),
+            gradient=False,
         ),
         Operation(
             "normal",

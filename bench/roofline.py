@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent / "gpu"))
 H100 = (3.0e12, 800e12)  # bytes and bf16 FLOPs per second
 FP32 = 4
 LEVELS = 10  # count levels per gene, on average
+ROUNDS = 4  # passes of count_draw before the draw
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def costs(s: Shape, low: int = 2) -> dict[str, Cost]:
         "normal": Cost(cells * FP32),
         "count_mean": Cost(cells * 4 * FP32 + 3 * s.genes * LEVELS * FP32),
         "count_nll": Cost(cells * (4 * FP32 + 1) + 3 * s.genes * LEVELS * FP32),
+        "count_draw": Cost((ROUNDS + 1) * (cells + s.genes * LEVELS) * 3 * FP32 + cells * 2 * FP32),
         "count_nll_backward": Cost(cells * (6 * FP32 + 1) + 3 * s.genes * LEVELS * FP32),
     }
 

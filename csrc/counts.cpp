@@ -1,4 +1,5 @@
-// count_mean, count_nll and its gradient: counts at a few levels per gene, given the noised value of the same gene.
+// count_mean, count_nll and its gradient, count_draw: counts at a few levels per gene, given the noised value of the
+// same gene.
 //
 // A softmax over the levels of logit_l = (1 - w) b0_l + w b1_l + log_odds c_l - ((x - alpha v_l) / sigma)^2 / 2. It
 // takes some 25 operations per cell, gene and level, and reads 12 bytes per cell and gene. Eager PyTorch writes every
@@ -9,14 +10,17 @@
 namespace wbdit {
 
 struct Counts {
-  Rows x, log_odds, mixture, dnll;              // (B, G)
+  Rows x, log_odds, mixture, dnll, u;           // (B, G); count_draw gets ln(mean / size) as log_odds
   const float *alpha, *sigma;                   // (B,)
   const float *log_base0, *log_base1, *values;  // (G, L)
   const float* counts;                          // (L,)
   const int32_t* n_levels;                      // (G,)
   const uint8_t* target;                        // (B, G)
-  Rows out, dmixture;              // (B, G): the mean, the NLL or the gradient of log_odds; the gradient of the mixture
+  const float* log_scale;                       // (B,): logarithms of the cells' factors
+  const int32_t *lowest, *highest;              // (L,)
+  Rows out, dmixture;  // (B, G): mean, NLL, int32 counts or gradient of log_odds; the gradient of the mixture
   float *dlog_base0, *dlog_base1;  // (G, L)
+  float* expected;                 // (blocks of genes, whole strips of cells): sums of expected counts
   int64_t cells, genes, levels;
 };
 
@@ -102,6 +106,33 @@ void count_nll_backward(Tensor dnll, Tensor x, Tensor log_odds, Tensor mixture, 
   each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_nll_backward(c, gene, scratch)); });
 }
 
+// Each round sums expected counts per block of genes, then over blocks: a cell's sum is the same in any batch.
+void count_draw(Tensor x, Tensor log_ratio, Tensor mixture, Tensor alpha, Tensor sigma, Tensor log_base0,
+                Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor lowest, Tensor highest,
+                Tensor u, Tensor library, Tensor drawn, Tensor log_scale, int64_t rounds) {
+  Counts c = given(x, log_ratio, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels);
+  const float* size = dense<float>(library, ScalarType::Float, c.cells);
+  float* scale = static_cast<float*>(log_scale.mutable_data_ptr());
+  std::fill_n(scale, c.cells, 0.f);
+  c.u = cells_of(u, c.cells, c.genes);
+  c.lowest = dense<int32_t>(lowest, ScalarType::Int, c.levels);
+  c.highest = dense<int32_t>(highest, ScalarType::Int, c.levels);
+  c.out = {drawn.mutable_data_ptr(), drawn.stride(0)};
+  c.log_scale = scale;
+  const int64_t blocks = (c.genes + widest - 1) / widest, padded = (c.cells + strip - 1) / strip * strip;
+  std::vector<float> expected(blocks * padded);
+  for (int64_t round = 0; round < rounds; ++round) {
+    std::fill(expected.begin(), expected.end(), 0.f);
+    c.expected = expected.data();
+    each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_expect(c, gene, scratch)); });
+    std::vector<double> total(c.cells);
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t cell = 0; cell < c.cells; ++cell) total[cell] += expected[block * padded + cell];
+    for (int64_t cell = 0; cell < c.cells; ++cell) scale[cell] += std::log(size[cell] / total[cell]);
+  }
+  each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_draw(c, gene, scratch)); });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
@@ -115,12 +146,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
       "count_nll_backward(Tensor dnll, Tensor x, Tensor log_odds, Tensor mixture, Tensor alpha, Tensor sigma, "
       "Tensor log_base0, Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor target, "
       "Tensor(a!) dlog_odds, Tensor(b!) dmixture, Tensor(c!) dlog_base0, Tensor(d!) dlog_base1) -> ()");
+  m.def(
+      "count_draw(Tensor x, Tensor log_ratio, Tensor mixture, Tensor alpha, Tensor sigma, Tensor log_base0, "
+      "Tensor log_base1, Tensor values, Tensor counts, Tensor n_levels, Tensor lowest, Tensor highest, Tensor u, "
+      "Tensor library, Tensor(a!) drawn, Tensor(b!) log_scale, int rounds) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wbdit_csrc, CPU, m) {
   m.impl("count_mean", TORCH_BOX(&count_mean));
   m.impl("count_nll", TORCH_BOX(&count_nll));
   m.impl("count_nll_backward", TORCH_BOX(&count_nll_backward));
+  m.impl("count_draw", TORCH_BOX(&count_draw));
 }
 
 }  // namespace wbdit

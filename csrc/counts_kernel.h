@@ -118,22 +118,25 @@ static inline I is(const float* targets, int64_t l) {
 }
 
 // Call run(gene, strip, row of the gene in it) for each gene of a block, strip by strip, and after(strip) at the end of
-// each strip. Scratch rows 0 to 4 hold x, log_odds, mixture, dnll and target, transposed; 8 and 9 are free.
+// each strip. Scratch rows 0 to 4 hold x, log_odds, mixture, dnll or u, and target, transposed. For count_draw, row 9
+// holds the logarithms of the cells' factors. 8 and otherwise 9 are free.
 template <class Run, class After>
 static inline void each_gene(const Counts& c, int64_t block, Scratch& scratch, Run&& run, After&& after) {
   float *x = scratch.row(0), *log_odds = scratch.row(1), *mixture = scratch.row(2), *dnll = scratch.row(3),
-        *target = scratch.row(4), *alpha = scratch.row(5), *inverse = scratch.row(6), *slope = scratch.row(7);
+        *target = scratch.row(4), *alpha = scratch.row(5), *inverse = scratch.row(6), *slope = scratch.row(7),
+        *log_scale = scratch.row(9);
   for (int64_t first = block; first < std::min(c.genes, block + widest); first += VL)
     for (int64_t cell = 0; cell < c.cells; cell += strip) {
       const Strip s{cell, std::min(strip, c.cells - cell), first, std::min<int64_t>(VL, c.genes - first)};
       s.read(c.x, x);
       s.read(c.log_odds, log_odds);
       s.read(c.mixture, mixture);
-      if (c.dnll) s.read(c.dnll, dnll);
+      if (c.dnll || c.u) s.read(c.dnll ? c.dnll : c.u, dnll);
       if (c.target) s.read([&](int64_t row) { return c.target + row * c.genes; }, target);
       for (int64_t i = 0; i < s.whole(); ++i) {
         alpha[i] = i < s.cells ? c.alpha[cell + i] : 0;
         inverse[i] = i < s.cells ? 0.70710678118654752f / c.sigma[cell + i] : 0;  // sqrt(1/2) / sigma
+        if (c.log_scale) log_scale[i] = i < s.cells ? c.log_scale[cell + i] + 0 * (alpha[i] + inverse[i]) : 0;
       }
       for (int64_t i = 0; i < s.genes; ++i) {
         const int64_t at = (first + i) * c.levels, size = std::min<int64_t>(c.n_levels[first + i], c.levels);
@@ -242,4 +245,94 @@ static void count_nll_backward(const Counts& c, int64_t block, Scratch& scratch)
         s.write(dlog_odds, c.out);
         s.write(dmixture, c.dmixture);
       });
+}
+
+// ln(1 / (1 + exp(-x))). The relative error is small, because counts of millions multiply the result: for e below 1,
+// ln(1 + e) = 2 artanh(e / (2 + e)). The first omitted term of the series of artanh is 4e-9 of it.
+static inline V log_sigmoid(V x) {
+  const V e = exp2(max(x, -x) * -log2e), s = e / (2 + e), q = s * s;
+  V series = q * (1 / 15.f) + 1 / 13.f;
+  series = series * q + 1 / 11.f;
+  series = series * q + 1 / 9.f;
+  series = series * q + 1 / 7.f;
+  series = series * q + 1 / 5.f;
+  series = series * q + 1 / 3.f;
+  series = series * q + 1;
+  return (x > 0 ? V{} : x) - 2 * s * series;
+}
+
+// Replace a gene's log ratios in scratch memory by natural parameters, with each cell's factor applied.
+static inline void scale_odds(const Strip& s, Scratch& scratch, int64_t gene) {
+  float *log_odds = scratch.row(1) + gene * strip, *log_scale = scratch.row(9);
+  for (int64_t cell = 0; cell < s.whole(); cell += VL)
+    store(log_odds + cell, log_sigmoid(load(log_odds + cell) + load(log_scale + cell)));
+}
+
+// Add the expected counts of a block of genes to the block's sums.
+static void count_expect(const Counts& c, int64_t block, Scratch& scratch) {
+  float* logits = scratch.row(8);
+  float* expected = c.expected + block / widest * ((c.cells + strip - 1) / strip * strip);
+  each_gene(
+      c, block, scratch,
+      [&](const Gene& g, const Strip& s, int64_t i) {
+        scale_odds(s, scratch, i);
+        for (int64_t cell = 0; cell < s.whole(); cell += unit) {
+          Cells cells;
+          V mean[vectors_per_step] = {};
+          cells.weigh(g, cell, logits, [](int64_t, int, V) INLINE {});
+          cells.exponentiate(g, logits, [&](int64_t l, int j, V e) INLINE { mean[j] += e * g.counts[l]; });
+          for (int j = 0; j < vectors_per_step; ++j) {
+            float* to = expected + s.cell + cell + j * VL;
+            store(to, load(to) + mean[j] / cells.sum[j] + cells.nan_guard(g, j));
+          }
+        }
+      },
+      [](const Strip&) {});
+}
+
+// The counts at the positions `share`, 0 to 1, within bins; a NaN gives the lowest count.
+static inline void place(const Counts& c, const float* share, const int32_t* level, float* to) {
+  int32_t counts[VL];
+  for (int lane = 0; lane < VL; ++lane) {
+    const int32_t first = c.lowest[level[lane]], range = c.highest[level[lane]] - first;
+    const float last = static_cast<float>(range), inside = share[lane] * (last + 1);
+    counts[lane] = first + (inside >= last ? range : inside > 0 ? static_cast<int32_t>(inside) : 0);
+  }
+  std::memcpy(to, counts, sizeof counts);
+}
+
+// A level is drawn where the sum of exponentials reaches u times the total. Both sums have the same order, so u = 1
+// reaches the total exactly.
+static void count_draw(const Counts& c, int64_t block, Scratch& scratch) {
+  float *logits = scratch.row(8), *out = scratch.row(0);
+  const float* u = scratch.row(3);
+  each_gene(
+      c, block, scratch,
+      [&](const Gene& g, const Strip& s, int64_t i) {
+        scale_odds(s, scratch, i);
+        for (int64_t cell = 0; cell < s.whole(); cell += unit) {
+          Cells cells;
+          cells.weigh(g, cell, logits, [](int64_t, int, V) INLINE {});
+          cells.exponentiate(g, logits, [](int64_t, int, V) INLINE {});
+          for (int j = 0; j < vectors_per_step; ++j) {
+            const V reach = load(u + i * strip + cell + j * VL) * cells.sum[j] + cells.nan_guard(g, j);
+            V mass = load(logits + j * VL), below = mass, until = below;
+            I level = {};
+            for (int64_t l = 1; l < g.size; ++l) {
+              const V e = load(logits + l * unit + j * VL);
+              const I further = below < reach;
+              below += e;
+              mass = further ? e : mass;
+              until = further ? below : until;
+              level = further ? I{} + static_cast<int32_t>(l) : level;
+            }
+            float share[VL];
+            int32_t levels[VL];
+            store(share, 1 - (until - reach) / mass);
+            std::memcpy(levels, &level, sizeof level);
+            place(c, share, levels, out + i * strip + cell + j * VL);
+          }
+        }
+      },
+      [&](const Strip& s) { s.write(out, c.out); });
 }

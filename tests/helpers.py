@@ -1,5 +1,9 @@
 """Shared helpers: synthetic cells, small models with nonzero weights, the published model, the command line."""
 
+import os
+import signal
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -8,7 +12,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+import wbdit
 from wbdit import DiT, WBDiT, cli
+from wbdit.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "data" / "paper_small.safetensors"
@@ -65,6 +71,33 @@ def exit_code(*arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.run([str(argument) for argument in arguments])
     return exit_.value.code
+
+
+def tiny_preset(name="small", **training):
+    """Return a preset with one narrow block, and some settings of the training changed."""
+    preset = wbdit.Preset.from_name(name)
+    model = {**preset.model, "hidden_size": 16, "depth": 1, "num_heads": 2}
+    return replace(preset, model=model, training=replace(preset.training, **training))
+
+
+@contextmanager
+def interrupt_at(step):
+    """Interrupt trainings during a step by SIGINT, even if the shell that runs the tests ignores that signal."""
+    update = Trainer._update
+
+    def pressed(trainer):
+        if trainer.step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(trainer)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_update", pressed)
+            yield
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def two_columns(n=120):

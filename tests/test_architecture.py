@@ -6,7 +6,16 @@ from pathlib import Path
 
 from helpers import ROOT
 
-HELPERS = {"_io", "_cache", "_version", "errors", "profiling"}  # lowest layer; they may import one another
+HELPERS = {
+    "_io",
+    "_cache",
+    "_flags",
+    "_log",
+    "_progress",
+    "_version",
+    "errors",
+    "profiling",
+}  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "checkpoint", "data", "run_config"}
 MAY_IMPORT = {
     "kernels": set(),

@@ -1,8 +1,10 @@
 """The commands as a new user runs them: their files, their output, and one line for every mistake."""
 
 import json
+import logging
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -14,6 +16,8 @@ from wbdit import ops
 from wbdit.evaluation import distances
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.ops import triton as engine
+
+NARROW = ("--set", "model.hidden_size=32", "--set", "model.depth=1")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,63 @@ def test_train_says_what_it_found(folder, wbdit, tmp_path):
     assert code == 0
     assert "X is raw counts" in err
     assert "120 cells, 30 genes, 3 labels" in err
-    assert "100%" in err
+    assert "training for 2 passes over the cells in 2 steps of 64 cells" in err
+    assert "training 100%, step 2" in err
+    assert "\r" not in err  # no bars where stderr is no terminal
+
+
+def test_train_with_settings(folder, wbdit, tmp_path):
+    settings = ("--set", "training.learning_rate=3e-4", "--set", "model.hidden_size=32", "--set", "model.depth=1")
+    held_out = ("--validation", 0.2, "--early-stopping", 5)
+    run = tmp_path / "run"
+    assert wbdit("train", folder / "data.h5ad", "--steps", 2, "--out", run, *settings, *held_out)[0] == 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["preset"] == "custom"
+    assert (config["model"]["hidden_size"], config["model"]["depth"]) == (32, 1)
+    assert config["training"]["learning_rate"] == 3e-4
+    assert config["trained"]["validation_loss"] > 0
+
+
+def test_quiet_and_json(folder, wbdit, tmp_path):
+    """Nothing but one JSON object on stdout, and with --quiet nothing on stderr."""
+    out, run, level = tmp_path / "cells.h5ad", tmp_path / "run", logging.getLogger("wbdit").level
+    code, said, err = wbdit("train", folder / "data.h5ad", "--steps", 2, "--out", run, "--json", "--quiet", *NARROW)
+    assert (code, err) == (0, "")
+    found = json.loads(said)
+    config = json.loads((run / "config.json").read_text())
+    assert found.keys() >= {"seconds", "total_seconds", "validation_loss"}
+    assert (found["run"], found["steps"], found["passes"]) == (str(run), 2, 2.0)
+    assert found["model_hash"] == config["model_hash"]
+    assert found["loss"] == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+    code, said, err = wbdit("generate", run, "--n", 3, "--calls", 2, "--out", out, "--json")
+    assert "generating 100%" in err
+    assert json.loads(said) == {
+        **{"out": str(out), "cells": 3, "genes": 30, "seed": 0, "model_hash": config["model_hash"]},
+        "seconds": json.loads(said)["seconds"],
+    }
+    code, said, err = wbdit("generate", run, "--n", 3, "--calls", 2, "--out", out, "--quiet")
+    assert (code, said, err) == (0, "", "")
+    assert level == logging.INFO
+
+
+def test_evaluate_as_json(folder, wbdit, tmp_path, monkeypatch):
+    result = SimpleNamespace(to_dict=lambda: {"metrics": {"w1": {"value": 1.5}}})
+    monkeypatch.setattr("wbdit.evaluation.evaluate.evaluate", lambda *cells, **options: result)
+    monkeypatch.setattr("wbdit.report.evaluation.write_report", lambda *given, **options: None)
+    data, out = folder / "data.h5ad", tmp_path / "report"
+    code, said, err = wbdit("evaluate", data, data, "--out", out, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(said) == {"out": str(out), "metrics": {"w1": {"value": 1.5}}}
+
+
+def test_threads(folder, wbdit, tmp_path):
+    before = torch.get_num_threads()
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", seen.append)
+        wbdit("generate", folder / "run", "--n", 2, "--calls", 1, "--threads", 3, "--out", tmp_path / "cells.h5ad")
+    assert seen == [3]
+    assert torch.get_num_threads() == before
 
 
 def test_resume(folder, wbdit, tmp_path):
@@ -186,11 +246,30 @@ def test_precision(folder, wbdit, tmp_path, precision):
         (["train", "none.h5ad", "--out", "new"], "no such file"),
         (["train", "data.h5ad", "--out", "new", "--label", "cell_type"], "the columns are: type"),
         (["train", "data.h5ad", "--out", "new", "--preset", "huge"], "small"),
-        (["train", "data.h5ad", "--out", "new", "--precision", "fp8"], "no precision 'fp8'.*auto, fp32, bf16"),
+        (["train", "data.h5ad", "--out", "new", "--precision", "fp8"], "unknown --precision 'fp8'.*auto, fp32, bf16"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "-1"], "must be positive"),
         (["train", "data.h5ad", "--out", "new", "--seed", "-1"], "not in the range"),
         (["train", "data.h5ad", "--out", "new", "--minutes", "1", "--steps", "1"], "one of"),
         (["train", "data.h5ad", "--out", "run", "--steps", "1"], "already holds a run"),
+        (
+            ["train", "none.h5ad", "--out", "new", "--set", "training.lr=1"],
+            "'training.lr': choose one of training.batch",
+        ),
+        (["train", "none.h5ad", "--out", "new", "--set", "model.depth=deep"], "must be a whole number, not 'deep'"),
+        (["train", "none.h5ad", "--out", "new", "--set", "model.num_heads=3"], "multiple of 4 and of model.num_heads"),
+        (["train", "data.h5ad", "--out", "run", "--resume", "--set", "model.depth=1"], "only for a new run"),
+        (["train", "data.h5ad", "--out", "new", "--set", "model.depth=999999999999"], "needs .* GB or more"),
+        (
+            ["train", "data.h5ad", "--out", "new", "--validation", "0.7"],
+            "--validation must be at least 0 and at most 0.5",
+        ),
+        (["train", "data.h5ad", "--out", "new", "--early-stopping", "3"], "--early-stopping needs .* --validation 0.1"),
+        (["train", "data.h5ad", "--out", "new", "--device", "mps"], "does not run on --device 'mps'"),
+        (["train", "data.h5ad", "--out", "new", "--device", "xpu"], "does not run on --device 'xpu'"),
+        (["train", "data.h5ad", "--out", "new", "--device", "abacus"], "unknown --device 'abacus'"),
+        (["train", "data.h5ad", "--out", "new", "--device", "cuda:7"], "--device"),
+        (["train", "data.h5ad", "--out", "new", "--threads", "0"], "not in the range"),
+        (["generate", "run", "--n", "1", "--out", "x.h5ad", "--device", "mps"], "does not run on --device 'mps'"),
         (["train", "data.h5ad", "--out", "new", "--resume"], "no such run"),
         (["train", "data.h5ad", "--out", "data.h5ad/run", "--steps", "1"], "cannot write"),
         (["generate", "new", "--n", "1", "--out", "x.h5ad"], "no such run"),

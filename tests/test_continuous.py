@@ -7,11 +7,15 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, batch, exit_code, make_cells, stirred
+from helpers import SMALL, batch, exit_code, make_cells, stirred, tiny_preset
 
 import wbdit
 from wbdit import InputError, WBDiT
+from wbdit.data.loader import Batches
+from wbdit.data.sources import TrainingData
 from wbdit.samplers import GuidedModel
+from wbdit.training.losses import CountNLL
+from wbdit.training.validation import Validation
 from wbdit.whitebox.explain import conditioning_of
 
 QUICK = {"calls": 2, "seed": 3}
@@ -139,16 +143,16 @@ def test_the_batch_size_does_not_change_the_cells(generator):
     ("arguments", "words"),
     [
         ({"at": {"age": 1}}, "'age' is no continuous column of this run, which has: time, dose"),
-        ({"at": {"time": float("nan")}}, "at must give 'time' a finite number"),
-        ({"at": {"time": "late"}}, "at must give 'time' a finite number"),
-        ({"at": {"time": []}}, "at must give 'time' a finite number"),
+        ({"at": {"time": float("nan")}}, "`at` must give 'time' a finite number"),
+        ({"at": {"time": "late"}}, "`at` must give 'time' a finite number"),
+        ({"at": {"time": []}}, "`at` must give 'time' a finite number"),
         ({"at": {"time": [0, 1], "dose": [0, 1, 2]}}, "equally many points, not 2 of time, 3 of dose"),
         ({"at": {"time": [0, 0.5, 1]}}, "3 points for 2 cells"),
         ({"at": {"time": [0, 0.5, 1]}, "n": None, "like": CELLS[:4]}, r"one point, or one per cell \(4\), not 3"),
         ({"guidance": {"age": 2}}, "no label or continuous column of this run, which has: type, time, dose"),
-        ({"library_size": 0}, "library_size must be a positive number, not 0"),
+        ({"library_size": 0}, "`library_size` must be a positive number, not 0"),
         ({"library_size": {"Mast": 9}}, "unknown label 'Mast'"),
-        ({"library_factor": float("inf")}, "library_factor must be a positive number, not inf"),
+        ({"library_factor": float("inf")}, "`library_factor` must be a positive number, not inf"),
     ],
 )
 def test_refused_requests(generator, arguments, words):
@@ -183,6 +187,37 @@ def test_a_run_without_labels_is_resumed(tmp_path):
     assert resumed.preprocessor.covariates.columns == ("time",)
 
 
+def test_held_out_cells_are_conditioned_on_their_covariates(tmp_path):
+    """Their loss depends on their covariates, and a resumed run reads the same columns again."""
+    options = {"steps": 1, "preset": tiny_preset(), "validation": 0.2, "progress": False}
+    made = wbdit.fit(CELLS, label="type", continuous="time", out=tmp_path / "run", **options)
+    assert made.config.trained.cells == 120
+    resumed = wbdit.fit(CELLS, steps=2, progress=False, out=tmp_path / "run", resume=True)
+    assert resumed.preprocessor.covariates.columns == ("time",)
+    assert np.isfinite(resumed.config.trained.validation_loss)
+    stirred(resumed.model)
+    other = CELLS.copy()
+    other.obs["time"] = 1 - other.obs["time"]
+
+    def loss(cells):
+        data = TrainingData.of(resumed.preprocessor, cells)
+        batches = Batches.of_counts(data, resumed.model.likelihood.bin_of, 64, torch.device("cpu"))
+        return Validation(CountNLL(resumed.model, resumed.schedule), batches, 64, seed=0).loss(False)
+
+    assert loss(CELLS) == loss(CELLS) != pytest.approx(loss(other), rel=1e-4)
+
+
+def test_arrays_are_sampled_at_covariates_with_progress(generator):
+    shares = []
+    codes, at = np.zeros((4, 1), np.int64), np.tile([0.2, 1.0], (4, 1))
+    made = generator.sample(
+        codes, 0, calls=2, batch_size=2, covariates=at, show=lambda share, text: shares.append(share)
+    )
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert (made != generator.sample(codes, 0, calls=2, covariates=at + 0.5)).any()
+
+
 def test_models_of_values_are_conditioned_too():
     cells = CELLS.copy()
     cells.X = np.log1p(cells.X / cells.X.sum(1, keepdims=True) * 100)
@@ -190,7 +225,7 @@ def test_models_of_values_are_conditioned_too():
     made = generator.generate(4, at={"time": [0.2, 0.8]}, guidance={"time": 2.0}, calls=2)
     assert made.obs["time"].tolist() == [0.2, 0.2, 0.8, 0.8]
     assert np.isfinite(generator.sample(np.zeros((3, 0), int), 0, calls=2)).all()
-    with pytest.raises(InputError, match="library_size needs counts, but this run was trained on lognorm"):
+    with pytest.raises(InputError, match="`library_size` needs counts, but this run was trained on lognorm"):
         generator.generate(2, library_size=100)
 
 
@@ -281,7 +316,7 @@ def test_train_and_generate(folder, tmp_path, capfd):
         (["--at", "age=1"], "'age' is no continuous column of this run"),
         (["--library-size", "much"], "cannot read --library-size 'much': write one number, or \"NK=2,B=3\""),
         (["--library-factor", "T=2,3"], "cannot read --library-factor"),
-        (["--library-size", "-5"], "positive number"),
+        (["--library-size", "-5"], "wbdit: --library-size must be a positive number"),
     ],
     ids=str,
 )

@@ -3,6 +3,9 @@
 For people with cells: :func:`fit`, :func:`load`, :class:`CellGenerator`, :func:`evaluate`, :func:`explain`.
 For engineers: :class:`WBDiT` and :class:`DiT`, :mod:`wbdit.samplers`, :class:`NoiseSchedule`, :mod:`wbdit.ops`.
 For people with the authors' scripts: :mod:`wbdit.compat`; with a CRATE network: :func:`accelerate`.
+
+Messages go to the logger "wbdit", and to stderr if logging is not configured. To silence them:
+``logging.getLogger("wbdit").setLevel(logging.WARNING)``.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wbdit import samplers
+from wbdit._log import show_messages
 from wbdit._version import __version__
 from wbdit.errors import InputError
 from wbdit.nn.dit import DiT
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from wbdit.crate import accelerate
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.generator import CellGenerator, load
+    from wbdit.training.config import Preset
     from wbdit.training.fit import fit
     from wbdit.whitebox.explain import explain
 
@@ -31,6 +36,7 @@ __all__ = [
     "DiT",
     "InputError",
     "NoiseSchedule",
+    "Preset",
     "WBDiT",
     "__version__",
     "accelerate",
@@ -50,7 +56,11 @@ _LATER = {
     "explain": "wbdit.whitebox.explain",
     "fit": "wbdit.training.fit",
     "load": "wbdit.generator",
+    "Preset": "wbdit.training.config",
 }
+
+
+show_messages()
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wbdit._io import write_atomically
+from wbdit.data.annotations import Annotations
 from wbdit.data.covariates import Covariates
 from wbdit.data.labels import Labels
+from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
 from wbdit.run_config import RunConfig
@@ -85,6 +88,8 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
 def write_preprocessor(run: Path, preprocessor: Preprocessor) -> None:
     """Write ``preprocessor.json`` and ``preprocessor.safetensors``."""
     facts = _take(preprocessor, PREPROCESSOR_FACTS) | {"labels": _take(preprocessor.labels, LABEL_FACTS)}
+    facts |= {"source": asdict(preprocessor.source), "found": preprocessor.found}
+    facts |= {"annotations": preprocessor.annotations.to_dict()}
     arrays = _take(preprocessor, PREPROCESSOR_ARRAYS) | _take(preprocessor.labels, LABEL_ARRAYS)
     covariates = preprocessor.covariates
     if covariates.columns:
@@ -117,7 +122,14 @@ def read_preprocessor(run: Path) -> Preprocessor:
     )
     own = {name: kept[name] for name in (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS)}
     covariates = Covariates(columns, *(kept[name] for name in of_covariates))
-    return Preprocessor(**{**own, "genes": tuple(own["genes"])}, labels=labels, covariates=covariates)
+    return Preprocessor(
+        **{**own, "genes": tuple(own["genes"])},
+        labels=labels,
+        covariates=covariates,
+        source=Source(**kept.get("source", {})),  # runs of older versions lack these
+        found=kept.get("found", ""),
+        annotations=Annotations.from_dict(kept.get("annotations", {})),
+    )
 
 
 def read_config(run: Path) -> RunConfig:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,73 @@ import click
 import numpy as np
 
 from wbdit import __version__
+from wbdit._flags import Group, with_flags
 from wbdit.errors import InputError
 
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
 
 SEED = click.IntRange(0, 2**63 - 1)
+QUIET, JSON = "wbdit.quiet", "wbdit.json"  # keys of click's context
+
+logger = logging.getLogger("wbdit")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose the matrix and say what it holds."""
+    for option in reversed(
+        [
+            click.option("--layer", help="Use the values of this layer; X for X.  [default: where counts are found]"),
+            click.option("--use-raw", is_flag=True, help="Use raw.X and its genes."),
+            click.option("--space", help="What the values are: counts, lognorm or scaled.  [default: detected]"),
+            click.option("--round", "round_counts", is_flag=True, help="Round counts that are not integers."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _set_threads(context: click.Context, option: click.Parameter, threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _set_quiet(context: click.Context, option: click.Parameter, quiet: bool) -> None:
+    context.meta[QUIET] = quiet
+    if quiet:
+        logger.setLevel(logging.WARNING)
+
+
+def _set_json(context: click.Context, option: click.Parameter, as_json: bool) -> None:
+    context.meta[JSON] = as_json
+
+
+def _output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --quiet and --json, which reach no command's arguments."""
+    quiet, as_json = "No progress, and only warnings on stderr.", "Print the result as one line of JSON on stdout."
+    command = click.option("--json", is_flag=True, expose_value=False, callback=_set_json, help=as_json)(command)
+    return click.option("--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help=quiet)(command)
+
+
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    expose_value=False,
+    callback=_set_threads,
+    help="CPU threads of PyTorch.  [default: one per core]",
+)
+
+
+def _shows_progress() -> bool:
+    return not click.get_current_context().meta[QUIET]
+
+
+def _wants_json() -> bool:
+    return click.get_current_context().meta[JSON]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="wbdit")
 def cli() -> None:
     """Train a White-Box Diffusion Transformer on single cells, and generate cells with it."""
@@ -50,24 +112,62 @@ def demo(out: Path, minutes: float, seed: int) -> None:
     "--continuous", multiple=True, help="Numeric column of obs to condition on, such as pseudotime; repeatable."
 )
 @click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of the preset, such as training.learning_rate=3e-4 or model.hidden_size=128; repeatable.",
+)
 @click.option("--minutes", type=float, help="Training time in minutes.")
-@click.option("--epochs", type=float, help="Passes over the cells.")
+@click.option("--epochs", type=float, help="Passes over the cells.  [default: 50 for small]")
 @click.option("--steps", type=int, help="Optimizer steps.")
 @click.option("--max-genes", type=int, help="Keep at most this many genes, the most variable.  [default: 2000]")
+@click.option("--genes", help="Genes to use: a boolean column of var, or a FILE.txt with one name per line.")
+@click.option("--batch-key", help="Column of obs: the most variable genes are ranked in each of its batches.")
+@_reading_options
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--validation", type=float, help="Share of the cells to hold out, such as 0.1; logs their loss.")
+@click.option(
+    "--early-stopping",
+    type=float,
+    metavar="PASSES",
+    help="End after this many passes without a lower loss of the held-out cells, and keep the best weights.",
+)
 @click.option("--resume", is_flag=True, help="Resume the run in --out, on the same cells.")
 @click.option("--tensorboard", type=FILE, help="Folder for TensorBoard logs.")
-def train(data: Path, out: Path, **options: Any) -> None:
+@_threads
+@_output_options
+def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train on the cells of DATA.h5ad. Ctrl-C stops early and saves the run."""
     from wbdit.data.expression import read_h5ad
+    from wbdit.data.genes import read_gene_list
+    from wbdit.training.config import Preset
     from wbdit.training.fit import fit
+    from wbdit.training.settings import with_settings
 
-    generator = fit(read_h5ad(data), out=out, **options)
+    if settings and options["resume"]:
+        raise InputError("a resumed run keeps its settings: give --set only for a new run")
+    chosen = with_settings(Preset.from_name(preset), settings) if settings else preset
+    if (options["genes"] or "").endswith(".txt"):
+        options["genes"] = read_gene_list(options["genes"])
+    generator = fit(read_h5ad(data), out=out, preset=chosen, progress=_shows_progress(), **options)
     trained = generator.config.trained
     took = f"{trained.steps} steps in {trained.seconds:.0f} s"
-    _say(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
+    logger.info(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
+    if _wants_json():
+        _print_json(
+            run=str(out),
+            steps=trained.steps,
+            passes=trained.epochs,
+            seconds=trained.seconds,
+            total_seconds=trained.total_seconds,
+            loss=generator.history[-1]["loss"] if generator.history else None,
+            validation_loss=trained.validation_loss,
+            model_hash=generator.config.model_hash,
+        )
 
 
 @cli.command()
@@ -75,7 +175,9 @@ def train(data: Path, out: Path, **options: Any) -> None:
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
 @click.option("--n", type=int, help="Number of cells. With --like, in its label proportions.")
 @click.option("--like", type=FILE, help="An .h5ad file whose labels and covariates to copy, one cell per cell.")
-@click.option("--per-label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".')
+@click.option(
+    "--per-label", "n_per_label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".'
+)
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
 @click.option(
     "--calls", type=int, help="Number of model calls.  [default: 15 for counts, else 50 for ddim, 999 for ddpm]"
@@ -100,11 +202,13 @@ def train(data: Path, out: Path, **options: Any) -> None:
     "--batch-size", type=int, default=256, show_default=True, help="Cells per batch; does not change the cells."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@_threads
+@_output_options
 def generate(
     run: Path,
     out: Path,
     like: Path | None,
-    per_label: str | None,
+    n_per_label: str | None,
     guidance: tuple[str, ...],
     toward: tuple[str, ...],
     at: tuple[str, ...],
@@ -115,24 +219,35 @@ def generate(
 ) -> None:
     """Generate synthetic cells with a trained RUN."""
     from wbdit._io import check_writable, write_h5ad
-    from wbdit.data.expression import describe, read_h5ad
+    from wbdit.data.expression import read_h5ad
+    from wbdit.data.space import describe
     from wbdit.generator import load
 
     check_writable(out)
+    began = time.monotonic()
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
     options |= {
-        "n_per_label": _parse_per_label(per_label),
+        "n_per_label": _parse_per_label(n_per_label),
         "guidance": _parse_guidance(guidance),
         "toward": _parse_toward(toward),
         "at": _parse_at(at),
         "library_size": _parse_library("--library-size", library_size),
         "library_factor": _parse_library("--library-factor", library_factor),
     }
-    synthetic = generator.generate(like=cells, progress=True, **options)
+    synthetic = generator.generate(like=cells, progress=_shows_progress(), **options)
     write_h5ad(synthetic, out)
     space = describe(generator.preprocessor.space)
-    _say(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
+    logger.info(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
+    if _wants_json():
+        _print_json(
+            out=str(out),
+            cells=synthetic.n_obs,
+            genes=synthetic.n_vars,
+            seconds=round(time.monotonic() - began, 1),
+            seed=options["seed"],
+            model_hash=generator.config.model_hash,
+        )
 
 
 @cli.command()
@@ -146,10 +261,12 @@ def generate(
     metavar="LABEL",
     help="Label to exclude from per-type metrics, such as unassigned; repeatable.",
 )
+@_reading_options
 @click.option(
     "--bootstrap", type=int, default=200, show_default=True, help="Resamples for the 95 % intervals; 0 for none."
 )
 @click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
+@_output_options
 def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path, **options: Any) -> None:
     """Compare synthetic with held-out real cells.
 
@@ -163,12 +280,15 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
     check_writable(out / "report.html")
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
-    result = judge.evaluate(*cells, train=trained_on, label=label, **options)
+    result = judge.evaluate(*cells, train=trained_on, label=label, progress=_shows_progress(), **options)
     facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
-    _say("drawing the report; on first use UMAP compiles itself, which takes half a minute")
+    logger.info("drawing the report; on first use UMAP compiles itself, which takes half a minute")
     write_report(result, out, title=f"{synthetic.stem} compared with {real.stem}", facts=facts)
-    click.echo(result.table())
-    _say(f"open {out / 'report.html'}")
+    if _wants_json():
+        _print_json(out=str(out), **result.to_dict())
+    else:
+        click.echo(result.table())
+    logger.info(f"open {out / 'report.html'}")
 
 
 @cli.command()
@@ -278,10 +398,11 @@ def _parse_per_label(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     counts: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        if not name.strip() or not number.strip().isdigit():
-            raise InputError(f'cannot read --per-label {text!r}: write it as "NK=200,B=100"')
+    parts = list(re.finditer(r"\s*(\S.*?)\s*=\s*(\d+)\s*(?:,|$)", text))  # labels may contain "," and "="
+    if "".join(part[0] for part in parts) != text or not parts:
+        raise InputError(f'cannot read `n_per_label` {text!r}: write it as "NK=200,B=100"')
+    for part in parts:
+        name, number = part.groups()
         counts[name.strip()] = counts.get(name.strip(), 0) + int(number)
     return counts
 
@@ -361,14 +482,19 @@ class _StderrHandler(logging.Handler):
     """Print each log message to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        context = click.get_current_context(silent=True)
+        commands = [] if context is None else [context.command, *cli.commands.values()]
+        _say(with_flags(record.getMessage(), commands))
 
 
 def _log_to_stderr() -> None:
-    logger = logging.getLogger("wbdit")
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
-        logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO)
+
+
+def _print_json(**content: Any) -> None:
+    click.echo(json.dumps(content))
 
 
 def _say(line: str) -> None:

@@ -4,14 +4,15 @@
 class InputError(ValueError):
     """Invalid input; the message is one line and says what to do.
 
-    The command line prints the message after ``wbdit:`` on stderr and exits with code 2.
+    A message names arguments in backquotes, as in "give `minutes` or `steps`" or "choose `device="cpu"`". The command
+    line replaces them by flags, prints the message after ``wbdit:`` on stderr and exits with code 2.
 
     Examples
     --------
     >>> generator.generate(2, sampler="euler")
     Traceback (most recent call last):
         ...
-    wbdit.errors.InputError: unknown sampler 'euler': choose one of ddim, ddpm, unipc, dpmpp, sde-dpmpp
+    wbdit.errors.InputError: unknown `sampler` 'euler': choose one of ddim, ddpm, unipc, dpmpp, sde-dpmpp
     """
 
 

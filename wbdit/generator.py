@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from wbdit import checkpoint, ops, samplers
+from wbdit._progress import Show, progress_bar
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.likelihood import CountLikelihood
@@ -196,7 +197,7 @@ class CellGenerator:
             *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
         )
         if batch_size < 1:
-            raise InputError(f"the batch size must be at least 1, not {batch_size}")
+            raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
         sampling = self._resolve_sampler(sampler, calls, spacing)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = asked.unseen(self.preprocessor.labels)
@@ -207,9 +208,11 @@ class CellGenerator:
             )
         for beyond in self.preprocessor.beyond(asked.at, library):
             logger.warning(f"extrapolated beyond the training cells: {beyond}")
-        x = self._sample(asked, library, sampling, seed, batch_size, progress)
+        with progress_bar("generating", progress) as show:
+            x = self._sample(asked, library, sampling, seed, batch_size, show)
         cells = self.preprocessor.decode(x, library)
         cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix, asked.at)
+        cells.uns |= self.preprocessor.annotations.uns()
         cells.uns["wbdit"] = {
             "wbdit": self.config.wbdit,
             "torch": str(torch.__version__),
@@ -231,6 +234,7 @@ class CellGenerator:
         calls: int | None = None,
         batch_size: int = 256,
         covariates: np.ndarray | None = None,
+        show: Show = lambda share, text: None,
     ) -> np.ndarray:
         """Sample cells as an array, without labels and gene names.
 
@@ -242,6 +246,8 @@ class CellGenerator:
             As in :meth:`generate`.
         covariates
             Covariates ``(n, K)`` in the cells' own units; drawn from the training cells if None.
+        show
+            Called after each model call with the finished share of the work, from 0 to 1, and an empty text.
 
         Returns
         -------
@@ -259,7 +265,7 @@ class CellGenerator:
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
         sampling = self._resolve_sampler(None, calls, None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(codes), seed))
-        return self._sample(asked, library, sampling, seed, batch_size, False)
+        return self._sample(asked, library, sampling, seed, batch_size, show)
 
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
@@ -295,16 +301,16 @@ class CellGenerator:
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
         if sampler not in samplers.BY_NAME:
-            raise InputError(f"unknown sampler {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+            raise InputError(f"unknown `sampler` {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         if spacing not in samplers.SPACINGS:
-            raise InputError(f"unknown spacing {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
+            raise InputError(f"unknown `spacing` {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
         longest = self.schedule.noise_steps - 1
         if calls is None:
             calls = COUNTS_CALLS if of_counts else default.calls or longest
         if not 1 <= calls <= longest:
-            raise InputError(f"calls must be between 1 and {longest}, not {calls}")
+            raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing)
 
     def _uniform(self, n: int, seed: int) -> np.ndarray:
@@ -319,23 +325,22 @@ class CellGenerator:
         sampling: Sampling,
         seed: int,
         batch_size: int,
-        progress: bool,
+        show: Show,
     ) -> np.ndarray:
         """Sample the requested cells batch by batch and return the input of `Preprocessor.decode`, ``(cells, G)``."""
         path = samplers.timesteps(self.schedule, sampling.calls, sampling.spacing, stop=self.model.stop)
         n, graph = len(asked.codes), CUDAGraphModel(self.model)
         starts = range(0, n, batch_size)
-        layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}"
-        total = len(starts) * len(path)
-        with tqdm(total=total, desc="generating", bar_format=layout, disable=not progress) as bar:
+        calls = count(1)
 
-            def batch(start: int) -> np.ndarray:
-                rows = np.arange(start, min(start + batch_size, n))
-                return self._sample_batch(
-                    graph, rows, asked, library[rows], sampling.sampler, path, seed, lambda *step: bar.update()
-                )
+        def batch(start: int) -> np.ndarray:
+            rows = np.arange(start, min(start + batch_size, n))
+            return self._sample_batch(
+                *(graph, rows, asked, library[rows], sampling.sampler, path, seed),
+                lambda *step: show(next(calls) / (len(starts) * len(path)), ""),
+            )
 
-            return np.concatenate([batch(start) for start in starts])
+        return np.concatenate([batch(start) for start in starts])
 
     @torch.no_grad()
     def _sample_batch(
@@ -382,7 +387,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     run
         Folder written by ``wbdit train``, :func:`fit` or :meth:`CellGenerator.save`.
     device
-        "auto", "cpu" or "cuda".
+        "auto", "cpu", "cuda", or "cuda:1" for the second GPU.
 
     Raises
     ------
@@ -446,7 +451,12 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"no device {name!r}: choose auto, cpu or cuda") from error
+        raise InputError(f"unknown `device` {name!r}: choose auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"wbdit does not run on `device` {name!r}: choose auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device is available: choose device cpu or auto")
+        raise InputError('no CUDA device is available: choose `device="cpu"` or "auto"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise InputError(f"there is no `device` {name!r}: the CUDA devices are numbered from cuda:0 to cuda:{last}")
     return device

@@ -129,15 +129,15 @@ def read_request(
     sizes = _library_request(preprocessor, library_size, library_factor)
     weights = guidance_weights(labels, covariates, guidance)
     if (toward is None) != (mix is None):
-        raise InputError("give toward and mix together: the labels to interpolate toward, and a weight from 0 to 1")
+        raise InputError("give `toward` and `mix` together: the labels to interpolate toward, and a weight from 0 to 1")
     if toward is None or mix is None:
         return GenerationRequest(codes, weights, values, **sizes)
     if not 0 <= mix <= 1:
-        raise InputError(f"mix must be between 0 and 1, not {mix:g}")
+        raise InputError(f"`mix` must be between 0 and 1, not {mix:g}")
     needed = {"mix", *(f"{column}_toward" for column in labels.columns)}
     for column in needed.intersection(labels.columns + covariates.columns):
         raise InputError(
-            f"a label column of this run is called {column!r}, a name that toward needs in obs: train with the "
+            f"a column of this run is called {column!r}, a name that `toward` needs in obs: train with the "
             "column renamed"
         )
     return GenerationRequest(codes, weights, values, labels.replace(codes, toward), mix, **sizes)
@@ -148,11 +148,11 @@ def guidance_weights(labels: Labels, covariates: Covariates, guidance: float | M
     columns = labels.columns + covariates.columns
     by_column = guidance if isinstance(guidance, Mapping) else dict.fromkeys(columns, guidance)
     if not columns and guidance != 1:
-        raise InputError("guidance needs labels, but this run was trained without: leave it at 1")
+        raise InputError("`guidance` needs labels or covariates, but this run was trained without: leave it at 1")
     weights = [1.0] * len(columns)
     for column, weight in by_column.items():
         if not math.isfinite(weight):
-            raise InputError(f"a guidance weight must be a finite number, not {weight}")
+            raise InputError(f"a weight of `guidance` must be a finite number, not {weight}")
         if covariates.columns and column not in columns:
             known = ", ".join(columns)
             raise InputError(f"{column!r} is no label or continuous column of this run, which has: {known}")
@@ -204,18 +204,18 @@ def _codes(
     no_rows = np.zeros(0, np.int64)
     if n_per_label is not None:
         if n is not None or like is not None:
-            raise InputError("give either n_per_label, or n and like, not both")
+            raise InputError("give either `n_per_label`, or `n` and `like`, not both")
         if min(n_per_label.values(), default=0) < 0 or sum(n_per_label.values()) < 1:
-            raise InputError("numbers per label must be zero or more, with at least one cell in total")
+            raise InputError("the numbers of `n_per_label` must be zero or more, with at least one cell in total")
         return labels.codes_from_counts(n_per_label, keep_open=keep_open), no_rows, list(n_per_label.values())
     if like is not None and like.n_obs == 0:
-        raise InputError("there are no cells to imitate: like must have at least one")
+        raise InputError("there are no cells to imitate: `like` must have at least one")
     if n is None:
         if like is None:
-            raise InputError("how many cells? give n, like or n_per_label")
+            raise InputError("how many cells? give `n`, `like` or `n_per_label`")
         n = like.n_obs
     elif n < 1:
-        raise InputError(f"the number of cells must be at least one, not {n}")
+        raise InputError(f"the number of cells `n` must be at least one, not {n}")
     if like is None:
         codes = np.full((n, len(labels.columns)), -1) if keep_open else labels.training_codes(n)
         return codes, no_rows, [n]
@@ -234,12 +234,12 @@ def _points(covariates: Covariates, at: Points) -> np.ndarray:
         except (TypeError, ValueError):
             values = np.array([np.nan])
         if values.ndim > 1 or values.size == 0 or not np.isfinite(values).all():
-            raise InputError(f"at must give {name!r} a finite number, or a sequence of them, not {asked!r}")
+            raise InputError(f"`at` must give {name!r} a finite number, or a sequence of them, not {asked!r}")
         columns[name] = values
     lengths = {name: len(values) for name, values in columns.items() if values.ndim == 1}
     if len(set(lengths.values())) > 1:
         words = ", ".join(f"{n} of {name}" for name, n in lengths.items())
-        raise InputError(f"at must give its columns equally many points, not {words}")
+        raise InputError(f"`at` must give its columns equally many points, not {words}")
     points = np.full((max(lengths.values(), default=1) if at else 0, len(covariates.columns)), np.nan)
     for name, values in columns.items():
         points[:, covariates.position(name)] = values
@@ -250,9 +250,9 @@ def _place(points: np.ndarray, blocks: list[int], like: ad.AnnData | None) -> np
     """Return each cell's point ``(cells, K)``: within each block of cells, evenly and in order."""
     for n in blocks:
         if 0 < n < len(points):
-            raise InputError(f"at names {len(points)} points for {n} cells: give each point at least one cell")
+            raise InputError(f"`at` names {len(points)} points for {n} cells: give each point at least one cell")
     if like is not None and len(points) not in (1, blocks[0]):
-        raise InputError(f"with like, at must name one point, or one per cell ({blocks[0]}), not {len(points)}")
+        raise InputError(f"with `like`, `at` must name one point, or one per cell ({blocks[0]}), not {len(points)}")
     return np.concatenate([points[apportion(np.ones(len(points)), n)] for n in blocks])
 
 
@@ -260,15 +260,15 @@ def _library_request(preprocessor: Preprocessor, size: PerLabel | None, factor: 
     """Check library sizes and factors; return them as arguments of :class:`GenerationRequest`."""
     asked = {name: value for name, value in (("library_size", size), ("library_factor", factor)) if value is not None}
     if asked and preprocessor.space != "counts":
-        raise InputError(f"{next(iter(asked))} needs counts, but this run was trained on {preprocessor.space} values")
+        raise InputError(f"`{next(iter(asked))}` needs counts, but this run was trained on {preprocessor.space} values")
     for name, value in asked.items():
         numbers = list(value.values()) if isinstance(value, Mapping) else [value]
         wrong = [x for x in numbers if not (math.isfinite(x) and x > 0)]
         if wrong:
-            raise InputError(f"{name} must be a positive number, not {wrong[0]:g}")
+            raise InputError(f"`{name}` must be a positive number, not {wrong[0]:g}")
         if isinstance(value, Mapping):
             if not preprocessor.labels.columns:
-                raise InputError(f"this run was trained without labels: give {name} one number")
+                raise InputError(f"this run was trained without labels: give `{name}` one number")
             for key in value:
                 preprocessor.labels.matches(np.zeros((0, len(preprocessor.labels.columns)), np.int64), key)
     return asked

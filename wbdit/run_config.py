@@ -45,13 +45,25 @@ class Trained:
     steps, seconds, epochs
         Optimizer steps, training time in seconds, and passes over the cells, summed over all resumes.
     cells
-        Number of training cells.
+        Number of training cells, without those held out.
+    validation_loss
+        Loss of the held-out cells under the saved weights; None if no cells are held out.
+    total_seconds, peak_gigabytes
+        Duration of the last session, from the first check of the cells to the end of the calibration, and the largest
+        memory of its process, on the GPU if it ran on one.
+    estimated_seconds, estimated_gigabytes
+        What the log foretold of them after the first seconds of the session; None if it was over before that.
     """
 
     steps: int = 0
     seconds: float = 0.0
     cells: int = 0
     epochs: float = 0.0
+    validation_loss: float | None = None
+    total_seconds: float = 0.0
+    peak_gigabytes: float | None = None
+    estimated_seconds: float | None = None
+    estimated_gigabytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class RunConfig:
     Attributes
     ----------
     preset
-        Name of the preset that the run was started with.
+        Name of the preset that the run was started with; "custom" for a preset of the user's own.
     seed
         Random seed for weights, cell order, timesteps and noise.
     denoiser

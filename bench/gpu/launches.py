@@ -83,7 +83,7 @@ def _attention(s: Setting) -> Iterator[tuple[str, Callable[[], Step]]]:
 
         return step
 
-    for op, table in (("mssa", mssa.FORWARD), ("mssa_backward", mssa.BACKWARD)):
+    for op, table in (("mssa", (*mssa.WHOLE_HEADS, *mssa.FORWARD)), ("mssa_backward", mssa.BACKWARD)):
         for blocks in table:
             yield f"{op} {blocks}", lambda op=op, blocks=blocks: prepare(op, blocks)
 

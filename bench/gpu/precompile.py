@@ -39,7 +39,7 @@ def _jobs() -> list[Job]:
     from wbdit.kernels import mssa
 
     counts = {
-        "mssa": len(mssa.FORWARD),
+        "mssa": len(mssa.WHOLE_HEADS) + len(mssa.FORWARD),
         "mssa_backward": len(mssa.BACKWARD),
         "run_blocks": len(fused_blocks.TILES),
     }

@@ -13,7 +13,13 @@ from rows import AbsentError, Line
 from setting import Setting
 
 HERE = Path(__file__).resolve().parent
-KERNELS = {"mssa_forward": "forward", "adaln_forward": "forward", "mssa_backward": "train", "adaln_backward": "train"}
+KERNELS = {
+    "hopper_mssa_forward": "forward",
+    "mssa_forward": "forward",
+    "adaln_forward": "forward",
+    "mssa_backward": "train",
+    "adaln_backward": "train",
+}
 METRICS = {
     "gpu__time_duration.sum": "nanoseconds",
     "dram__bytes.sum": "bytes",

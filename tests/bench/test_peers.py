@@ -23,9 +23,9 @@ from bench.quality.peers.runs import Plan, Run
 from bench.quality.peers.table import markdown
 from bench.quality.peers.variational import _Vae
 from wbdit import DiT, InputError
-from wbdit.data.normalize import variable_genes
+from wbdit.data.variable_genes import variable_genes
 from wbdit.evaluation.align import align
-from wbdit.training.config import find_preset
+from wbdit.training.config import Preset
 
 LABELS = ("type", "condition")
 
@@ -163,7 +163,7 @@ def test_a_run_knows_its_denoiser(dit, tmp_path):
     loaded = wbdit.load(tmp_path / "run")
     assert type(dit.generator.model.denoiser) is type(loaded.model.denoiser) is DiT
     assert (loaded.generate(3, calls=2).X != dit.generator.generate(3, calls=2).X).nnz == 0
-    assert replace(find_preset("dit"), denoiser="wbdit") == find_preset("small")
+    assert replace(Preset.from_name("dit"), denoiser="wbdit") == Preset.from_name("small")
 
 
 def test_training_cells_are_redrawn_in_turn():

@@ -13,6 +13,7 @@ from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
 from wbdit.counts.init import label_rates
 from wbdit.counts.likelihood import CountLikelihood
+from wbdit.ops import reference
 
 GENES, NOISE_STEPS = 12, 1000
 
@@ -34,6 +35,13 @@ def model_of(counts, codes, sizes=(2,), **options):
     model = CountDenoiser(denoiser, CountLikelihood(counts.shape[1], levels, NOISE_STEPS), NoiseSchedule(kind="cosine"))
     model.init_from_data(counts, codes, center, 0.5)
     return model.eval()
+
+
+@torch.no_grad()
+def probabilities(model, x, t, conditioning):
+    """Return the probability of each level ``(B, G, L)``."""
+    given = model._posterior(x, t, *model._answer(x, t, conditioning))
+    return reference.count_logits(*given)[0].softmax(-1)
 
 
 def test_levels_hold_every_count_once():
@@ -122,7 +130,7 @@ def test_counts_are_drawn_from_the_posterior(cells):
     given = model.embed(torch.zeros(1, dtype=torch.long), torch.tensor([3.5])).expand(n, -1)
     u = torch.rand(n, GENES, generator=torch.Generator().manual_seed(0))
     middle = (model.likelihood.lowest + model.likelihood.highest) / 2
-    p = model._probabilities(x[:1], t[:1], *model._answer(x[:1], t[:1], given[:1]))[0].detach()
+    p = probabilities(model, x[:1], t[:1], given[:1])[0]
     own = (p @ middle).sum().expand(n)  # the expected library size, so that `draw` leaves the rates unchanged
     drawn, p = model.draw(x, t, given, u, own).numpy(), p.numpy()
     lowest, highest = model.likelihood.lowest.numpy(), model.likelihood.highest.numpy()
@@ -187,8 +195,8 @@ def test_labels_have_spreads_of_their_own():
 
     def zeros_and_loss():
         given = model.embed(labels, log_library)
-        zeros = model._probabilities(x, t, *model._answer(x, t, given))[:, 0, 0]
-        means = [float(zeros[labels == label].mean().detach()) for label in (0, 1)]
+        zeros = probabilities(model, x, t, given)[:, 0, 0]
+        means = [float(zeros[labels == label].mean()) for label in (0, 1)]
         return means, model.nll(x, t, given, levels).mean()
 
     zeros, loss = zeros_and_loss()

@@ -7,6 +7,7 @@ from helpers import make_cells
 from wbdit import InputError
 from wbdit.data.covariates import Covariates
 from wbdit.data.draws import NEAREST
+from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 
 
@@ -46,7 +47,7 @@ def test_booleans_and_integers_are_numbers(values):
         ("dose", "no column 'dose' in obs; the columns are: type, age"),
         (["age", "age"], "'age' is named twice"),
         ("type", "both a label and a continuous column"),
-        ("text", r"'text' in obs is not numeric .*: use it as a label, or convert it"),
+        ("text", r"'text' in obs is not numeric .*: give it as `label`, or convert it"),
         ("flat", r"all cells have the same 'flat' \(3\)"),
         ("holes", "2 cells have no 'holes'"),
         ("endless", "1 cells have an infinite 'endless'"),
@@ -60,6 +61,18 @@ def test_columns_that_cannot_be_learned(columns, words):
     with pytest.raises(InputError, match=words) as error:
         Preprocessor.fit(cells, label="type", continuous=columns)
     assert "\n" not in str(error.value)
+
+
+def test_covariates_are_read_beside_chosen_genes_and_values():
+    cells = CELLS.copy()
+    cells.layers["doubled"] = 2 * cells.X
+    cells.obs["donor"] = np.where(np.arange(300) % 2, "a", "b")
+    genes = list(cells.var_names[:18])
+    how = {"source": Source("doubled"), "genes": genes, "batch_key": "donor", "max_genes": 12}
+    preprocessor, matrix = Preprocessor.fit_matrix(cells, label="type", continuous="age", **how)
+    assert set(preprocessor.genes) < set(genes)
+    np.testing.assert_array_equal(matrix, 2 * cells[:, list(preprocessor.genes)].X)
+    np.testing.assert_array_equal(preprocessor.covariates.read(cells)[:, 0], cells.obs["age"])
 
 
 def draw(codes, at, n=400):

@@ -8,10 +8,12 @@ import torch
 from helpers import make_cells
 
 from wbdit import InputError
-from wbdit.data.expression import check_cells, detect_space, find_expression, read_h5ad
+from wbdit.data.expression import check_cells, read_h5ad
 from wbdit.data.labels import apportion
-from wbdit.data.normalize import variable_genes
+from wbdit.data.matrix import find_expression
 from wbdit.data.preprocessor import Preprocessor
+from wbdit.data.space import detect_space
+from wbdit.data.variable_genes import variable_genes
 
 COUNTS = make_cells(60, 30).X.toarray()
 LOGNORM = np.log1p(COUNTS / COUNTS.sum(1, keepdims=True) * 1e4)
@@ -35,7 +37,6 @@ def holding(values):
         (sp.csc_matrix(COUNTS.astype(np.int64)), "counts"),
         (LOGNORM, "lognorm"),
         (sp.csr_matrix(LOGNORM), "lognorm"),
-        (np.log2(1 + COUNTS), "lognorm"),
         (SCALED, "scaled"),
     ],
 )
@@ -60,11 +61,10 @@ def test_what_is_none_of_them_is_refused(values, words):
 def test_counts_in_a_layer_are_found_and_said():
     cells = holding(LOGNORM)
     cells.layers["counts"] = COUNTS
-    X, space, said = find_expression(cells)
-    assert space == "counts"
-    assert X is cells.layers["counts"]
-    assert "log-normalized" in said
-    assert "layers['counts']" in said
+    expression = find_expression(cells)
+    assert expression.space == "counts"
+    np.testing.assert_array_equal(expression.X, COUNTS)
+    assert expression.found == "X is log-normalized; using the raw counts in layers['counts']"
 
 
 # what is refused
@@ -83,14 +83,14 @@ def test_counts_in_a_layer_are_found_and_said():
 )
 def test_unusable_cells(damage, words, cells):
     with pytest.raises(InputError, match=words):
-        check_cells(damage(cells).copy())
+        Preprocessor.fit(damage(cells).copy())
 
 
 def test_duplicate_genes(cells):
     cells = cells.copy()
     cells.var_names = ["same", "same", *cells.var_names[2:]]
     with pytest.raises(InputError, match="'same'.*var_names_make_unique"):
-        check_cells(cells)
+        Preprocessor.fit(cells)
 
 
 def test_unknown_label_lists_the_columns(cells):

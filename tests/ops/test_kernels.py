@@ -414,6 +414,112 @@ def test_counts_of_a_cell_do_not_depend_on_the_batch():
         assert torch.equal(ops.count_mean(*parts, *tables), mean[66:69])
 
 
+def draw_inputs(cells, genes, levels, library=3.0):
+    """Return the inputs of a draw: levels of one count up to 8, wider ones above, and library sizes per gene."""
+    x, log_ratio, *rest, _, n_levels, _ = count_inputs(cells, genes, levels)
+    draws, rows = torch.Generator().manual_seed(1), torch.arange(levels)
+    growth = min(1.4, 1e7 ** (1 / max(levels - 9, 1)))
+    lowest = (rows + (growth ** (rows - 8)).round() * (rows > 8)).int()
+    highest = torch.cat((lowest[1:] - 1, lowest[-1:] + 5))
+    u = torch.rand(cells, genes, generator=draws)
+    size = genes * library * (0.5 + torch.rand(cells, generator=draws))
+    return x, log_ratio, *rest, (lowest + highest) / 2, n_levels, lowest, highest, u, size
+
+
+def wider(given):
+    return [t.double() if t.is_floating_point() else t for t in given]
+
+
+def probabilities(given, log_scale):
+    x, log_ratio, *rest = wider(given)
+    log_odds = torch.nn.functional.logsigmoid(log_ratio + log_scale.double()[:, None])
+    return reference.count_logits(x, log_odds, *rest[:8])[0].softmax(-1)
+
+
+# one cell, one gene, more cells than a vector, a warp and a strip, more genes than a block, the most levels
+DRAWS = [(1, 1, 1), (33, 17, 2), (2, 2, 12), (0, 5, 3)] if INTERPRETED else [
+    *((1, 1, 1), (1, 37, 27), (3, 5, 2), (17, 5, 64), (64, 130, 27), (0, 5, 3), (130, 17, 9), (2, 3, 255)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", DRAWS, ids=str)
+def test_count_draw(shape):
+    """Counts are those of fp64, unless u is within rounding of a boundary between two counts."""
+    given = draw_inputs(*shape)
+    drawn, log_scale = torch.ops.wbdit.count_draw(*given, 4)
+    exact, exact_scale = torch.ops.wbdit.count_draw(*wider(given), 4)
+    assert drawn.dtype == exact.dtype == torch.int32
+    torch.testing.assert_close(log_scale.double(), exact_scale, rtol=1e-5, atol=1e-5)
+    assert (drawn != exact).sum() <= 1e-3 * drawn.numel()
+    *_, n_levels, lowest, highest, u, _ = given
+    p = probabilities(given, log_scale)
+    level = torch.bucketize(drawn, highest)[..., None]
+    assert (level[..., 0] < n_levels).all()
+    mass, until = p.gather(-1, level)[..., 0], p.cumsum(-1).gather(-1, level)[..., 0]
+    first, last = lowest[level[..., 0]], highest[level[..., 0]]
+    size = mass / (last - first + 1)
+    start = until - mass + size * (drawn - first)  # u from `start` to `start + size` draws this count
+    assert (start - 1e-5 <= u).all()
+    assert (u <= start + size + 1e-5).all()
+
+
+@pytest.mark.parametrize("library", [0.3, 3.0, 5e5], ids=str)
+def test_expected_counts_sum_to_the_library_size(library):
+    """The prior is a negative binomial, whose mean is proportional to its ratio: the iteration converges quickly."""
+    cells, genes, levels = (3, 2, 12) if INTERPRETED else (20, 37, 60)
+    given = list(draw_inputs(cells, genes, levels, library))
+    counts, lowest, highest = given[8], given[10], given[11]
+    given[5] = given[6] = (highest - lowest + 1).log().expand(genes, -1)  # of size 1: all counts of a level are alike
+    given[7], given[9] = torch.log1p(counts).expand(genes, -1), torch.full((genes,), levels, dtype=torch.int32)
+    given[3], given[4] = torch.zeros(cells), torch.ones(cells)  # no signal
+    given[13] = given[13].clamp(max=genes * counts[-1] / 20)  # within reach of the levels
+    _, log_scale = torch.ops.wbdit.count_draw(*given, 12)
+    total = (probabilities(given, log_scale) @ counts.double()).sum(1)
+    torch.testing.assert_close(total, given[13].double(), rtol=1e-4, atol=0)
+
+
+def test_draws_of_a_cell_do_not_depend_on_the_batch():
+    """Nor do they depend on the layout: strided rows, one row for all, inputs under autocast."""
+    (cells, genes, levels), some = ((36, 3, 4), slice(33, 35)) if INTERPRETED else ((70, 19, 9), slice(66, 69))
+    x, log_ratio, mixture, alpha, sigma, *tables, u, library = draw_inputs(cells, genes, levels)
+    mixture = mixture[:1].expand(cells, -1)
+    whole = torch.ops.wbdit.count_draw(x, log_ratio, mixture, alpha, sigma, *tables, u, library, 4)
+    wide = torch.cat((x, log_ratio, u), 1)[some]
+    x, log_ratio, u = wide[:, :genes], wide[:, genes : 2 * genes], wide[:, 2 * genes :]
+    parts = x, log_ratio, mixture[some], alpha[some], sigma[some], *tables, u, library[some]
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, expected in zip(torch.ops.wbdit.count_draw(*parts, 4), whole, strict=True):
+            assert torch.equal(found, expected[some])
+    strided = [with_gaps(t) for t in parts[:3]]
+    assert torch.equal(ops.count_draw(*strided, *parts[3:]), whole[0][some])
+
+
+def test_draws_at_the_ends():
+    """u = 0 draws the lowest level and u = 1 the highest one that has probability, however improbable others are."""
+    given = list(draw_inputs(2, 3, 9))
+    given[1] = torch.full((2, 3), -60.0)  # count 1 has probability e^-60
+    for u in (0.0, 1 - 2**-24, 1.0):
+        given[12] = torch.full((2, 3), u)
+        assert (ops.count_draw(*given, rounds=0) == 0).all()
+    given[1], given[4] = torch.zeros(2, 3), torch.full((2,), 100.0)
+    given[5], given[6] = torch.zeros(3, 9), torch.zeros(3, 9)
+    assert torch.equal(ops.count_draw(*given, rounds=0), given[11][given[9] - 1].expand(2, -1))
+
+
+def test_draws_with_a_nan():
+    """A NaN gives all genes of its cell the lowest count, a NaN in u only its own, and no NaN affects other cells."""
+    given = draw_inputs(2, 2, 2)
+    right = ops.count_draw(*given)
+    for spoilt in (0, 1, 2, 3, 4, 12, 13):
+        wrong = [t.clone() for t in given]
+        wrong[spoilt].view(2, -1)[0, 0] = torch.nan
+        for drawn in (ops.count_draw(*wrong), reference.count_draw(*wrong, 4)[0]):
+            assert (drawn[0, :1] if spoilt == 12 else drawn[0]).eq(0).all(), spoilt
+            assert torch.equal(drawn[1], right[1]), spoilt
+            assert spoilt != 12 or torch.equal(drawn[0, 1:], right[0, 1:])
+    assert (ops.count_draw(*given[:-1], torch.tensor([0.0, 1.0]))[0] == 0).all()  # an empty library
+
+
 def test_a_nan_is_not_hidden():
     counts = count_inputs(1, 4, 3)
     for spoilt in (0, 1, 2, 5, 6, 7):
@@ -439,7 +545,8 @@ def test_sums_do_not_depend_on_the_threads():
         dw = torch.ops.wbdit.mssa_backward(dout, w, out, lse, 4)
         grads = torch.autograd.grad(ops.adaln(x, m, m).square().sum(), (x, m))
         grads += torch.ops.wbdit.count_nll_backward(torch.ones(70, 130), *count_inputs(70, 130, 20))
-        results.append((out, dw, *grads))
+        drawn = torch.ops.wbdit.count_draw(*draw_inputs(70, 130, 20), 4)
+        results.append((out, dw, *grads, *drawn))
     torch.set_num_threads(many)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

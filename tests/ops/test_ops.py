@@ -124,6 +124,48 @@ def test_counts_are_bayes_rule():
             torch.testing.assert_close(mean[b, g], (posterior * values[g, :n]).sum())
 
 
+def draws():
+    """Return the inputs of a draw from the same levels; the last one holds the counts 5 to 9."""
+    *given, levels, n_levels, _ = counts()
+    lowest = levels.int()
+    highest = lowest + torch.tensor([0, 0, 0, 4], dtype=torch.int32)
+    u = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    library = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)
+    return *given, (lowest + highest).double() / 2, n_levels, lowest, highest, u, library
+
+
+def test_draws_invert_the_distribution_of_the_scaled_cell():
+    """Repeat the iteration and the inversion cell by cell, with the odds of a negative binomial written out."""
+    x, log_ratio, w, alpha, sigma, log_base0, log_base1, values, levels, n_levels, lowest, highest, u, library = draws()
+    found, log_scale = torch.ops.wbdit.count_draw(*draws(), 4)
+    for b in range(5):
+        factor = torch.tensor(1.0, dtype=torch.float64)
+
+        def posterior(g, factor, b=b):
+            n, ratio = int(n_levels[g]), log_ratio[b, g].exp() * factor
+            prior = (log_base0[g, :n] * (1 - w[b, g]) + log_base1[g, :n] * w[b, g]).exp()
+            prior = prior * (ratio / (1 + ratio)) ** levels[:n]
+            density = torch.distributions.Normal(alpha[b] * values[g, :n], sigma[b]).log_prob(x[b, g]).exp()
+            return prior * density / (prior * density).sum()
+
+        for _ in range(4):
+            expected = sum((posterior(g, factor) * levels[: n_levels[g]]).sum() for g in range(3))
+            factor = factor * library[b] / expected
+        torch.testing.assert_close(log_scale[b].exp(), factor)
+        for g in range(3):
+            cumulative = [0.0, *posterior(g, factor).cumsum(0).tolist()]
+            level = next(i for i, until in enumerate(cumulative[1:]) if until >= u[b, g])
+            share = (float(u[b, g]) - cumulative[level]) / (cumulative[level + 1] - cumulative[level])
+            assert found[b, g] == lowest[level] + int(share * (highest[level] - lowest[level] + 1))
+
+
+def test_draws_of_tensors_that_do_not_match():
+    given = list(draws())
+    given[-2] = given[-2][:, :1]
+    with pytest.raises(ValueError, match="same shape"):
+        ops.count_draw(*given)
+
+
 def test_the_mean_of_counts_takes_no_gradient():
     with pytest.raises(RuntimeError, match="count_mean"):
         ops.count_mean(*counts(grad=True)[:-1]).sum().backward()
@@ -184,6 +226,7 @@ REGISTERED = {
     "normal": lambda: (7, torch.arange(3), 2, 10),
     "count_mean": lambda: counts(torch.float32)[:-1],
     "count_nll": lambda: counts(torch.float32, grad=True),
+    "count_draw": lambda: (*draws(), 4),
 }
 
 

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from helpers import make_cells
+from helpers import make_cells, tiny_preset
 
 import wbdit
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
@@ -40,7 +40,7 @@ class Narrow:
         self.model.register_buffer("noise_axes", torch.ones(NOISE_AXES, 60))
         self.model.register_buffer("noise_factors", torch.full((NOISE_AXES,), 5.0))
 
-    def sample(self, codes, seed, covariates=None):
+    def sample(self, codes, seed, batch_size, show, covariates=None):
         self.asked.append(len(codes))
         return spreading(len(codes), 0.7 * self.model.noise_factors[:2].numpy(), seed=seed % 1000, code=codes[:, 0]).X
 
@@ -48,7 +48,7 @@ class Narrow:
 def test_noise_is_wider_along_the_axes_alone():
     torch.manual_seed(0)
     cells = make_cells(40, 30)
-    generator = wbdit.fit(cells, label="type", steps=1, progress=False)
+    generator = wbdit.fit(cells, label="type", preset=tiny_preset(), steps=1, progress=False)
     model, noise = generator.model, torch.randn(5, 1, 30)
     assert torch.equal(model.start(noise), noise)  # too few cells for axes
     axes = torch.linalg.qr(torch.randn(30, NOISE_AXES))[0].T.contiguous()
@@ -113,7 +113,7 @@ def test_a_label_of_few_cells_is_left_out():
 
 def test_values_without_a_likelihood_are_left_alone():
     cells = make_cells(40, 30)
-    generator = wbdit.fit(cells, preset="paper", steps=1, progress=False)
+    generator = wbdit.fit(cells, preset=tiny_preset("paper"), steps=1, progress=False)
     data = TrainingData.of(generator.preprocessor, cells)
     assert calibration.calibrate_noise(generator, data) == {}
     assert calibration.calibration_seconds(generator, data) == 0
@@ -122,15 +122,14 @@ def test_values_without_a_likelihood_are_left_alone():
 def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch, log):
     monkeypatch.setattr(calibration, "CELLS", 200)
     cells, run = spreading(240), tmp_path / "run"
-    quick = {"label": "type", "progress": False}
-    made = wbdit.fit(cells, steps=3, out=run, **quick)
+    made = wbdit.fit(cells, label="type", steps=3, progress=False, out=run)
     assert (made.model.noise_factors != 1).any()
     assert f"along {NOISE_AXES} directions" in log[-1]
     loaded = wbdit.load(run)
     assert torch.equal(loaded.model.noise_factors, made.model.noise_factors)
     assert torch.equal(loaded.model.noise_axes, made.model.noise_axes)
     assert loaded.config.model_hash == made.config.model_hash
-    longer = wbdit.fit(cells, steps=40, out=run, resume=True, **quick)
+    longer = wbdit.fit(cells, steps=40, progress=False, out=run, resume=True)
     factors = longer.model.noise_factors.clone()
     assert torch.equal(
         calibration.calibrate_noise(longer, TrainingData.of(longer.preprocessor, cells))["noise_factors"], factors
@@ -144,7 +143,7 @@ def test_what_was_trained_is_saved_before_the_spread_is_matched(tmp_path, monkey
 
     monkeypatch.setattr("wbdit.training.fit.calibrate_noise", stopped)
     with pytest.raises(KeyboardInterrupt):
-        wbdit.fit(spreading(240), steps=3, out=tmp_path, progress=False)
+        wbdit.fit(spreading(240), preset=tiny_preset(), steps=3, out=tmp_path, progress=False)
     assert wbdit.load(tmp_path).config.trained.steps == 3
 
 
@@ -161,7 +160,7 @@ def test_the_clock_includes_the_matching(monkeypatch, estimate, reserved):
     monkeypatch.setattr(calibration, "CELLS", 200)
     monkeypatch.setattr("wbdit.training.fit.calibration_seconds", lambda *given: estimate)
     monkeypatch.setattr(Trainer, "train", two_steps)
-    generator = wbdit.fit(spreading(240), label="type", minutes=0.1, progress=False)
+    generator = wbdit.fit(spreading(240), label="type", preset=tiny_preset(), minutes=0.1, progress=False)
     assert budgets[0].minutes == pytest.approx(0.1 - reserved / 60)
     data = TrainingData.of(generator.preprocessor, spreading(240))
     assert calibration.calibration_seconds(generator, data) > 0

@@ -16,10 +16,8 @@ from wbdit.counts.likelihood import CountLikelihood
 from wbdit.counts.trend import CovariateTrend
 from wbdit.data.normalize import log_library_sizes
 from wbdit.nn.denoiser import Denoiser
-from wbdit.ops import reference
 from wbdit.schedule import NoiseSchedule, Prediction
 
-ROUNDS = 4  # iterations that scale the expected counts to the library size
 NOISE_AXES = 16  # principal components with scaled initial noise; later ones are mostly sequencing noise
 
 
@@ -247,26 +245,11 @@ class CountDenoiser(nn.Module):
         Counts ``(B, G)`` int32.
         """
         log_rate, dispersion = self._answer(x, t, conditioning)
+        known = self.likelihood
         # bf16 keeps 8 bits: too few for the sum of a cell's expected counts to match its library size
         with torch.autocast(x.device.type, enabled=False):
-            return self._draw(x, t, log_rate, dispersion, u, library)
-
-    def _draw(self, x: Tensor, t: Tensor, log_rate: Tensor, dispersion: Tensor, u: Tensor, library: Tensor) -> Tensor:
-        known = self.likelihood
-        for _ in range(ROUNDS):
-            p = self._probabilities(x, t, log_rate, dispersion)
-            log_rate = log_rate + (library / (p @ known.middle).sum(1)).log()[:, None]
-        p = self._probabilities(x, t, log_rate, dispersion)
-        below = p.cumsum(-1)
-        level = torch.minimum((below < u[..., None]).sum(-1), known.n_levels - 1)[..., None]
-        # u's position within its level's probability mass gives the count's position within the bin
-        share = 1 - ((below.gather(-1, level) - u[..., None]) / p.gather(-1, level))[..., 0]
-        lowest, highest = (edge[level[..., 0]] for edge in (known.lowest, known.highest))
-        return (lowest + (share * (highest - lowest + 1)).int()).clamp(min=lowest, max=highest)
-
-    def _probabilities(self, x: Tensor, t: Tensor, log_rate: Tensor, dispersion: Tensor) -> Tensor:
-        """Return the probability of each level ``(B, G, L)``."""
-        return reference.count_logits(*self._posterior(x, t, log_rate, dispersion))[0].softmax(-1)
+            given = x[:, 0], *known.log_ratio(log_rate, dispersion, t), *self._tables(t), known.lowest, known.highest
+            return ops.count_draw(*(*given, u, library))
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
@@ -279,9 +262,11 @@ class CountDenoiser(nn.Module):
 
     def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor, dispersion: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments that the ``wbdit.ops.count_*`` functions share."""
+        return x[:, 0], *self.likelihood.terms(log_rate, dispersion, t), *self._tables(t)
+
+    def _tables(self, t: Tensor) -> tuple[Tensor, ...]:
         known = self.likelihood
-        tables = *known.prior, known.values, known.middle, known.n_levels
-        return x[:, 0], *known.terms(log_rate, dispersion, t), *self.schedule.level_tensors(t), *tables
+        return *self.schedule.level_tensors(t), *known.prior, known.values, known.middle, known.n_levels
 
 
 class FixedLibrary:

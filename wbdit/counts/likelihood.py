@@ -75,8 +75,13 @@ class CountLikelihood(nn.Module):
         self.prior.copy_(torch.lgamma(c + r) - torch.lgamma(r) - torch.lgamma(c + 1) + width)
 
     def bin_of(self, counts: np.ndarray) -> np.ndarray:
-        """Return the levels ``(n, G)`` uint8 of the training cells' counts ``(n, G)``."""
-        return CountBins(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+        """Return the levels ``(n, G)`` uint8 of counts ``(n, G)``.
+
+        Other cells than the training cells may have counts above a gene's highest level. They get this level, since the
+        likelihood of the count itself is zero.
+        """
+        levels = CountBins(self.lowest.cpu().numpy(), self.highest.cpu().numpy()).of(counts)
+        return np.minimum(levels, (self.n_levels.cpu().numpy() - 1).astype(np.uint8))
 
     @property
     def middle(self) -> Tensor:
@@ -98,9 +103,18 @@ class CountLikelihood(nn.Module):
         t
             Timesteps ``(B,)``.
         """
+        log_ratio, mixture = self.log_ratio(log_rate, dispersion, t)
+        return -F.softplus(-log_ratio), mixture
+
+    def log_ratio(self, log_rate: Tensor, dispersion: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``ln(mean / size)`` of each negative binomial and the mixture weight, both ``(B, G)``.
+
+        The parameters are those of :meth:`terms`. An increase of `log_rate` increases the ratio by as much, and leaves
+        the weight unchanged.
+        """
         at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
         knot = at.long().clamp(max=KNOTS - 2)
         knots = torch.lerp(self.dispersion_knots[knot], self.dispersion_knots[knot + 1], (at - knot)[:, None])
         mixture = (knots + dispersion).sigmoid()
         log_size = torch.lerp(self.log_size[0], self.log_size[1], mixture)
-        return -F.softplus(log_size - self.log_mean - log_rate), mixture
+        return log_rate - (log_size - self.log_mean), mixture

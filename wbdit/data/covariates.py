@@ -67,12 +67,15 @@ class Covariates:
             if name in names[:i]:
                 raise InputError(f"continuous column {name!r} is named twice: name it once")
             if name in labels:
-                raise InputError(f"{name!r} is both a label and a continuous column: name it once")
+                raise InputError(
+                    f"{name!r} is both a label and a continuous column: give it as `label` or as `continuous`"
+                )
         values = _read(adata, names)
         for name, column in zip(names, values.T, strict=True):
             if len(column) and column.min() == column.max():
                 raise InputError(
-                    f"all cells have the same {name!r} ({column[0]:g}), so nothing can be learned from it: leave it out"
+                    f"all cells have the same {name!r} ({column[0]:g}), so nothing can be learned from it: leave it "
+                    "out of `continuous`"
                 )
         return cls(names, values.mean(0), values.std(0), values)
 
@@ -126,7 +129,7 @@ def _column(adata: ad.AnnData, name: str) -> np.ndarray:
         raise InputError(f"no column {name!r} in obs; the columns are: {keys}")
     column = adata.obs[name]
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
-        raise InputError(f"column {name!r} in obs is not numeric ({column.dtype}): use it as a label, or convert it")
+        raise InputError(f"column {name!r} in obs is not numeric ({column.dtype}): give it as `label`, or convert it")
     values = column.to_numpy(np.float64, na_value=np.nan)
     for wrong, word in ((np.isnan(values), "no"), (np.isinf(values), "an infinite")):
         if wrong.any():

@@ -1,22 +1,17 @@
-"""Input cells: read AnnData, check it, and detect its expression space."""
+"""Input cells: read AnnData, check and split cells, and bring a matrix into memory."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
 from wbdit.errors import InputError
-
-Space = Literal["counts", "lognorm", "scaled"]
-
-# ln(1 + x) of any sequenced cell is well below this; linear CPM or TPM is not
-LARGEST_LOG_VALUE = 25.0
 
 
 def read_h5ad(path: str | Path) -> ad.AnnData:
@@ -52,15 +47,14 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
     Parameters
     ----------
     adata
-        Cells by genes; ``X`` dense or sparse.
+        Cells by genes. :func:`wbdit.data.matrix.find_expression` checks the values and the names of the genes.
     label
         Column of ``obs`` that holds the labels, if any.
 
     Raises
     ------
     InputError
-        For no genes, fewer than two cells, no ``X``, NaN or infinite values, duplicate gene names, an unknown label
-        column or missing labels.
+        For no genes, fewer than two cells, an unknown label column or missing labels.
 
     Examples
     --------
@@ -70,35 +64,21 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
     Traceback (most recent call last):
     wbdit.errors.InputError: at least two cells are needed, there is one
     """
-    if adata.X is None:
-        raise InputError("the file has no X matrix: put the counts into adata.X")
     if adata.n_vars == 0:
         raise InputError("there are no genes (0 columns)")
     if adata.n_obs < 2:
         raise InputError(f"at least two cells are needed, there {_are(adata.n_obs)}")
-    duplicated = adata.var_names[adata.var_names.duplicated()]
-    if len(duplicated):
-        raise InputError(
-            f"duplicate gene names ({duplicated[0]!r} and {len(duplicated) - 1} more): "
-            "call adata.var_names_make_unique()"
-        )
-    values = matrix_values(adata.X)
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        raise InputError(f"X holds {values.dtype} values, not numbers")
-    bad = int(np.size(values) - np.isfinite(values).sum())
-    if bad:
-        raise InputError(f"X holds {bad} NaN or infinite values: remove or replace them first")
     if label is not None:
         check_labels(adata, label)
 
 
 def check_labels(adata: ad.AnnData, label: str) -> None:
-    """Check that a label column exists and is complete.
+    """Check that a label column exists once and is complete.
 
     Raises
     ------
     InputError
-        If the column is unknown or labels are missing.
+        If the column is unknown or there twice, or labels are missing.
 
     Examples
     --------
@@ -107,9 +87,11 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
     Traceback (most recent call last):
     wbdit.errors.InputError: no column 'cell_type' in obs; the columns are: bulk_labels
     """
-    if label not in adata.obs.columns:
-        keys = ", ".join(map(str, adata.obs.columns)) or "none"
-        raise InputError(f"no column {label!r} in obs; the columns are: {keys}")
+    columns = adata.obs.columns
+    if label not in columns:
+        raise InputError(f"no column {label!r} in obs; the columns are: {', '.join(map(str, columns)) or 'none'}")
+    if (columns == label).sum() > 1:
+        raise InputError(f"obs has {(columns == label).sum()} columns {label!r}: rename or drop all but one")
     missing = int(adata.obs[label].isna().sum())
     if missing:
         raise InputError(f"{missing} cells have no {label!r}: label them or remove them first")
@@ -134,7 +116,8 @@ def check_label_sizes(adata: ad.AnnData, label: str) -> None:
     sizes = adata.obs[label].astype(str).value_counts()
     if (sizes == 1).any():
         lonely = sizes.index[sizes == 1][0]
-        raise InputError(f"label {lonely!r} in {label!r} has one cell: merge it into another label or drop it")
+        more = f"; so have {(sizes == 1).sum() - 1} more of its {len(sizes)} labels" if (sizes == 1).sum() > 1 else ""
+        raise InputError(f"label {lonely!r} in {label!r} has one cell: merge it into another label or drop it{more}")
 
 
 def split_cells(adata: ad.AnnData, label: str, share: float, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
@@ -167,20 +150,6 @@ def split_cells(adata: ad.AnnData, label: str, share: float, seed: int) -> tuple
     return adata[first].copy(), adata[~first].copy()
 
 
-def matrix_values(X: Any) -> np.ndarray:
-    """Return the stored values of a dense or sparse matrix as a flat array.
-
-    The zeros that a sparse matrix does not store are left out.
-
-    Examples
-    --------
-    >>> from wbdit.data.expression import matrix_values
-    >>> matrix_values(np.eye(2)), len(matrix_values(cells.X))
-    (array([1., 0., 0., 1.]), 174400)
-    """
-    return np.asarray(X.data if sp.issparse(X) else X).ravel()
-
-
 def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:
     """Return a dense or sparse matrix as a dense ``(cells, genes)`` array of a dtype.
 
@@ -194,93 +163,27 @@ def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:
     return np.asarray(X.toarray() if sp.issparse(X) else X, dtype=dtype)
 
 
-def detect_space(X: Any) -> Space:
-    """Detect from the values whether expression is raw counts, log-normalized or scaled.
-
-    Parameters
-    ----------
-    X
-        ``(cells, genes)`` dense or sparse, finite values.
-
-    Returns
-    -------
-    ``"counts"`` for non-negative integers, ``"lognorm"`` for non-negative values up to :data:`LARGEST_LOG_VALUE`,
-    ``"scaled"`` for values of both signs.
-
-    Raises
-    ------
-    InputError
-        For negative counts, normalized values without a logarithm, only zeros, or mostly zeros with negative values.
+def in_memory(X: Any) -> Any:
+    """Return a matrix of any kind as CSR or as a dense array in memory: sparse, backed by a file, or lazy (dask).
 
     Examples
     --------
-    >>> from wbdit.data.expression import detect_space
-    >>> detect_space(cells.X), detect_space(cells.X.log1p())
-    ('counts', 'lognorm')
+    >>> from wbdit.data.expression import in_memory
+    >>> in_memory(cells.X.tocsc()).format
+    'csr'
     """
-    values = matrix_values(X)
-    if values.size == 0 or not values.any():
-        raise InputError("X holds only zeros: give cells with nonzero expression")
-    integers = bool((values == np.rint(values)).all())
-    lowest, highest = float(values.min()), float(values.max())
-    if integers:
-        if lowest < 0:
-            raise InputError(f"X holds negative counts (lowest {lowest:g}): counts are zero or more")
-        return "counts"
-    if lowest >= 0:
-        if highest > LARGEST_LOG_VALUE:
-            raise InputError(
-                f"X holds non-integer values up to {highest:.4g}: neither counts nor log values; "
-                "give raw counts, or take the logarithm first (scanpy.pp.log1p)"
-            )
-        return "lognorm"
-    stored_zeros = int((values == 0).sum()) + (int(np.prod(X.shape)) - values.size)
-    if stored_zeros > 0.5 * np.prod(X.shape):
-        raise InputError(
-            f"X holds negative values (lowest {lowest:.4g}) although most entries are zero: "
-            "neither counts, log-normalized nor scaled values"
-        )
-    return "scaled"
-
-
-def find_expression(adata: ad.AnnData) -> tuple[Any, Space, str]:
-    """Return the expression matrix: ``layers["counts"]`` if only this layer holds counts, else ``X``.
-
-    Returns
-    -------
-    The matrix, its expression space, and a message that describes them.
-
-    Raises
-    ------
-    InputError
-        As :func:`detect_space`.
-
-    Examples
-    --------
-    >>> from wbdit.data.expression import find_expression
-    >>> X, space, message = find_expression(cells)
-    >>> X.shape, space, message
-    ((700, 765), 'counts', 'X is raw counts')
-    """
-    space = detect_space(adata.X)
-    if space != "counts" and "counts" in adata.layers:
-        layer = adata.layers["counts"]
-        if np.isfinite(matrix_values(layer)).all() and detect_space(layer) == "counts":
-            return layer, "counts", f"X is {describe(space)}; using the raw counts in layers['counts']"
-    return adata.X, space, f"X is {describe(space)}"
-
-
-def describe(space: Space) -> str:
-    """Return an expression space in words.
-
-    Examples
-    --------
-    >>> from wbdit.data.expression import describe
-    >>> describe("lognorm")
-    'log-normalized'
-    """
-    words = {"counts": "raw counts", "lognorm": "log-normalized", "scaled": "scaled (centered values of both signs)"}
-    return words[space]
+    if hasattr(X, "to_memory"):  # sparse, in a file
+        X = X.to_memory()
+    elif hasattr(X, "compute"):  # dask
+        X = X.compute()
+    if not sp.issparse(X):
+        X = np.asarray(X)  # also reads a dense matrix from a file
+        return X.astype(np.float32) if X.dtype == np.float16 else X
+    X = sp.csr_matrix(X)
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return X
 
 
 def _are(n: int) -> str:

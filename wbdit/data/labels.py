@@ -17,6 +17,7 @@ from wbdit.errors import InputError
 
 SEPARATOR = "/"  # between the labels of several columns, as in "NK/stim"
 OPEN = "*"  # wildcard for a label: any, in the proportions of the training cells
+MOST_NUMBERS = 20  # a column with more different fractional numbers is continuous
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Labels:
         Raises
         ------
         InputError
-            If a column is unknown, named twice or incomplete, or a label has one cell.
+            If a column is unknown, named twice, incomplete or continuous, a label has one cell, or labels cannot be
+            told apart in a request.
         """
         names = (columns,) if isinstance(columns, str) else tuple(columns or ())
         twice = [name for i, name in enumerate(names) if name in names[:i]]
@@ -74,6 +76,7 @@ class Labels:
             raise InputError(f"label column {twice[0]!r} is named twice: name it once")
         for name in names:
             check_labels(adata, name)
+            _check_values(adata.obs[name], name)
             check_label_sizes(adata, name)
         categories = tuple(tuple(map(str, np.unique(adata.obs[name].astype(str).to_numpy()))) for name in names)
         empty = cls(names, categories, np.zeros((0, len(names)), np.int64), np.zeros(0, np.int64))
@@ -175,9 +178,10 @@ class Labels:
         moved = codes.copy()
         for name, label in toward.items():
             column = self.position(name)
-            if label not in self.categories[column]:
+            code = self._code(column, label)
+            if code is None or code < 0:
                 raise self._unknown(column, label)
-            moved[:, column] = self.categories[column].index(label)
+            moved[:, column] = code
         return moved
 
     def position(self, column: str) -> int:
@@ -255,17 +259,45 @@ class Labels:
         read = [[self._code(column, label) for column, label in enumerate(parts)] for parts in cuts]
         whole = [codes for codes in read if None not in codes]
         if len(whole) > 1:
-            raise InputError(f"{name!r} can be split in more than one way: give its labels as a tuple")
+            raise InputError(
+                f"{name!r} can be split in more than one way: give its labels as a tuple in Python, or cells that have "
+                "them with `like`"
+            )
         if not whole:
             parts, codes = min(zip(cuts, read, strict=True), key=lambda cut: cut[1].count(None))
             raise self._unknown(codes.index(None), parts[codes.index(None)])
         return np.array(whole[0], np.int64)
 
     def _code(self, column: int, label: str) -> int | None:
-        """Return the index of a label, -1 for the wildcard, None for an unknown label."""
-        if label in self.categories[column]:
-            return self.categories[column].index(label)
-        return -1 if label == OPEN else None
+        """Return the index of a label, -1 for the wildcard, None for an unknown label.
+
+        Spaces around a label do not matter, as no two labels differ only by them.
+        """
+        found = [code for code, own in enumerate(self.categories[column]) if own.strip() == str(label).strip()]
+        return found[0] if found else -1 if label == OPEN else None
+
+
+def _check_values(column: pd.Series, name: str) -> None:
+    """Refuse a continuous column, and labels that a request could not tell apart."""
+    values = column.unique()
+    if pd.api.types.is_float_dtype(column.dtype) and len(values) > MOST_NUMBERS and (values != np.rint(values)).any():
+        raise InputError(
+            f"{name!r} holds {len(values)} different numbers, so it is no label: use it as a covariate "
+            f"(`continuous={name!r}`), bin it (pandas.cut) or choose another column"
+        )
+    labels = pd.Index(values.astype(object)).astype(str)
+    if labels.has_duplicates:
+        raise InputError(f"different values of {name!r} read the same, {labels[labels.duplicated()][0]!r}: rename one")
+    stripped = labels.str.strip()
+    if stripped.has_duplicates:
+        raise InputError(
+            f"labels of {name!r} differ only by spaces, such as {stripped[stripped.duplicated()][0]!r}: strip them "
+            f"(adata.obs[{name!r}].str.strip())"
+        )
+    if "" in stripped:
+        raise InputError(f"a label of {name!r} is empty: name it or remove its cells")
+    if OPEN in stripped:
+        raise InputError(f"a label of {name!r} is called {OPEN}, which stands for any label in a request: rename it")
 
 
 def apportion(shares: np.ndarray, n: int) -> np.ndarray:

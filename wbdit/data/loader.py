@@ -84,6 +84,10 @@ class Batches:
             self.epoch += 1
         rows = self.order[self.position : self.position + self.batch_size].to(self.x.device)
         self.position += self.batch_size
+        return self.take(rows)
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the cells at the given rows ``(B,)`` int64, on the cells' device."""
         taken = (None if of is None else of[rows] for of in (self.y, self.log_library, self.covariates))
         return Batch(self.x[rows][:, None], *taken)
 

@@ -1,16 +1,13 @@
-"""Normalization of expression, library sizes and selection of variable genes."""
+"""Normalization of expression, and library sizes."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import anndata as ad
 import numpy as np
 import scipy.sparse as sp
-import torch
 
-from wbdit.data.expression import Space
-from wbdit.errors import InputError, need_extra
+from wbdit.data.space import Space
 
 Values = Literal["log1p", "lognorm", "as is"]
 TARGET_SUM = 1e4
@@ -65,40 +62,3 @@ def log_library_sizes(counts: np.ndarray) -> np.ndarray:
     array([1.1, 0. ])
     """
     return np.log(np.maximum(counts.sum(1), 1))
-
-
-def variable_genes(X: Any, space: Space, n: int) -> np.ndarray:
-    """Return a mask ``(genes,)`` bool of at most `n` genes, the most variable ones according to scanpy.
-
-    Genes of counts are ranked by their variance beyond the fitted mean-variance curve (``seurat_v3``), genes of
-    log-normalized values by binned dispersion (``seurat``). Genes without expression are never chosen.
-
-    Raises
-    ------
-    InputError
-        For scaled values, whose variances carry no information, or if scanpy is not installed.
-
-    Examples
-    --------
-    >>> from wbdit.data.normalize import variable_genes
-    >>> mask = variable_genes(cells.X, "counts", 100)
-    >>> mask.shape, int(mask.sum())
-    ((765,), 100)
-    """
-    if space == "scaled":
-        raise InputError(f"variable genes cannot be chosen from scaled values: keep at most {n} genes, or give counts")
-    try:
-        import scanpy as sc
-    except ImportError as error:
-        raise need_extra("scanpy (to choose variable genes)") from error
-    cells = ad.AnnData(sp.csr_matrix(X, dtype=np.float32))
-    expressed = np.asarray((cells.X > 0).sum(0)).ravel() > 0
-    chosen = np.zeros(cells.n_vars, bool)
-    if expressed.sum() <= n:
-        return expressed
-    flavor = "seurat_v3" if space == "counts" else "seurat"
-    threads = torch.get_num_threads()
-    ranked = sc.pp.highly_variable_genes(cells[:, expressed], flavor=flavor, n_top_genes=n, inplace=False)
-    torch.set_num_threads(threads)  # scanpy runs numba, which changes OpenMP's number of threads
-    chosen[expressed] = ranked["highly_variable"].to_numpy()
-    return chosen

@@ -25,11 +25,16 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from wbdit.data.annotations import Annotations
 from wbdit.data.covariates import Covariates
 from wbdit.data.draws import Drawn, TrainingDraws
-from wbdit.data.expression import Space, check_cells, find_expression, to_dense
+from wbdit.data.expression import check_cells, check_labels, to_dense
+from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
-from wbdit.data.normalize import TARGET_SUM, Values, transformed, variable_genes
+from wbdit.data.matrix import Source, find_again, find_expression
+from wbdit.data.normalize import TARGET_SUM, Values, transformed
+from wbdit.data.space import Space
+from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
 logger = logging.getLogger("wbdit")
@@ -60,6 +65,12 @@ class Preprocessor:
         ``labels.sizes`` cells per group, and sorted within each group; empty if the cells had no counts.
     covariates
         Continuous columns, and the training cells' values in the order of `library`; no columns for a run without.
+    source
+        The matrix that was used, and how it was read. Later cells are read in the same way.
+    found
+        A sentence that says which matrices were found and chosen.
+    annotations
+        Annotation of genes and labels for the synthetic cells.
 
     Examples
     --------
@@ -80,6 +91,9 @@ class Preprocessor:
     smallest: np.ndarray
     library: np.ndarray
     covariates: Covariates = field(default_factory=Covariates)
+    source: Source = field(default_factory=Source)
+    found: str = ""
+    annotations: Annotations = field(default_factory=Annotations)
 
     @classmethod
     def fit(
@@ -88,13 +102,24 @@ class Preprocessor:
         *,
         label: str | Sequence[str] | None = None,
         continuous: str | Sequence[str] | None = None,
-        max_genes: int = 2000,
+        max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
+        source: Source | None = None,
+        genes: str | Sequence[str] | None = None,
+        batch_key: str | None = None,
     ) -> Preprocessor:
-        """Learn genes, labels and values from training cells, as :meth:`fit_matrix`."""
+        """Learn genes, labels and values from training cells; arguments as in :meth:`fit_matrix`."""
         return cls.fit_matrix(
-            adata, label=label, continuous=continuous, max_genes=max_genes, lognorm=lognorm, centered=centered
+            adata,
+            label=label,
+            continuous=continuous,
+            max_genes=max_genes,
+            lognorm=lognorm,
+            centered=centered,
+            source=source,
+            genes=genes,
+            batch_key=batch_key,
         )[0]
 
     @classmethod
@@ -104,9 +129,12 @@ class Preprocessor:
         *,
         label: str | Sequence[str] | None = None,
         continuous: str | Sequence[str] | None = None,
-        max_genes: int = 2000,
+        max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
+        source: Source | None = None,
+        genes: str | Sequence[str] | None = None,
+        batch_key: str | None = None,
     ) -> tuple[Preprocessor, np.ndarray]:
         """Learn genes, labels and values from training cells.
 
@@ -115,17 +143,24 @@ class Preprocessor:
         Parameters
         ----------
         adata
-            Cells by genes: counts, log-normalized or scaled values in ``X`` (or counts in ``layers["counts"]``).
+            Cells by genes: counts in X, ``raw.X`` or a layer, or log-normalized or scaled values in X. See
+            :func:`wbdit.data.matrix.find_expression`.
         label
             Column of ``obs`` to condition on, or several.
         continuous
             Numeric column of ``obs`` to condition on, or several.
         max_genes
-            Maximum number of genes. If there are more, the most variable are kept.
+            Maximum number of genes, None for all. If there are more, the most variable are kept.
         lognorm
             Normalize counts by library size before the logarithm.
         centered
             Center each gene and divide by one common scale; else the values are unchanged.
+        source
+            The matrix to use, if it is not to be found.
+        genes
+            Names of the genes to use, or the name of a boolean column of ``var``.
+        batch_key
+            Column of ``obs``: genes must be variable within its batches.
 
         Returns
         -------
@@ -135,36 +170,49 @@ class Preprocessor:
         ------
         InputError
             If the cells cannot be used (:func:`wbdit.data.expression.check_cells`,
-            :func:`wbdit.data.expression.detect_space`, :meth:`wbdit.data.labels.Labels.fit`,
+            :func:`wbdit.data.matrix.find_expression`, :meth:`wbdit.data.labels.Labels.fit`,
             :meth:`wbdit.data.covariates.Covariates.fit`).
         """
         check_cells(adata)
         labels = Labels.fit(adata, label)
         covariates = Covariates.fit(adata, continuous, labels.columns)
-        X, space, found = find_expression(adata)
-        logger.info(found)
-        genes = adata.var_names
-        if adata.n_vars > max_genes:
-            keep = variable_genes(X, space, max_genes)
-            logger.info(f"kept the {max_genes} most variable of {adata.n_vars} genes")
-            X, genes = X[:, keep], genes[keep]
+        batches = _batches(adata, batch_key)
+        expression = find_expression(adata, source)
+        said = [expression.found]  # once everything is checked: an error stands alone
+        X, space, var = expression.X, expression.space, expression.var
+        if genes is not None:
+            chosen = gene_columns(genes, var, adata)
+            said.append(f"using the {len(chosen)} chosen of {len(var)} genes")
+            X, var = X[:, chosen], var.iloc[chosen]
+        if max_genes is not None and len(var) > max_genes:
+            keep = np.flatnonzero(variable_genes(X, space, max_genes, batches))
+            within = "" if batch_key is None else f", variable within {batch_key!r}"
+            said.append(f"kept the {len(keep)} most variable of {len(var)} genes{within}")
+            X, var = X[:, keep], var.iloc[keep]
+        elif batch_key is not None:
+            said.append(f"all {len(var)} genes are kept, so `batch_key` has no effect")
+        for line in said:
+            logger.info(line)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
         dense = to_dense(X)
         totals = dense.sum(1)
         seen = transformed(dense, values)
-        center = seen.mean(0) if centered else np.zeros(len(genes), np.float32)
+        center = seen.mean(0) if centered else np.zeros(len(var), np.float32)
         scale = float((seen - center).std()) if centered else 1.0
         order = np.lexsort((totals, labels.combination_index(labels.codes(adata))))
         preprocessor = cls(
             space=space,
             values=values,
-            genes=tuple(map(str, genes)),
+            genes=tuple(var.index),
             labels=labels,
             center=center.astype(np.float32),
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
             covariates=replace(covariates, values=covariates.values[order]),
+            source=expression.source,
+            found=expression.found,
+            annotations=Annotations.of(var, adata, labels),
         )
         return preprocessor, dense
 
@@ -185,13 +233,16 @@ class Preprocessor:
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
         """Return the expression of the run's genes, ``(cells, G)`` fp32; raises the errors of :meth:`encode`."""
         check_cells(adata)
-        missing = [gene for gene in self.genes if gene not in adata.var_names]
-        if missing:
-            raise InputError(f"{len(missing)} of the run's {len(self.genes)} genes are missing, {missing[0]!r} first")
-        X, space, _ = find_expression(adata)
-        if space != self.space:
-            raise InputError(f"the run was trained on {self.space}, these cells hold {space}")
-        return to_dense(X[:, adata.var_names.get_indexer(list(self.genes))])
+        expression = find_again(adata, self.source, self.space)
+        if expression.name != (self.source.name or "X"):
+            logger.info(expression.found)
+        columns = expression.var.index.get_indexer(list(self.genes))
+        if (columns < 0).any():
+            missing = np.flatnonzero(columns < 0)
+            raise InputError(
+                f"{len(missing)} of the run's {len(self.genes)} genes are missing, {self.genes[missing[0]]!r} first"
+            )
+        return to_dense(expression.X[:, columns])
 
     def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
         """Convert a model's output to cells, without labels.
@@ -233,12 +284,15 @@ class Preprocessor:
         Each label column is categorical, each covariate fp64. With `toward`, ``obs`` also has ``f"{column}_toward"``
         and ``"mix"``.
         """
-        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self.labels.obs(codes))
+        obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self._label_columns(codes))
         if covariates is not None:
             obs = obs.assign(**dict(zip(self.covariates.columns, covariates.T, strict=True)))
         if toward is None:
             return obs
-        return obs.assign(**{f"{name}_toward": labels for name, labels in self.labels.obs(toward).items()}, mix=mix)
+        return obs.assign(**{f"{name}_toward": labels for name, labels in self._label_columns(toward).items()}, mix=mix)
+
+    def _label_columns(self, codes: np.ndarray) -> dict[str, pd.Categorical]:
+        return self.annotations.shown(self.labels.obs(codes))
 
     def _as_counts(self, counts: np.ndarray) -> ad.AnnData:
         counts = counts.astype(np.float32)
@@ -246,12 +300,14 @@ class Preprocessor:
 
     def _cells(self, X: Any, **layers: Any) -> ad.AnnData:
         obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(X.shape[0])])
-        return ad.AnnData(X, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)), layers=layers)
+        return ad.AnnData(X, obs=obs, var=self.annotations.table(self.genes), layers=layers)
 
     def facts(self) -> dict[str, Any]:
         """Return metadata for ``uns``: genes, labels, expression space and kind of values."""
         return {
             "trained_on": self.space,
+            "source": self.source.name or "X",
+            "found": self.found,
             "values": self.values,
             "target_sum": TARGET_SUM,
             "genes": np.array(self.genes, dtype=object),
@@ -284,3 +340,11 @@ class Preprocessor:
                 span = f"{self.library.min():g} to {self.library.max():g}"
                 found.append(f"the library sizes of {outside} of {len(library)} cells (training cells: {span})")
         return found
+
+
+def _batches(adata: ad.AnnData, batch_key: str | None) -> np.ndarray | None:
+    """Return the batch of each cell, as text."""
+    if batch_key is None:
+        return None
+    check_labels(adata, batch_key)
+    return adata.obs[batch_key].astype(str).to_numpy()

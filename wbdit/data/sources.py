@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import anndata as ad
 import numpy as np
 
+from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 
 
@@ -39,13 +40,24 @@ class TrainingData:
         *,
         label: str | Sequence[str] | None = None,
         continuous: str | Sequence[str] | None = None,
-        max_genes: int = 2000,
+        max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
+        source: Source | None = None,
+        genes: str | Sequence[str] | None = None,
+        batch_key: str | None = None,
     ) -> TrainingData:
         """Fit a preprocessor and apply it; arguments and errors as in :meth:`Preprocessor.fit_matrix`."""
         preprocessor, matrix = Preprocessor.fit_matrix(
-            adata, label=label, continuous=continuous, max_genes=max_genes, lognorm=lognorm, centered=centered
+            adata,
+            label=label,
+            continuous=continuous,
+            max_genes=max_genes,
+            lognorm=lognorm,
+            centered=centered,
+            source=source,
+            genes=genes,
+            batch_key=batch_key,
         )
         return cls(preprocessor, matrix, preprocessor.labels.codes(adata), preprocessor.covariates.read(adata))
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from wbdit.data import normalize
-from wbdit.data.expression import Space, check_cells, describe, find_expression
+from wbdit.data.expression import check_cells
+from wbdit.data.matrix import Expression, Source, find_expression
+from wbdit.data.space import Space, describe
+from wbdit.data.variable_genes import variable_genes as most_variable
 from wbdit.errors import InputError
 
 
@@ -53,7 +57,7 @@ class Aligned:
     notes: list[str]
 
 
-def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Aligned:
+def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int, source: Source | None = None) -> Aligned:
     """Align cells to shared, variable genes and one expression space.
 
     Parameters
@@ -64,6 +68,8 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
         Column of ``obs`` with the labels, or None.
     n_genes
         Number of most variable genes to keep, if more are shared.
+    source
+        The matrix of the real sets, if it is not to be found. Its `space` and `round_counts` apply to all sets.
 
     Raises
     ------
@@ -81,15 +87,21 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
         with _naming(name):
             check_cells(adata, label)
     notes: list[str] = []
-    genes = shared_genes(sets, notes)
-    matrices, spaces = {}, {}
+    source = source or Source()
+    expressions: dict[str, Expression] = {}
     sentences: dict[str, list[str]] = {}
     for name, adata in sets.items():
         with _naming(name):
-            matrix, spaces[name], found = find_expression(adata)
-        columns = adata.var_names.get_indexer(genes)
-        matrices[name] = sp.csr_matrix(matrix, dtype=np.float64)[:, columns]
-        sentences.setdefault(found, []).append(name)
+            own = replace(source, layer=None, use_raw=False) if name == "synthetic" else source
+            expressions[name] = find_expression(adata, own)
+        sentences.setdefault(expressions[name].found, []).append(name)
+    names = {name: expression.var.index for name, expression in expressions.items()}
+    genes = shared_genes(names, notes)
+    spaces = {name: expression.space for name, expression in expressions.items()}
+    matrices = {
+        name: sp.csr_matrix(expression.X, dtype=np.float64)[:, names[name].get_indexer(genes)]
+        for name, expression in expressions.items()
+    }
     notes += [f"{', '.join(names)} cells: {found}" for found, names in sentences.items()]
     space = common_space(spaces, notes)
     totals = {name: totals_and_detected(matrix) if space == "counts" else None for name, matrix in matrices.items()}
@@ -107,22 +119,22 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int) -> Al
     return Aligned(cells, genes, n_shared, space, notes)
 
 
-def shared_genes(sets: dict[str, ad.AnnData], notes: list[str]) -> np.ndarray:
-    """Return the genes that all sets have, in the order of the real cells; note how many genes each set loses."""
-    genes = sets["real"].var_names
-    for name, adata in sets.items():
-        shared = genes[genes.isin(adata.var_names)]
+def shared_genes(sets: dict[str, pd.Index], notes: list[str]) -> np.ndarray:
+    """Return the genes of all sets, in the order of the real cells; note how many genes each set loses."""
+    genes = sets["real"]
+    for name, names in sets.items():
+        shared = genes[genes.isin(names)]
         if len(shared) == 0:
             raise InputError(
-                f"real and {name} cells share no genes (real: {genes[0]!r}, {name}: {adata.var_names[0]!r}): "
+                f"real and {name} cells share no genes (real: {genes[0]!r}, {name}: {names[0]!r}): "
                 "their var_names must be the same kind of gene name"
             )
         genes = shared
     if len(genes) < 2:
         raise InputError(f"the cells share only one gene ({genes[0]!r}): a comparison needs at least two")
-    lost = {name: adata.n_vars - len(genes) for name, adata in sets.items()}
+    lost = {name: len(names) - len(genes) for name, names in sets.items()}
     if any(lost.values()):
-        parts = ", ".join(f"{n} of {sets[name].n_vars} {name}" for name, n in lost.items() if n)
+        parts = ", ".join(f"{n} of {len(sets[name])} {name}" for name, n in lost.items() if n)
         notes.append(f"{len(genes)} genes are shared; left out: {parts} genes")
     return genes.to_numpy()
 
@@ -153,11 +165,11 @@ def totals_and_detected(counts: sp.csr_matrix) -> np.ndarray:
 
 
 def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndarray:
-    """Return the columns of the most variable genes, ascending: chosen by scanpy, or by variance if scaled."""
+    """Return the columns of the most variable genes, ascending: by dispersion, or by variance if scaled."""
     if space == "scaled":
         variance = values.power(2).mean(axis=0) - np.square(values.mean(axis=0))
         return np.sort(np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_genes])
-    return np.flatnonzero(normalize.variable_genes(values, "lognorm", n_genes))
+    return np.flatnonzero(most_variable(values, "lognorm", n_genes))
 
 
 @contextmanager

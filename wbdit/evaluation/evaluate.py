@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import anndata as ad
-from tqdm import tqdm
 
+from wbdit._progress import progress_bar
 from wbdit._version import installed_version
-from wbdit.data.expression import Space
+from wbdit.data.matrix import Source
+from wbdit.data.space import Space
 from wbdit.errors import InputError, need_extra
 from wbdit.evaluation.align import Aligned, align
 from wbdit.evaluation.compare import MIN_CELLS, MIN_PER_TYPE, STAGES_PER_SEED, Comparison, Plan, SeedRun, run_seed
@@ -125,6 +126,10 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     bootstrap: int = 200,
     ignore: Sequence[str] = (),
+    layer: str | None = None,
+    use_raw: bool = False,
+    space: Space | None = None,
+    round_counts: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Compare synthetic cells with held-out real cells; every metric comes with its floor.
@@ -154,6 +159,10 @@ def evaluate(
     ignore
         Labels that are not cell types, such as ``"unassigned"``. Their cells are excluded from the scores per type,
         from ``lfc_slope`` and from ``tstr``; the other metrics include them.
+    layer, use_raw
+        The matrix of the real and the training cells, as in :func:`wbdit.fit`.
+    space, round_counts
+        How to read the values of all cells, as in :func:`wbdit.fit`.
     progress
         Show a progress bar on stderr.
 
@@ -178,11 +187,11 @@ def evaluate(
     """
     seeds = tuple(int(seed) for seed in seeds)
     if not seeds or min(seeds) < 0 or n_cells < MIN_CELLS or n_genes < 2:
-        raise InputError(f"give one seed or more (0 or above), n_cells of {MIN_CELLS} or more, n_genes of 2 or more")
+        raise InputError(f"give `seeds` of 0 or above, `n_cells` of {MIN_CELLS} or more and `n_genes` of 2 or more")
     if bootstrap < 0 or bootstrap == 1:
-        raise InputError(f"bootstrap is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
+        raise InputError(f"`bootstrap` is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    aligned = align(sets, label=label, n_genes=n_genes)
+    aligned = align(sets, label=label, n_genes=n_genes, source=Source(layer, use_raw, space, round_counts))
     n = _equal_size(aligned, n_cells)
     plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore))
     notes = [*aligned.notes, *_cautions(aligned, plan, label)]
@@ -226,7 +235,7 @@ def _ignored(aligned: Aligned, label: str | None, ignore: Sequence[str]) -> tupl
     """Return the labels to ignore; refuse labels that no cell has."""
     ignored = tuple(dict.fromkeys(map(str, ignore)))
     if ignored and label is None:
-        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: pass its name as label")
+        raise InputError(f"labels to ignore ({', '.join(ignored)}) need a label column: give its name as `label`")
     known = set().union(*_label_names(aligned).values())
     if unknown := [name for name in ignored if name not in known]:
         raise InputError(
@@ -292,18 +301,10 @@ def _type_scores(runs: list[SeedRun], seeds: tuple[int, ...], with_intervals: bo
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that announces the next stage and counts the previous one as done."""
-    with tqdm(total=total, desc="evaluate", unit="stage", file=sys.stderr, disable=not show) as bar:
-        done = -1
-
-        def announce(stage: str) -> None:
-            nonlocal done
-            done += 1
-            bar.n = done
-            bar.set_description(f"evaluate, {stage}")
-
-        yield announce
-        bar.n = total
-        bar.set_description("evaluate, done")
+    with progress_bar("evaluating", show) as bar:
+        done = count()
+        yield lambda stage: bar(next(done) / total, stage)
+        bar(1.0, "done")
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:

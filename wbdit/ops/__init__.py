@@ -8,7 +8,7 @@ gradient; :mod:`wbdit.ops.reference` holds the mathematics in plain PyTorch. :fu
 from wbdit.ops import cpu, triton
 from wbdit.ops.adaln import adaln, gated_adaln, gated_adaln_
 from wbdit.ops.blocks import run_blocks
-from wbdit.ops.counts import count_mean, count_nll
+from wbdit.ops.counts import count_draw, count_mean, count_nll
 from wbdit.ops.dispatch import active_backend, backend, register_kernel, serving
 from wbdit.ops.ista import fold, ista, ista_adaln, ista_adaln_
 from wbdit.ops.mssa import mssa
@@ -18,6 +18,7 @@ __all__ = [
     "active_backend",
     "adaln",
     "backend",
+    "count_draw",
     "count_mean",
     "count_nll",
     "fold",

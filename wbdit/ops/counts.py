@@ -1,4 +1,4 @@
-"""Posterior mean and likelihood of discrete counts, given the noised value of the same gene."""
+"""Posterior mean, likelihood and draws of discrete counts, given the noised value of the same gene."""
 
 from __future__ import annotations
 
@@ -109,6 +109,74 @@ def count_nll(
     return _count_nll(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels, target)
 
 
+def count_draw(
+    x: Tensor,
+    log_ratio: Tensor,
+    mixture: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    n_levels: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+    u: Tensor,
+    library: Tensor,
+    *,
+    rounds: int = 4,
+) -> Tensor:
+    """Draw counts whose expected sum per cell is the cell's library size.
+
+    The distribution over levels is that of :func:`count_mean`. Its natural parameter is that of a negative binomial,
+    ``log_odds = ln(mean / (mean + size))``, here given as ``log_ratio = ln(mean / size)``. All means of a cell are
+    multiplied by one factor. Each of the `rounds` multiplies this factor by ``library / sum_g E[count]``, a fixed-point
+    iteration. A count is then drawn by inversion (Devroye 1986, Non-Uniform Random Variate Generation, chapter III.2):
+    its level is the first one whose cumulative probability reaches `u`. The position of `u` within the level's
+    probability gives the position of the count between the level's lowest and highest count.
+
+    Parameters
+    ----------
+    x, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels
+        As in :func:`count_mean`.
+    log_ratio
+        Logarithms ``(B, G)`` of the ratio of mean to size of each negative binomial, before scaling.
+    lowest, highest
+        Smallest and largest count of each level ``(L,)``, int32.
+    u
+        Uniform numbers ``(B, G)``, 0 to 1.
+    library
+        Library sizes ``(B,)``, above 0.
+    rounds
+        Iterations of the factor. With 0, the means are not scaled.
+
+    Returns
+    -------
+    Counts ``(B, G)`` int32. A cell with a NaN in `x`, `log_ratio`, `mixture` or `library` gets the lowest level only.
+    No gradient is defined.
+
+    Raises
+    ------
+    ValueError
+        If `x`, `log_ratio`, `mixture` and `u` differ in shape.
+
+    Examples
+    --------
+    >>> u, zero, one, ten = torch.tensor([[0.1, 0.8]]), torch.zeros(1, 2), torch.ones(1), torch.tensor([10.0])
+    >>> base, counts, n_levels = torch.zeros(2, 3), torch.arange(3.0), torch.tensor([3, 3])
+    >>> edges = torch.arange(3, dtype=torch.int32)
+    >>> tables = one, ten, base, base, base, counts, n_levels, edges, edges
+    >>> wbdit.ops.count_draw(zero, zero, zero, *tables, u, library=torch.tensor([1.0]))
+    tensor([[0, 1]], dtype=torch.int32)
+    """
+    if not x.shape == log_ratio.shape == mixture.shape == u.shape:
+        raise ValueError("x, log_ratio, mixture and u must have the same shape (cells, genes)")
+    tables = alpha, sigma, log_base0, log_base1, values, counts, n_levels, lowest, highest
+    drawn, _ = _count_draw(x, log_ratio, mixture, *tables, u, library, rounds)
+    return drawn
+
+
 # on an engine: always in fp32
 
 
@@ -149,6 +217,23 @@ def _count_nll_backward_on(engine: Any, dnll: Tensor, *given: Tensor) -> tuple[T
     return first, second, third, fourth
 
 
+def _count_draw_on(engine: Any, *given: Any) -> tuple[Tensor, Tensor]:
+    *inputs, lowest, highest, u, library, rounds = given
+    drawn = torch.empty(u.shape, dtype=torch.int32, device=u.device)
+    log_scale = torch.empty(library.shape, device=u.device)
+    engine.count_draw(
+        *_inputs(*inputs),
+        lowest=lowest.to(torch.int32).contiguous(),
+        highest=highest.to(torch.int32).contiguous(),
+        u=dense_rows(u.float()),
+        library=library.float().contiguous(),
+        drawn=drawn,
+        log_scale=log_scale,
+        rounds=rounds,
+    )
+    return drawn, log_scale
+
+
 def _takers(*given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the inputs that receive gradients: log_odds, mixture, log_base0, log_base1."""
     return given[1], given[2], given[5], given[6]
@@ -173,6 +258,18 @@ _count_nll_backward = define_op(
     reference.count_nll_backward,
     fake=lambda dnll, *given: tuple(t.new_empty(t.shape) for t in _takers(*given)),
     on_engine=_count_nll_backward_on,
+)
+
+_count_draw = define_op(
+    "count_draw",
+    f"({SCHEMA.replace('log_odds', 'log_ratio')}, Tensor lowest, Tensor highest, Tensor u, Tensor library, int rounds)"
+    " -> (Tensor, Tensor)",  # the counts, and the logarithm of each cell's factor
+    reference.count_draw,
+    fake=lambda x, log_ratio, *rest: (
+        x.new_empty(x.shape, dtype=torch.int32),
+        x.new_empty(x.shape[:1], dtype=reference.accumulation_dtype(log_ratio.dtype)),
+    ),
+    on_engine=_count_draw_on,
 )
 
 

@@ -225,7 +225,7 @@ def serving(device: str) -> dict[str, str]:
     >>> with wbdit.ops.backend("reference"):
     ...     backends = wbdit.ops.serving("cpu")
     >>> list(backends)[:3]
-    ['adaln', 'adaln_backward', 'count_mean']
+    ['adaln', 'adaln_backward', 'count_draw']
     >>> backends["adaln"]
     'reference'
     """

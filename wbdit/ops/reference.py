@@ -307,6 +307,46 @@ def count_nll_backward(
     )
 
 
+def count_draw(
+    x: Tensor,
+    log_ratio: Tensor,
+    mixture: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    n_levels: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+    u: Tensor,
+    library: Tensor,
+    rounds: int,
+) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(log_ratio.dtype)
+    log_ratio, counts, u, library = (t.to(wide) for t in (log_ratio, counts, u, library))
+    tables = log_base0, log_base1, values, counts, n_levels
+
+    def probabilities(log_scale: Tensor) -> Tensor:
+        log_odds = torch.nn.functional.logsigmoid(log_ratio + log_scale[:, None])
+        return count_logits(x, log_odds, mixture, alpha, sigma, *tables)[0].softmax(-1)  # [B, G, L]
+
+    log_scale = torch.zeros_like(library)
+    for _ in range(rounds):
+        log_scale = log_scale + (library / (probabilities(log_scale) @ counts).sum(1)).log()
+    p = probabilities(log_scale)
+    below = p.cumsum(-1)
+    # the last sum is 1 up to rounding: relative to it, u = 1 selects no level without mass
+    reach = (u * below[..., -1])[..., None]
+    level = torch.minimum((below < reach).sum(-1), n_levels - 1)[..., None]
+    # u's position within its level's probability mass gives the count's position within the bin
+    share = 1 - ((below.gather(-1, level) - reach) / p.gather(-1, level))[..., 0]
+    first, last = (edge[level[..., 0]] for edge in (lowest, highest))
+    inside = (share.nan_to_num(0.0).clamp(0, 1) * (last - first + 1)).int()
+    return torch.minimum(first + inside, last).int(), log_scale
+
+
 def count_logits(
     x: Tensor,
     log_odds: Tensor,

@@ -27,11 +27,12 @@ MODULES = {  # pass -> module of wbdit.kernels
     "count_mean": "counts",
     "count_nll": "counts",
     "count_nll_backward": "counts",
+    "count_draw": "counts",
     "run_blocks": "blocks",
 }
 NO_ROWS = (  # ops whose kernels keep no whole row in registers, so the row length is not limited
     *("noising", "sampler_step", "normal", "fold", "fold_backward"),
-    *("count_mean", "count_nll", "count_nll_backward"),
+    *("count_mean", "count_nll", "count_nll_backward", "count_draw"),
 )
 
 

@@ -24,6 +24,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
+from wbdit._progress import Show, progress_bar
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.trend import spline_basis
 from wbdit.data.normalize import log_library_sizes
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
+BATCH = 256  # cells per batch
 PROBE = 64  # cells generated to measure the speed
 FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
@@ -43,7 +45,7 @@ SEED = 0x5370726561640000  # of the cells generated here; far from the seeds tha
 Array = np.ndarray[Any, Any]
 
 
-def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, Tensor]:
+def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool = False) -> dict[str, Tensor]:
     """Scale the initial noise of a generator so that its cells have the spread of the training cells.
 
     Parameters
@@ -52,6 +54,8 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
         Generator with a trained model; the model's `noise_axes` and `noise_factors` are set in place.
     data
         Training cells.
+    progress
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -73,24 +77,36 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData) -> dict[str, T
     axes = eigsh(one.T @ one, k, v0=np.ones(genes, np.float32))[1].T[::-1]
     model.noise_axes.copy_(torch.from_numpy(axes.copy()))
     wanted = _width(other @ axes.T)
-    for turn in range(ROUNDS):
-        like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
-        counts = generator.sample(like.codes, SEED + turn, covariates=like.covariates).astype(np.float32)
-        made = within_labels(replace(like, matrix=counts))
-        ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
-        model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
+    with progress_bar("calibrating", progress) as show:
+        for turn in range(ROUNDS):
+            like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
+            counts = generator.sample(
+                *(like.codes, SEED + turn), batch_size=BATCH, show=_part_of(show, turn), covariates=like.covariates
+            )
+            made = within_labels(replace(like, matrix=counts.astype(np.float32)))
+            ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
+            model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
 
 
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
-    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells."""
+    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells.
+
+    One batch has the size of the calibration's, so that the process takes as much memory as the calibration.
+    """
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
+    whole = data.take(np.resize(np.arange(len(data)), BATCH))
+    generator.sample(whole.codes, seed=0, calls=1, covariates=whole.covariates)  # the first call may compile kernels
     few, covariates = data.codes[:PROBE], data.covariates[:PROBE]
-    generator.sample(few, seed=0, calls=1, covariates=covariates)  # the first call may compile kernels
     start = time.monotonic()
     generator.sample(few, seed=0, covariates=covariates)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
+
+
+def calibration_bytes(data: TrainingData) -> int:
+    """Return the memory of :func:`calibrate_noise` beyond that of sampling: the residuals of all cells."""
+    return data.matrix.nbytes
 
 
 def within_labels(data: TrainingData) -> Array:
@@ -122,6 +138,11 @@ def _trends(data: TrainingData) -> Array:
     scaled = data.scaled_covariates
     bases = [] if scaled is None else [spline_basis(x)[:, 1:].T for x in scaled.T.astype(np.float64)]
     return np.concatenate([np.empty((0, len(data)), np.float32), *bases]).astype(np.float32)
+
+
+def _part_of(show: Show, turn: int) -> Show:
+    """Return a function that shows the progress of one round as a part of all rounds."""
+    return lambda share, text: show((turn + share) / ROUNDS, text)
 
 
 def _width(places: Array) -> Array:

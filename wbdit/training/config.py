@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from wbdit.errors import InputError
 from wbdit.schedule import Kind
+from wbdit.training.checks import check_choice, check_model, check_range, check_types
 
 PRECISIONS = ("auto", "fp32", "bf16")
+NOISE_STEPS = 1000
 
 
 def check_precision(name: str) -> None:
     """Raise an InputError if the name is not in :data:`PRECISIONS`."""
-    if name not in PRECISIONS:
-        raise InputError(f"no precision {name!r}: choose one of {', '.join(PRECISIONS)}")
+    check_choice("`precision`", name, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Budget:
     def __post_init__(self) -> None:
         given = [value for value in (self.minutes, self.epochs, self.steps) if value is not None]
         if len(given) != 1:
-            raise InputError("give exactly one of minutes, epochs and steps")
-        if given[0] <= 0:
-            raise InputError(f"the training budget must be positive, not {given[0]:g}")
+            raise InputError("give exactly one of `minutes`, `epochs` and `steps`")
+        if not 0 < given[0] < float("inf"):
+            raise InputError(f"the training budget must be positive and finite, not {given[0]:g}")
 
     def progress(self, seconds: float, epochs: float, steps: int) -> float:
         """Return the used share of the budget; 1 or more if it is spent."""
@@ -52,7 +53,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the optimizer and of the weight average.
+    """Settings of the optimizer, of the weight average and of the held-out cells.
 
     Attributes
     ----------
@@ -77,11 +78,18 @@ class Training:
     most_epochs
         Passes over the cells after which training with a budget in minutes ends early: by then the likelihood of
         held-out cells no longer improves. Ignored with a budget in epochs or steps.
+    validation
+        Share of the cells, up to a half, that are held out. Their loss is logged, see
+        :class:`wbdit.training.validation.Validation`. They are a random share of each label combination; combinations
+        with fewer than four cells keep all of them.
+    early_stopping
+        Number of passes over the cells without a lower loss of the held-out cells after which training ends. The run
+        then keeps the averaged weights with the lowest loss. None to train until the budget is spent.
 
     Raises
     ------
     InputError
-        If the precision is unknown.
+        If a value has another type or is out of range.
     """
 
     batch_size: int = 64
@@ -94,9 +102,26 @@ class Training:
     clip_norm: float = 1.0
     precision: str = "auto"
     most_epochs: float | None = None
+    validation: float = 0.0
+    early_stopping: float | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        check_types("training.", vars(self), Training)
+        check_range("training.batch_size", self.batch_size, 1)
+        check_range("training.learning_rate", self.learning_rate, 0, above=True)
+        for beta in self.betas:
+            check_range("training.betas", beta, 0, 1, below=True)
+        check_range("training.weight_decay", self.weight_decay, 0)
+        check_range("training.warmup_steps", self.warmup_steps, 0)
+        check_range("training.final_rate", self.final_rate, 0, 1)
+        check_range("training.ema", self.ema, 0, 1, below=True)
+        check_range("training.clip_norm", self.clip_norm, 0)
+        check_range("training.most_epochs", self.most_epochs, 0, above=True)
+        check_range("`validation`", self.validation, 0, 0.5)
+        check_range("`early_stopping`", self.early_stopping, 0, above=True)
+        if self.early_stopping is not None and self.validation == 0:
+            raise InputError("`early_stopping` needs held-out cells: give a share of them, such as `validation=0.1`")
 
 
 @dataclass(frozen=True)
@@ -116,6 +141,11 @@ class Likelihood:
     stop: int = 500
     input_dropout: float = 0.3
     learned_dispersion: bool = True
+
+    def __post_init__(self) -> None:
+        check_types("likelihood.", vars(self), Likelihood)
+        check_range("likelihood.stop", self.stop, 1, NOISE_STEPS - 2)
+        check_range("likelihood.input_dropout", self.input_dropout, 0, 1, below=True)
 
 
 @dataclass(frozen=True)
@@ -138,6 +168,23 @@ class Preset:
         Settings of the count likelihood; ignored if the model is not trained on counts.
     denoiser
         "wbdit" for :class:`wbdit.WBDiT`, "dit" for the black-box :class:`wbdit.DiT`.
+
+    Raises
+    ------
+    InputError
+        If a setting is unknown, has another type or is out of range.
+
+    Examples
+    --------
+    Change one setting of the preset "small", and train with it:
+
+    >>> from dataclasses import replace
+    >>> small = wbdit.Preset.from_name("small")
+    >>> slow = replace(small, training=replace(small.training, learning_rate=3e-4))
+    >>> narrow = replace(slow, model={**slow.model, "hidden_size": 64})
+    >>> few = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])][:40, :128]
+    >>> wbdit.fit(few, label="bulk_labels", preset=narrow, steps=1, progress=False).denoiser.hidden_size
+    64
     """
 
     model: dict[str, Any]
@@ -149,6 +196,28 @@ class Preset:
     max_genes: int = 2000
     likelihood: Likelihood = field(default_factory=Likelihood)
     denoiser: Literal["wbdit", "dit"] = "wbdit"
+
+    def __post_init__(self) -> None:
+        check_types("", vars(self), Preset)
+        check_range("max_genes", self.max_genes, 1)
+        check_model(self.denoiser, self.model)
+
+    @classmethod
+    def from_name(cls, name: str) -> Preset:
+        """Return a preset by its name.
+
+        Raises
+        ------
+        InputError
+            If the name is unknown.
+
+        Examples
+        --------
+        >>> wbdit.Preset.from_name("small").model["depth"]
+        3
+        """
+        check_choice("`preset`", name, PRESETS)
+        return PRESETS[name]
 
 
 PRESETS = {
@@ -169,7 +238,7 @@ PRESETS = {
         lognorm=True,
         centered=False,
     ),
-    # minutes on two CPU cores
+    # laptops; after 50 passes the likelihood of held-out cells no longer improves (docs/study.md)
     "small": Preset(
         model={
             "patch_size": 64,
@@ -182,7 +251,7 @@ PRESETS = {
             "class_dropout_prob": 0.02,
         },
         schedule="cosine",
-        budget=Budget(minutes=3),
+        budget=Budget(epochs=50),
         training=Training(weight_decay=0.1, most_epochs=50),
     ),
     # one GPU
@@ -204,16 +273,3 @@ PRESETS = {
 }
 # control: black-box blocks of the same width and depth, otherwise identical
 PRESETS["dit"] = replace(PRESETS["small"], denoiser="dit")
-
-
-def find_preset(name: str) -> Preset:
-    """Return a preset by its name.
-
-    Raises
-    ------
-    InputError
-        If the name is unknown.
-    """
-    if name not in PRESETS:
-        raise InputError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]

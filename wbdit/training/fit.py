@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,18 +17,25 @@ from wbdit._io import check_writable
 from wbdit.checkpoint import CONFIG, RESUME
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
+from wbdit.data.expression import check_cells
+from wbdit.data.labels import Labels
 from wbdit.data.loader import Batches
+from wbdit.data.matrix import Source
 from wbdit.data.sources import TrainingData
+from wbdit.data.space import Space
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, find_device, load, make_model
 from wbdit.nn.wbdit import WBDiT
 from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
 from wbdit.schedule import NoiseSchedule
-from wbdit.training.calibration import calibrate_noise, calibration_seconds
-from wbdit.training.config import Budget, Preset, Training, check_precision, find_preset
+from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
+from wbdit.training.config import NOISE_STEPS, PRESETS, Budget, Preset, Training, check_precision
+from wbdit.training.forecast import Forecast, duration, short
 from wbdit.training.losses import CountNLL, LossFunction, SquaredError
+from wbdit.training.memory import GIGABYTE, check_memory, peak_memory
 from wbdit.training.tensorboard import tensorboard_writer
 from wbdit.training.trainer import Trainer, choose_precision
+from wbdit.training.validation import Validation, split_rows
 from wbdit.whitebox.measures import diagnostics
 
 MAX_CALIBRATION_SHARE = 0.25  # of a training budget in minutes
@@ -40,14 +48,22 @@ def fit(
     *,
     label: str | Sequence[str] | None = None,
     continuous: str | Sequence[str] | None = None,
-    preset: str = "small",
+    preset: str | Preset = "small",
     minutes: float | None = None,
     epochs: float | None = None,
     steps: int | None = None,
     max_genes: int | None = None,
+    genes: str | Sequence[str] | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    space: Space | None = None,
+    round_counts: bool = False,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    validation: float | None = None,
+    early_stopping: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     tensorboard: str | Path | None = None,
@@ -55,30 +71,49 @@ def fit(
 ) -> CellGenerator:
     """Train a White-Box Diffusion Transformer on cells.
 
-    The logger "wbdit" reports the kind of values found in the cells and the chosen settings.
+    The logger "wbdit" reports the kind of values found in the cells and the chosen settings. After a few seconds it
+    reports how long the training will take in all, and its memory.
 
     Parameters
     ----------
     adata
-        Cells by genes. Raw counts in ``X`` (or ``layers["counts"]``) are best; log-normalized and scaled values work.
+        Cells by genes. Raw counts are best. They are looked for in X, ``raw.X`` and all layers, see
+        :func:`wbdit.data.matrix.find_expression`. Log-normalized and scaled values in X work too.
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
     continuous
         Numeric column of ``obs`` to condition on, such as age, dose or pseudotime, or several. The model takes values
         in standard deviations from the mean: give doses that span decades as logarithms.
     preset
-        "small" (two cores, minutes), "base" (one GPU), "paper" (as published) or "dit" (the black-box control).
+        "small" (laptops), "base" (one GPU), "paper" (as published) or "dit" (the black-box control); or a
+        :class:`wbdit.Preset` of your own.
     minutes, epochs, steps
-        Training budget, at most one of the three; the preset's by default. With steps or epochs, the same seed gives
-        the same model.
+        Training budget, at most one of the three: minutes, passes over the cells, or optimizer steps. By default the
+        preset's, which is 50 passes for "small". With steps or epochs, the same seed gives the same model.
     max_genes
-        Maximum number of genes. If there are more, the most variable are kept. The preset's number by default.
+        Maximum number of genes. If there are more, the most variable are kept. The preset's number by default, or all
+        of `genes`.
+    genes
+        Genes to use: a list of names, or the name of a boolean column of ``var`` such as "highly_variable".
+    batch_key
+        Column of ``obs``: the most variable genes are ranked in each of its batches.
+    layer, use_raw
+        Use the values of this layer ("X" for X), or of ``raw.X`` with its genes, in place of what is found.
+    space
+        "counts", "lognorm" or "scaled": what the values are, where they do not tell. "lognorm" and "scaled" use X.
+    round_counts
+        Round counts that are not integers, such as those corrected for ambient RNA.
     seed
         Seed of weights, order of cells, timesteps and noise.
     device
-        "auto", "cpu" or "cuda".
+        "auto", "cpu", "cuda", or "cuda:1" for the second GPU.
     precision
         "fp32", "bf16" or "auto", see :class:`wbdit.training.config.Training`. A resumed run keeps its precision.
+    validation
+        Share of the cells to hold out, such as 0.1; the preset's by default, which is 0. Their loss is logged about
+        once per pass. A resumed run keeps its held-out cells.
+    early_stopping
+        End the training after this many passes without a lower loss of the held-out cells, and keep the best weights.
     out
         RUN folder, written during training. Ctrl-C ends the training and saves the run.
     resume
@@ -106,6 +141,7 @@ def fit(
     >>> trained.generate(5).shape
     (5, 128)
     """
+    began = time.monotonic()
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_writable(folder / CONFIG)
@@ -113,23 +149,33 @@ def fit(
     budget = None
     if (minutes, epochs, steps) != (None, None, None):
         budget = Budget(minutes, epochs, steps)
+    settings: dict[str, Any] = {"validation": validation, "early_stopping": early_stopping}
+    settings = {name: value for name, value in settings.items() if value is not None}
     where = find_device(device)
+    reading: dict[str, Any] = {
+        "source": Source(layer, use_raw, space, round_counts),
+        "genes": genes,
+        "batch_key": batch_key,
+    }
     if resume:
-        run = TrainingRun.resume(adata, folder, budget, precision, where)
+        if reading != {"source": Source(), "genes": None, "batch_key": None}:
+            raise InputError("a resumed run reads its cells as before: leave out `layer`, `genes` and the like")
+        run = TrainingRun.resume(adata, folder, budget, precision, settings, where)
     else:
         if folder is not None and (folder / CONFIG).exists():
-            raise InputError(f"{folder} already holds a run: resume it (--resume) or choose another folder")
+            raise InputError(f"{folder} already holds a run: resume it (`resume=True`) or choose another folder")
+        chosen = Preset.from_name(preset) if isinstance(preset, str) else preset
+        if not isinstance(chosen, Preset):
+            raise InputError(f"`preset` must be a name or a wbdit.Preset, not {type(preset).__name__}")
+        chosen = replace(chosen, training=replace(chosen.training, **settings))
+        name = _name(preset)
         run = TrainingRun.start(
-            adata, label, continuous, find_preset(preset), preset, budget, max_genes, seed, where, precision
+            adata, label, continuous, chosen, name, budget, max_genes, seed, where, precision, reading
         )
     with tensorboard_writer(tensorboard) as write:
-        generator = run.train(folder, write, progress)
-    if not run.finished:
-        kept = f"; the run is saved in {folder}, continue with --resume" if folder is not None else ""
-        logger.info(f"stopped at step {run.trainer.step}{kept}")
-    elif run.trainer.has_seen_enough:
-        passes = run.trainer.training.most_epochs
-        logger.info(f"ended early after {passes:g} passes over the cells, the preset's limit")
+        generator = run.train(folder, write, progress, began)
+    if ending := run.ending(folder):
+        logger.info(ending)
     if run.finished and isinstance(generator.model, CountDenoiser) and generator.model.noise_axes.any():
         low, high = (float(factor) for factor in generator.model.noise_factors.aminmax())
         logger.info(f"initial noise is scaled by {low:.2f} to {high:.2f} along {NOISE_AXES} directions")
@@ -147,24 +193,34 @@ class TrainingRun:
         The training cells.
     config
         The run's configuration.
+    held_out
+        Held-out cells, if any.
     history
         Earlier records of the training log.
 
     Attributes
     ----------
     finished
-        Whether the training has spent its budget.
+        Whether the training is complete: it has spent its budget, or stopped early by itself.
     """
 
     def __init__(
-        self, model: Any, data: TrainingData, config: RunConfig, history: Sequence[dict[str, Any]] = ()
+        self,
+        model: Any,
+        data: TrainingData,
+        config: RunConfig,
+        held_out: TrainingData | None = None,
+        history: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.model = model
         self.data = data
+        self.held_out = held_out
         self.config = config
         self.history = list(history)
         self.schedule = NoiseSchedule(**config.schedule)
         self.trainer = self._trainer()
+        self.began = time.monotonic()
+        self.forecast = Forecast(self.trainer, self.began, lambda: 0.0)
         self.finished = False
 
     @classmethod
@@ -180,22 +236,37 @@ class TrainingRun:
         seed: int,
         device: torch.device,
         precision: str,
+        reading: dict[str, Any],
     ) -> TrainingRun:
-        """Start a run on cells with the preset `name`; other arguments as in :func:`fit`."""
-        precision = choose_precision(precision, device)  # resolved once: a resumed run keeps it on any device
+        """Start a run on cells with the preset `name`; other arguments as in :func:`fit`.
+
+        `reading` holds the arguments `source`, `genes` and `batch_key` of :meth:`TrainingData.fit`.
+        """
         if max_genes is not None and max_genes < 1:
-            raise InputError(f"at least one gene must be kept, not {max_genes}")
-        genes = preset.max_genes if max_genes is None else max_genes
-        chosen = {"label": label, "continuous": continuous, "max_genes": genes}
-        data = TrainingData.fit(adata, **chosen, lognorm=preset.lognorm, centered=preset.centered)  # type: ignore[arg-type]
+            raise InputError(f"at least one gene must be kept, not {max_genes}: give `max_genes` of 1 or more")
+        most = preset.max_genes if max_genes is None and reading["genes"] is None else max_genes
+        check_memory(preset, min(most or adata.n_vars, max(adata.n_vars, 1)), device)
+        train, others = _split(adata, label, preset.training.validation, seed)
+        data = TrainingData.fit(
+            train,
+            label=label,
+            continuous=continuous,
+            max_genes=most,
+            lognorm=preset.lognorm,
+            centered=preset.centered,
+            **reading,
+        )
+        held_out = None if others is None else TrainingData.of(data.preprocessor, others)
         labels, covariates, genes = data.preprocessor.labels, data.preprocessor.covariates, len(data.preprocessor.genes)
         of_covariates = {"n_covariates": len(covariates.columns)} if covariates.columns else {}
+        # resolved once: a resumed run keeps it on any device; this compiles the kernels, so cells are checked before
+        precision = choose_precision(preset.training.precision if precision == "auto" else precision, device)
         config = RunConfig(
             preset=name,
             seed=seed,
             denoiser=preset.denoiser,
             model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes, **of_covariates},
-            schedule={"noise_steps": 1000, "kind": preset.schedule},
+            schedule={"noise_steps": NOISE_STEPS, "kind": preset.schedule},
             training=asdict(replace(preset.training, precision=precision)),
             budget=asdict(budget or preset.budget),
             likelihood=_likelihood(preset, data),
@@ -205,32 +276,52 @@ class TrainingRun:
             model.init_from_data(
                 *(data.matrix, data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
             )
-        run = cls(model.to(device), data, config)
+        run = cls(model.to(device), data, config, held_out)
         conditions = f"{labels.summary()}{covariates.summary()}"
         logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
         return run
 
     @classmethod
     def resume(
-        cls, adata: ad.AnnData, folder: Path | None, budget: Budget | None, precision: str, device: torch.device
+        cls,
+        adata: ad.AnnData,
+        folder: Path | None,
+        budget: Budget | None,
+        precision: str,
+        settings: dict[str, Any],
+        device: torch.device,
     ) -> TrainingRun:
         """Resume the run in a folder; other arguments as in :func:`fit`."""
         if folder is None:
-            raise InputError("no run to resume: give the run's folder (out)")
+            raise InputError("no run to resume: give the run's folder as `out`")
         kept = load(folder, device=str(device))
         config = kept.config
         if precision not in ("auto", config.training["precision"]):
             own = config.training["precision"]
-            raise InputError(f"{folder} was trained in {own}: resume it without --precision {precision}")
+            raise InputError(f"{folder} was trained in {own}: resume it without `precision={precision!r}`")
+        for name, value in settings.items():
+            if value != (own := config.training.get(name, getattr(Training, name))):
+                raise InputError(f"{folder} was trained with {name} {own}: resume it without `{name}={value}`")
         if budget is not None:
             config = replace(config, budget=asdict(budget))
-        run = cls(kept.model, TrainingData.of(kept.preprocessor, adata), config)
+        train, others = _split(
+            adata, kept.preprocessor.labels.columns, config.training.get("validation", 0.0), config.seed
+        )
+        data = TrainingData.of(kept.preprocessor, train)
+        run = cls(kept.model, data, config, None if others is None else TrainingData.of(kept.preprocessor, others))
         run.trainer.restore(*checkpoint.read_tensors_and_facts(folder / RESUME))
         run.history = [record for record in kept.history if record["step"] <= run.trainer.step]
         return run
 
-    def train(self, folder: Path | None, write: Callable[[dict[str, Any]], object], progress: bool) -> CellGenerator:
-        """Train, save into `folder`, pass log records to `write`; return the generator with the averaged weights."""
+    def train(
+        self, folder: Path | None, write: Callable[[dict[str, Any]], object], progress: bool, began: float
+    ) -> CellGenerator:
+        """Train, save into `folder`, pass log records to `write`; return the generator with the averaged weights.
+
+        The session began at `began` by :func:`time.monotonic`.
+        """
+        self.began = began
+        logger.info(self._plan())
 
         def log(record: dict[str, Any]) -> None:
             self.history.append(record)
@@ -244,21 +335,53 @@ class TrainingRun:
             return averaged
 
         untrained = save()  # fails now, not after hours, if the folder cannot be written
-        minutes = self.trainer.budget.minutes
+        minutes, seconds = self.trainer.budget.minutes, None
         if minutes is not None:
-            reserved = min(calibration_seconds(untrained, self.data) / 60, MAX_CALIBRATION_SHARE * minutes)
+            seconds = calibration_seconds(untrained, self.data)
+            reserved = min(seconds / 60, MAX_CALIBRATION_SHARE * minutes)
             self.trainer.budget = Budget(minutes=minutes - reserved)
-        self.finished = self.trainer.train(log, save, progress)
+        del untrained
+        self.forecast = Forecast(
+            self.trainer,
+            self.began,
+            lambda: calibration_seconds(self.generator(), self.data) if seconds is None else seconds,
+            calibration_bytes(self.data),
+        )
+        self.finished = self.trainer.train(log, save, progress, self.forecast.watch)
         averaged = save()
         if self.finished:  # noise_axes and noise_factors, measured with the averaged weights
-            self.model.load_state_dict(calibrate_noise(averaged, self.data), strict=False)
+            self.model.load_state_dict(calibrate_noise(averaged, self.data, progress), strict=False)
             averaged = save()
         return averaged
+
+    def ending(self, folder: Path | None) -> str:
+        """Return what the log says of the end of a training that was cut short or stopped early, or nothing."""
+        trainer, per_epoch = self.trainer, self.trainer.batches.per_epoch
+        in_all, minutes = trainer.steps_in_all, self.forecast.minutes_for_all
+        passes, advice, best = f"{short(trainer.step / per_epoch)} passes", "", ""
+        if trainer.best and trainer.best_step not in (None, trainer.step):
+            best = (
+                f"; kept the weights of pass {short(trainer.best_step / per_epoch)}, which fit the held-out cells best"
+            )
+        if trainer.stopped_early:
+            return f"ended early after {passes} over the cells{best}"
+        if self.finished and trainer.has_seen_enough:
+            return f"ended early after {passes} over the cells, the preset's limit{best}"
+        if in_all is not None and trainer.step < in_all:
+            passes = f"{short(trainer.step / per_epoch)} of {short(in_all / per_epoch)} passes"
+            if trainer.budget.minutes is not None:
+                advice = f": give `minutes={minutes:g}` for all"
+            elif minutes is not None:
+                advice = f"; all of them take about {duration(60 * minutes)}"
+        if self.finished:
+            return passes + advice + best if advice or best else ""
+        kept = f"; the run is saved in {folder}, continue with `resume=True`" if folder is not None else ""
+        return f"stopped at step {trainer.step}, {passes}{advice}{best}{kept}"
 
     def generator(self) -> CellGenerator:
         """Return a generator with a copy of the model, with averaged weights."""
         model = make_model(self.config).to(self.trainer.device)
-        state = {**self.model.state_dict(), **self.trainer.average}
+        state = {**self.model.state_dict(), **self.trainer.kept}
         model.load_state_dict(state)
         trainer = self.trainer
         trained = Trained(
@@ -266,6 +389,11 @@ class TrainingRun:
             seconds=round(trainer.seconds, 1),
             cells=len(self.data),
             epochs=round(trainer.step / trainer.batches.per_epoch, 2),
+            validation_loss=trainer.best_loss if trainer.best else trainer.validation_loss,
+            total_seconds=round(time.monotonic() - self.began, 1),
+            peak_gigabytes=_rounded(peak_memory(trainer.device), GIGABYTE),
+            estimated_seconds=_rounded(self.forecast.seconds),
+            estimated_gigabytes=_rounded(self.forecast.gigabytes),
         )
         config = replace(self.config, model_hash=checkpoint.state_hash(state), trained=trained)
         return CellGenerator(model, self.schedule, self.data.preprocessor, config, self.history)
@@ -276,12 +404,63 @@ class TrainingRun:
         loss_fn: LossFunction
         if isinstance(self.model, CountDenoiser):
             loss_fn = CountNLL(self.model, self.schedule)
-            batches = Batches.of_counts(self.data, self.model.likelihood.bin_of, training.batch_size, device)
         else:
             loss_fn = SquaredError(self.model, self.schedule)
-            batches = Batches.of_values(self.data, training.batch_size, device)
+
+        def batches(cells: TrainingData) -> Batches:
+            if isinstance(self.model, CountDenoiser):
+                return Batches.of_counts(cells, self.model.likelihood.bin_of, training.batch_size, device)
+            return Batches.of_values(cells, training.batch_size, device)
+
+        held_out = None
+        if self.held_out is not None:
+            held_out = Validation(loss_fn, batches(self.held_out), training.batch_size, config.seed)
         diagnose = diagnostics if isinstance(self.model.network, WBDiT) else None
-        return Trainer(loss_fn, batches, training, Budget(**config.budget), config.seed, diagnose)
+        budget = Budget(**config.budget)
+        return Trainer(loss_fn, batches(self.data), training, budget, config.seed, diagnose, held_out)
+
+    def _plan(self) -> str:
+        """Return what is to be done, for the log: the budget, its passes and steps, and the held-out cells."""
+        trainer, per_epoch = self.trainer, self.trainer.batches.per_epoch
+        passes = []
+        if trainer.budget.minutes is not None:
+            passes.append(duration(60 * trainer.budget.minutes))
+        if trainer.steps_in_all is not None:
+            most = "at most " if passes else ""
+            epochs = short(trainer.steps_in_all / per_epoch)
+            passes.append(
+                f"{most}{epochs} pass{'' if epochs == '1' else 'es'} over the cells in {trainer.steps_in_all} steps"
+            )
+        cells = f"of {trainer.batches.batch_size} cells"
+        held = "" if self.held_out is None else f"; {len(self.held_out)} cells are held out"
+        return f"training for {', '.join(passes)} {cells}{held}"
+
+
+def _split(
+    adata: ad.AnnData, label: str | Sequence[str] | None, share: float, seed: int
+) -> tuple[ad.AnnData, ad.AnnData | None]:
+    """Return the training cells and the held-out cells; all cells and None for a share of 0."""
+    if share == 0:
+        return adata, None
+    check_cells(adata)
+    labels = Labels.fit(adata, label)
+    train, held_out = split_rows(labels, labels.codes(adata), share, seed)
+    if len(held_out) == 0 or len(train) < 2:
+        raise InputError(
+            f"`validation={share:g}` of {adata.n_obs} cells holds out {len(held_out)}: give a larger share or 0"
+        )
+    return adata[train], adata[held_out]
+
+
+def _name(preset: str | Preset) -> str:
+    """Return the name of a preset, "custom" for one that is not among the named ones."""
+    if isinstance(preset, str):
+        return preset
+    return next((name for name, known in PRESETS.items() if known == preset), "custom")
+
+
+def _rounded(value: float | None, unit: float = 1.0) -> float | None:
+    return None if value is None else round(value / unit, 2)
 
 
 def _likelihood(preset: Preset, data: TrainingData) -> LikelihoodConfig | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from wbdit._progress import progress_bar
 from wbdit.data.loader import Batch, Batches
 from wbdit.errors import InputError
 from wbdit.ops import cpu
 from wbdit.profiling import span
 from wbdit.training.config import Budget, Training
 from wbdit.training.losses import LossFunction
+from wbdit.training.validation import Validation
 
 LOG_SECONDS = 2.0
 SAVE_SECONDS = 300.0
 DIAGNOSTICS_SHARE = 0.005  # largest share of the training time spent on diagnostics of the blocks
 DIAGNOSTICS_CELLS = 16
+
+VALIDATION_FACTS = ("validation_loss", "best_loss", "best_step", "stopped_early")
 
 Diagnose = Callable[[Any, Tensor, Tensor, Tensor | None, Tensor | None], dict[str, list[float]]]
 
@@ -48,6 +50,9 @@ class Trainer:
         Function that measures the blocks on a few cells of a batch, such as
         :func:`wbdit.whitebox.measures.diagnostics`. It is called from time to time and its results are logged. It does
         not change the training.
+    validation
+        Loss of held-out cells, measured at regular steps and logged. With ``training.early_stopping``, training ends
+        when it no longer decreases.
 
     Attributes
     ----------
@@ -57,6 +62,10 @@ class Trainer:
         Whether matrix products run in bf16.
     average
         Moving average of the weights, by name; the weights themselves if ``training.ema`` is 0.
+    validation_loss, best_loss, best_step
+        Last and lowest loss of the held-out cells, and the step of the lowest one; None before the first evaluation.
+    stopped_early
+        Whether the loss of the held-out cells has not decreased for ``training.early_stopping`` passes.
     """
 
     def __init__(
@@ -67,6 +76,7 @@ class Trainer:
         budget: Budget,
         seed: int = 0,
         diagnose: Diagnose | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self.loss_fn = loss_fn
         self.model = model = loss_fn.model
@@ -82,6 +92,12 @@ class Trainer:
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
         self.diagnose = diagnose
+        self.validation = validation
+        self.validation_loss: float | None = None
+        self.best_loss: float | None = None
+        self.best_step: int | None = None
+        self.best: dict[str, Tensor] = {}  # averaged weights at the best step, with early stopping
+        self.stopped_early = False
         self.last: tuple[Batch, Tensor] | None = None  # last step's batch and timesteps
         self.step = 0
         self.seconds = 0.0
@@ -94,6 +110,19 @@ class Trainer:
         """Used share of the budget, or of the most epochs if that is larger."""
         epochs = self.step / self.batches.per_epoch
         return max(self.budget.progress(self.seconds, epochs, self.step), self._share_of_most_epochs)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Averaged weights that the run keeps, by name: with early stopping, those with the lowest validation loss."""
+        return self.best or self.average
+
+    @property
+    def steps_in_all(self) -> int | None:
+        """Optimizer steps until the training ends, earlier sessions included; None if only the clock limits them."""
+        if self.budget.steps is not None:
+            return self.budget.steps
+        epochs = self.training.most_epochs if self.budget.epochs is None else self.budget.epochs
+        return None if epochs is None else math.ceil(epochs * self.batches.per_epoch)
 
     @property
     def has_seen_enough(self) -> bool:
@@ -110,22 +139,25 @@ class Trainer:
         log: Callable[[dict[str, Any]], object] = lambda record: None,
         save: Callable[[], object] = lambda: None,
         bar: bool = True,
+        watch: Callable[[], object] = lambda: None,
     ) -> bool:
-        """Train until the budget is spent or the user interrupts.
+        """Train until the budget is spent, the held-out cells' loss no longer decreases, or the user interrupts.
 
         Parameters
         ----------
         log
             Called every few seconds with step, epoch, loss, learning rate, cells per second and seconds, and from time
-            to time with the results of `diagnose`.
+            to time with the results of `diagnose` and the loss of the held-out cells.
         save
             Called every few minutes, so that a long run can be resumed.
         bar
             Show a progress bar on stderr.
+        watch
+            Called after every step.
 
         Returns
         -------
-        True if the budget is spent; False if Ctrl-C ended the training early, after a complete step.
+        True if the training is complete; False if Ctrl-C ended it early, after a complete step.
 
         Raises
         ------
@@ -136,20 +168,23 @@ class Trainer:
         logged = saved = time.monotonic()
         next_diagnosis = logged
         losses: list[Tensor] = []
-        with self._forked(), _interruptible() as interrupted, _progress_bar(bar, self.progress) as show:
+        with self._forked(), _interruptible() as interrupted, progress_bar("training", bar, self.progress) as show:
             self._restore_random_state(self.random)
-            while self.progress < 1 and not interrupted():
+            while self._goes_on and not interrupted():
                 start = time.monotonic()
                 losses.append(self._update())
                 now = time.monotonic()
                 self.seconds += now - start
-                if now - logged > LOG_SECONDS or self.progress >= 1:
+                watch()
+                if now - logged > LOG_SECONDS or self.progress >= 1 or self._is_evaluated:
                     record = self._record(losses, now - logged)
+                    if self._is_evaluated:
+                        record |= self._validate()
                     if self.diagnose is not None and now >= next_diagnosis:
                         record |= self._diagnose()
                         next_diagnosis = now + (time.monotonic() - now) / DIAGNOSTICS_SHARE
                     log(record)
-                    show(self.progress, record)
+                    show(self.progress, _summary(record))
                     losses, logged = [], now
                 if now - saved > SAVE_SECONDS:
                     self.random = self._random_state()
@@ -157,7 +192,7 @@ class Trainer:
                     saved = now
             self.random = self._random_state()
         self.model.eval()
-        return self.progress >= 1
+        return not self._goes_on
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and metadata for a bit-exact continuation."""
@@ -165,6 +200,7 @@ class Trainer:
         tensors |= {f"average.{name}": p for name, p in self.average.items() if self.training.ema}
         for name, p in self.weights.items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[p].items()}
+        tensors |= {f"best.{name}": p for name, p in self.best.items()}
         tensors |= {f"random.{device}": state for device, state in self.random.items()}
         tensors["order"] = self.batches.order
         facts = {
@@ -173,6 +209,8 @@ class Trainer:
             "epoch": self.batches.epoch,
             "position": self.batches.position,
             "cells": len(self.batches.x),
+            "has_best": bool(self.best),
+            **{name: getattr(self, name) for name in VALIDATION_FACTS},
         }
         return tensors, facts
 
@@ -201,6 +239,11 @@ class Trainer:
             self.batches.order = tensors["order"]
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             self.batches.epoch, self.batches.position = int(facts["epoch"]), int(facts["position"])
+            self.best = {
+                name: tensors[f"best.{name}"].to(self.device) for name in self.weights if facts.get("has_best")
+            }
+            for name in VALIDATION_FACTS:
+                setattr(self, name, facts.get(name, getattr(self, name)))
         except (KeyError, RuntimeError) as error:
             raise InputError(f"the saved training state does not fit this run ({error})") from error
 
@@ -223,6 +266,53 @@ class Trainer:
             with span("optimizer"):
                 self._descend()
         return loss.detach()
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.progress < 1 and not self.stopped_early
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether the held-out cells are evaluated after this step: at regular steps, and at the end."""
+        if self.validation is None:
+            return False
+        return self.step % self.validation.interval(self.batches.per_epoch) == 0 or self.progress >= 1
+
+    def _validate(self) -> dict[str, float]:
+        """Evaluate the averaged weights on the held-out cells, and keep them if they are the best."""
+        assert self.validation is not None
+        with self._forked(), self._averaged():
+            loss = self.validation.loss(self.low_precision)
+        if not math.isfinite(loss):
+            raise InputError(f"training diverged: the loss of the held-out cells is {loss} at step {self.step}")
+        self.seconds += self.validation.seconds or 0.0
+        self.validation_loss = loss
+        patience = self.training.early_stopping
+        if self.best_loss is None or self.best_step is None or loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            if patience is not None:
+                self.best = {name: p.detach().clone() for name, p in self.average.items()}
+        elif patience is not None:
+            self.stopped_early = self.step - self.best_step >= patience * self.batches.per_epoch
+        return {"validation_loss": round(loss, 6)}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the model, and its own weights back afterwards."""
+        if not self.training.ema:
+            yield
+            return
+        own = {name: p.detach().clone() for name, p in self.weights.items()}
+        try:
+            self._load(self.average)
+            yield
+        finally:
+            self._load(own)
+
+    @torch.no_grad()
+    def _load(self, values: dict[str, Tensor]) -> None:
+        for name, p in self.weights.items():
+            p.copy_(values[name])
 
     @torch.no_grad()
     def _diagnose(self) -> dict[str, list[float]]:
@@ -317,18 +407,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _progress_bar(shown: bool, done: float) -> Iterator[Callable[[float, dict[str, float]], None]]:
-    """Yield a function that shows the used share of the budget, the loss and the speed."""
-    layout = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=1.0, initial=done, desc="training", bar_format=layout, disable=not shown, file=sys.stderr) as bar:
-
-        def show(progress: float, record: dict[str, float]) -> None:
-            bar.set_postfix_str(
-                f"step {record['step']}, loss {record['loss']:.4f}, {record['cells_per_second']:.0f} cells/s",
-                refresh=False,
-            )
-            bar.n = min(progress, 1.0)
-            bar.refresh()
-
-        yield show
+def _summary(record: dict[str, Any]) -> str:
+    """Return the part of a log record that the progress bar shows."""
+    held_out = f", held out {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+    return f"step {record['step']}, loss {record['loss']:.4f}{held_out}, {record['cells_per_second']:.0f} cells/s"

@@ -155,10 +155,10 @@ def explain(
     model = generator.denoiser
     if not isinstance(model, WBDiT):
         raise InputError(
-            "this run has DiT blocks, which are black boxes: explain a run trained with --preset small or base"
+            'this run has DiT blocks, which are black boxes: explain a run trained with `preset="small"` or "base"'
         )
     if cells < 1 or adata.n_obs < 1:
-        raise InputError("there are no cells to explain: give at least one")
+        raise InputError("there are no cells to explain: give at least one as `cells`")
     if adata.n_obs > cells:
         adata = adata[np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))]
     x0 = torch.from_numpy(generator.preprocessor.encode(adata))[:, None].to(model.pos_embed.device)

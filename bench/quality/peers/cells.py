@@ -12,8 +12,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from bench.quality.peers.peer import LABEL, joined
-from wbdit.data.expression import check_cells, check_labels, find_expression, read_h5ad, split_cells
-from wbdit.data.normalize import variable_genes
+from wbdit.data.expression import check_cells, check_labels, read_h5ad, split_cells
+from wbdit.data.matrix import find_expression
+from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
 FEWEST = 3  # cells per label: two to train on and one to hold out
@@ -88,10 +89,11 @@ class DataSet:
         check_cells(adata, self.labels[0])
         for label in self.labels[1:]:
             check_labels(adata, label)
-        counts, space, found = find_expression(adata)
-        if space != "counts":
-            raise InputError(f"{self.path}: {found}, but peers need raw counts")
-        cells = ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=adata.obs[list(self.labels)], var=adata.var[[]])
+        expression = find_expression(adata)
+        if expression.space != "counts":
+            raise InputError(f"{self.path}: {expression.found}, but peers need raw counts")
+        counts = sp.csr_matrix(expression.X, dtype=np.float32)
+        cells = ad.AnnData(counts, obs=adata.obs[list(self.labels)], var=expression.var[[]])
         cells.obs[LABEL] = joined(cells.obs, self.labels)
         cells, notes = _without(cells, self.labels, choice.leave_out)
         train, test = split_cells(cells, LABEL, choice.share, seed)

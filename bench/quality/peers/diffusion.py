@@ -14,7 +14,7 @@ from bench.quality.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with
 from wbdit.counts.denoiser import NOISE_AXES
 from wbdit.generator import COUNTS_CALLS, COUNTS_SAMPLER, COUNTS_SPACING
 from wbdit.training.calibration import CELLS, ROUNDS
-from wbdit.training.config import find_preset
+from wbdit.training.config import Preset
 
 
 class Diffusion(Peer):
@@ -35,7 +35,7 @@ class Diffusion(Peer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        preset = find_preset(self.preset)
+        preset = Preset.from_name(self.preset)
         settings = {"preset": asdict(preset), "wbdit": wbdit.__version__}
         if not preset.lognorm:  # such presets sample counts, with these settings
             settings["sampling"] = [COUNTS_SAMPLER, COUNTS_CALLS, COUNTS_SPACING]
