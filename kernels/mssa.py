@@ -234,8 +234,8 @@ class Blocks:
 
 
 # The candidates. On Hopper, whole heads: on an H200, 1,024 samples with 8 heads of 200 x 96 take 0.37 ms (0.40 with the
-# limit, 0.60 with FORWARD), and 12 heads of 64 x 64 take 0.13 ms (0.09 with the limit or FORWARD). Elsewhere, forward: a
-# warp group multiplies 64 rows, and two groups share the rows they read. With few tokens, narrow steps waste less.
+# limit, 0.60 with FORWARD), and 12 heads of 64 x 64 take 0.13 ms (0.09 with the limit or FORWARD). Elsewhere, forward:
+# a warp group multiplies 64 rows, and two groups share the rows they read. With few tokens, narrow steps waste less.
 # Backward: five products per tile, so smaller steps.
 WHOLE_HEADS = (WholeHead(0), WholeHead(168))
 LONGEST = 256  # tokens of a whole head

@@ -16,10 +16,11 @@ HELPERS = {
     "errors",
     "profiling",
 }  # lowest layer; they may import one another
-GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "checkpoint", "data", "run_config"}
+GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
+    "system": {"ops"},
     "schedule": {"ops"},
     "nn": {"schedule", "ops"},
     "samplers": {"schedule", "ops"},
@@ -28,14 +29,18 @@ MAY_IMPORT = {
     "compat": {"samplers", "schedule"},
     "crate": {"nn", "ops"},
     "run_config": set(),
+    "card": {"data", "run_config"},
     "checkpoint": {"data", "run_config"},
     "counts": {"nn", "schedule", "ops", "data"},
     "request": {"samplers", "data"},
     "generator": GENERATOR,
+    "example_run": {"generator"},
     "whitebox": GENERATOR | {"generator"},
     "training": GENERATOR | {"generator", "whitebox"},
+    "augmentation": GENERATOR | {"generator", "training"},
     "evaluation": {"data"},
     "report": {"evaluation", "whitebox", "data"},
+    "pl": {"report", "evaluation", "data", "generator"},
 }
 EVERYTHING = set(MAY_IMPORT)
 MAY_IMPORT |= {"demo": EVERYTHING, "cli": EVERYTHING | {"demo"}, "__init__": EVERYTHING}

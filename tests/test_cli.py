@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import tomllib
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,9 +11,9 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from helpers import exit_code, make_cells
+from helpers import ROOT, exit_code, make_cells
 
-from wbdit import ops
+from wbdit import ops, system
 from wbdit.evaluation import distances
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.ops import triton as engine
@@ -182,6 +183,58 @@ def test_info(wbdit):
     assert "wbdit" in out
     assert "mssa" in out
     assert "csrc (" in out or "cannot be built" in out
+    for said in ("system: ", "cpu kernels: ", "cuda: ", "triton: ", *(f"  {extra} " for extra in system.EXTRAS)):
+        assert said in out
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "support"),
+    [
+        ("Darwin", "arm64", "compiled on first use"),
+        ("Linux", "aarch64", "compiled on first use"),
+        ("Linux", "x86_64", "prebuilt in this system's wheel"),
+        ("Windows", "AMD64", "ops run on the PyTorch reference"),
+        ("FreeBSD", "amd64", "unknown to wbdit"),
+    ],
+)
+def test_info_of_another_system(wbdit, monkeypatch, name, machine, support):
+    there = {"system": lambda: name, "machine": lambda: machine, "python_version": lambda: "3.11"}
+    monkeypatch.setattr(system, "platform", SimpleNamespace(**there))
+    code, out, _ = wbdit("info")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("system: ")]
+    assert line.startswith(f"system: {name} {machine}. ")
+    assert support in line
+    assert ("need Linux" in out) == (name != "Linux")
+
+
+@pytest.mark.parametrize(("name", "fix"), [("Linux", "sudo apt-get install g++"), ("Darwin", "xcode-select --install")])
+def test_info_without_a_compiler(wbdit, monkeypatch, name, fix):
+    monkeypatch.setattr(system.cpu, "cpu_level", lambda: "none")
+    monkeypatch.setattr(system.build, "available", lambda: False)
+    monkeypatch.setattr(system.build, "status", lambda: "not in use, no C++ compiler")
+    monkeypatch.setitem(ops.serving.__globals__["_available"], "csrc", lambda: False)
+    monkeypatch.setattr(system.platform, "system", lambda: name)
+    _, out, _ = wbdit("info")
+    assert f"cpu kernels: not in use, no C++ compiler. To get one: {fix}" in out
+    assert "mssa                    reference (no CPU kernels, see above)" in out
+
+
+def test_info_of_missing_packages(wbdit, monkeypatch):
+    """A package that is missing, or too old, is named with the command that installs it."""
+    versions = {"jinja2": system.MISSING, "matplotlib": "1.0", "tensorboard": system.MISSING}
+    monkeypatch.setattr(system, "installed_version", lambda name: versions.get(name.lower(), "99.0"))
+    _, out, _ = wbdit("info")
+    assert re.search(r"  report +missing: matplotlib>=\S+, not 1\.0, jinja2 \(.*: pip install 'wbdit\[report\]'", out)
+    assert re.search(r"  tensorboard +missing: tensorboard \(.*: pip install 'wbdit\[tensorboard\]'", out)
+    assert re.search(r"  trace +installed", out)
+
+
+def test_info_knows_every_extra():
+    """All extras are described, apart from those for developers and the one that takes all."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras) - {"peers", "test", "bench", "docs", "all"} == set(system.EXTRAS)
+    assert extras["all"] == [f"wbdit[{','.join(system.EXTRAS)}]"]
 
 
 def test_info_says_what_is_forced(wbdit, monkeypatch):
@@ -232,6 +285,31 @@ def test_precision(folder, wbdit, tmp_path, precision):
     assert json.loads((run / "config.json").read_text())["training"]["precision"] == precision
 
 
+def test_split(folder, wbdit, tmp_path):
+    train, test = tmp_path / "new" / "train.h5ad", tmp_path / "heldout.h5ad"
+    code, out, err = wbdit("split", folder / "data.h5ad", "--train", train, "--test", test, "--label", "type")
+    assert code == 0, err
+    assert out == ""
+    assert err == f"{train}: 96 cells to train on; {test}: 24 held-out cells\n"
+    assert ad.read_h5ad(train).obs["type"].value_counts().to_dict() == {"B": 32, "NK": 32, "T": 32}
+    assert ad.read_h5ad(test).n_obs == 24
+
+
+def test_split_writes_both_files_or_none(folder, tmp_path, monkeypatch):
+    written = []
+
+    def fail_at_the_second(cells, path, **options):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", fail_at_the_second)
+    code = exit_code("split", folder / "data.h5ad", "--train", tmp_path / "a.h5ad", "--test", tmp_path / "b.h5ad")
+    assert code == 2
+    assert len(written) == 2
+    assert not list(tmp_path.iterdir())
+
+
 # mistakes
 
 
@@ -272,6 +350,20 @@ def test_precision(folder, wbdit, tmp_path, precision):
         (["generate", "run", "--n", "1", "--out", "x.h5ad", "--device", "mps"], "does not run on --device 'mps'"),
         (["train", "data.h5ad", "--out", "new", "--resume"], "no such run"),
         (["train", "data.h5ad", "--out", "data.h5ad/run", "--steps", "1"], "cannot write"),
+        (["split", "data.h5ad", "--train", "a.h5ad"], "Missing option '--test'"),
+        (["split", "none.h5ad", "--train", "a.h5ad", "--test", "b.h5ad"], "no such file"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "./a.h5ad"], "three different files"),
+        (["split", "data.h5ad", "--train", "data.h5ad", "--test", "b.h5ad"], "three different files"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "run"], "is a folder"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "b.h5ad", "--donor", "x"], "the columns are: type"),
+        (["split", "data.h5ad", "--train", "a.h5ad", "--test", "b.h5ad", "--share", "2"], "between 0 and 1"),
+        (
+            ["augment", "data.h5ad", "--label", "type", "--run", "run", "--min", "9", "--out", "x.h5ad"],
+            "nothing to add",
+        ),
+        (["augment", "data.h5ad", "--label", "type", "--run", "new", "--out", "x.h5ad"], "no such run"),
+        (["augment", "data.h5ad", "--label", "x", "--out", "x.h5ad"], "the columns are: type"),
+        (["augment", "data.h5ad", "--label", "type", "--out", "run"], "is a folder"),
         (["generate", "new", "--n", "1", "--out", "x.h5ad"], "no such run"),
         (["generate", "run", "--out", "x.h5ad"], "how many cells"),
         (["generate", "run", "--n", "0", "--out", "x.h5ad"], "at least one"),

@@ -207,6 +207,17 @@ def test_held_out_cells_are_conditioned_on_their_covariates(tmp_path):
     assert loss(CELLS) == loss(CELLS) != pytest.approx(loss(other), rel=1e-4)
 
 
+def test_augmented_cells_have_covariates(generator, tmp_path):
+    cells = CELLS[:140].copy()
+    cells.obs["dose"] = cells.obs["dose"] > 0  # numbers for the model
+    both = wbdit.augment(cells, label="type", min_cells=50, generator=generator)
+    both.write_h5ad(tmp_path / "both.h5ad")
+    obs = ad.read_h5ad(tmp_path / "both.h5ad").obs
+    assert obs["time"][obs["synthetic"]].isin(CELLS.obs["time"]).all()
+    assert obs["dose"][:140].tolist() == cells.obs["dose"].tolist()
+    assert obs["synthetic"].sum() == 10
+
+
 def test_arrays_are_sampled_at_covariates_with_progress(generator):
     shares = []
     codes, at = np.zeros((4, 1), np.int64), np.tile([0.2, 1.0], (4, 1))

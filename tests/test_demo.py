@@ -1,4 +1,4 @@
-"""The demo: its split of the cells, and (slow) its scores."""
+"""The demo (slow): its scores."""
 
 import json
 
@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 
 from wbdit import cli
-from wbdit.data.expression import split_cells
-from wbdit.datasets import LABEL, blood_cells
-
-
-def test_halves_share_no_cell_and_keep_the_types():
-    cells = blood_cells()
-    train, test = split_cells(cells, LABEL, 0.5, seed=0)
-    assert train.n_obs + test.n_obs == 700
-    assert not set(train.obs_names) & set(test.obs_names)
-    difference = train.obs[LABEL].value_counts() - test.obs[LABEL].value_counts()
-    assert difference.between(0, 1).all()
-    assert list(split_cells(cells, LABEL, 0.5, seed=1)[0].obs_names) != list(train.obs_names)
+from wbdit.datasets import LABEL
 
 
 @pytest.mark.slow

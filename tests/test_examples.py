@@ -6,14 +6,16 @@ import importlib
 import inspect
 import pkgutil
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 import wbdit
+from wbdit import pl
 from wbdit.evaluation import distances
 
-PUBLIC = ("wbdit", "wbdit.ops", "wbdit.samplers", "wbdit.compat", "wbdit.crate")
+PUBLIC = ("wbdit", "wbdit.ops", "wbdit.samplers", "wbdit.compat", "wbdit.crate", "wbdit.pl")
 METHODS_OF = (wbdit.CellGenerator, wbdit.NoiseSchedule)
 MODULES = [
     module.name
@@ -42,9 +44,12 @@ def test_examples_run(name, generator, tmp_path, monkeypatch):
         names["cells"] = wbdit.datasets.blood_cells()
     if not name.endswith("distances"):  # a thousand trees take a quarter of a minute
         monkeypatch.setattr(distances, "forest_votes", functools.partial(distances.forest_votes, n_trees=25))
+    # UMAP compiles itself for half a minute
+    monkeypatch.setattr(pl, "umap_layout", lambda components: components[:, :2])
     report = doctest.testmod(
         module, extraglobs=names, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
     )
+    plt.close("all")
     assert report.failed == 0
 
 

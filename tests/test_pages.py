@@ -28,14 +28,15 @@ def commands(page):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, request):
     """A folder with the files that the pages name: cells, held-out cells, a checkpoint."""
+    n = 60 if request.node.get_closest_marker("slow") is None else 108  # whose fifth can be evaluated
     for name, seed in (("cells", 0), ("heldout", 1)):
-        cells = make_cells(60, 30, seed=seed)
+        cells = make_cells(n, 30, seed=seed)
         cells.obs = cells.obs.rename(columns={"type": "cell_type"})
-        cells.obs["condition"] = ["ctrl", "stim"] * 30
-        cells.obs["donor"] = [f"donor-{i % 4 // 2}" for i in range(60)]
-        cells.obs["pseudotime"] = [i / 59 for i in range(60)]
+        cells.obs["condition"] = ["ctrl", "stim"] * (n // 2)
+        cells.obs["donor"] = [f"donor-{i % 4 // 2}" for i in range(n)]
+        cells.obs["pseudotime"] = [i / (n - 1) for i in range(n)]
         cells.write_h5ad(tmp_path / f"{name}.h5ad")
     torch.save(WBDiT().state_dict(), tmp_path / "ckpt.pt")
     monkeypatch.chdir(tmp_path)
@@ -45,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 GUIDE = pytest.param("docs/guide.md", marks=pytest.mark.slow)  # trains three times
 
 
-@pytest.mark.parametrize("page", ["README.md", GUIDE, "docs/other-code.md"])
+@pytest.mark.parametrize("page", ["README.md", GUIDE, "docs/other-code.md", "docs/profiling.md"])
 def test_snippets_run(page, folder):
     """In their order, in one namespace, as a reader would run them."""
     assert snippets(page)

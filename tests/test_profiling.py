@@ -1,4 +1,4 @@
-"""NVTX ranges: ordered and nested with a simulated nvtx, absent without nvtx and GPU, hidden from torch.compile."""
+"""Named ranges: in torch.profiler, with a simulated nvtx, absent without nvtx and GPU, hidden from torch.compile."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -54,6 +54,22 @@ def test_the_steps_of_a_sampler(ranges):
     with torch.no_grad():
         samplers.ddim(model().eval(), torch.randn(2, 1, 12), NoiseSchedule(), [500, 100])
     assert [n for n in ranges if n in ("sampler step", "denoiser")] == ["denoiser", "sampler step"] * 2
+
+
+def test_torch_profiler_sees_the_parts(ranges):
+    """While torch.profiler records, the ranges are its events and contain the ops, and none goes to nvtx."""
+    denoiser = model().eval()
+    with torch.profiler.profile() as profile, torch.no_grad():
+        samplers.ddim(denoiser, torch.randn(2, 1, 12), NoiseSchedule(), [500, 100])
+    calls, steps = ([e for e in profile.events() if e.name == name] for name in ("denoiser", "sampler step"))
+    assert (len(calls), len(steps)) == (2, 2)
+    inside = [child.name for child in calls[0].cpu_children]
+    parts = [name for name in inside if "::" not in name]
+    assert parts == ["conditioning", "embedding", *["mssa", "ista"] * 2, "read-out"]
+    assert "wbdit::sampler_step" in {child.name for child in steps[0].cpu_children}
+    assert ranges == []
+    denoiser(torch.randn(2, 1, 12), torch.tensor([3, 7]))
+    assert "denoiser" in ranges  # nvtx again, once the profiler has stopped
 
 
 def test_pytorchs_own_without_nvtx(ranges, monkeypatch):

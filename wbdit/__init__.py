@@ -23,9 +23,12 @@ from wbdit.ops import backend
 from wbdit.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
-    from wbdit import datasets
+    from wbdit import datasets, pl
+    from wbdit.augmentation import augment
     from wbdit.crate import accelerate
+    from wbdit.data.split import split
     from wbdit.evaluation.evaluate import evaluate
+    from wbdit.example_run import example
     from wbdit.generator import CellGenerator, load
     from wbdit.training.config import Preset
     from wbdit.training.fit import fit
@@ -40,23 +43,30 @@ __all__ = [
     "WBDiT",
     "__version__",
     "accelerate",
+    "augment",
     "backend",
     "datasets",
     "evaluate",
+    "example",
     "explain",
     "fit",
     "load",
+    "pl",
     "samplers",
+    "split",
 ]
 
 _LATER = {
     "accelerate": "wbdit.crate",
+    "augment": "wbdit.augmentation",
     "CellGenerator": "wbdit.generator",
     "evaluate": "wbdit.evaluation.evaluate",
+    "example": "wbdit.example_run",
     "explain": "wbdit.whitebox.explain",
     "fit": "wbdit.training.fit",
     "load": "wbdit.generator",
     "Preset": "wbdit.training.config",
+    "split": "wbdit.data.split",
 }
 
 
@@ -65,8 +75,8 @@ show_messages()
 
 def __getattr__(name: str) -> Any:
     # anndata takes a second to import, which someone who wants the denoiser alone should not wait for
-    if name == "datasets":
-        return import_module("wbdit.datasets")
+    if name in ("datasets", "pl"):
+        return import_module(f"wbdit.{name}")
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'wbdit' has no attribute {name!r}")

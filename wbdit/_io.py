@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anndata as ad
@@ -80,8 +80,14 @@ def write_h5ad(cells: ad.AnnData, path: str | Path) -> None:
     InputError
         If the folder or the file cannot be written.
     """
-    with replacing(path) as temporary:
-        cells.write_h5ad(temporary, compression="gzip")
+    write_h5ads({path: cells})
+
+
+def write_h5ads(sets: Mapping[str | Path, ad.AnnData]) -> None:
+    """Write sets of cells by path as :func:`write_h5ad`; no path is replaced before all sets are written."""
+    with ExitStack() as stack:
+        for temporary, cells in [(stack.enter_context(replacing(path)), cells) for path, cells in sets.items()]:
+            cells.write_h5ad(temporary, compression="gzip")
 
 
 def _umask() -> int:

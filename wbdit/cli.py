@@ -106,6 +106,40 @@ def demo(out: Path, minutes: float, seed: int) -> None:
 
 @cli.command()
 @click.argument("data", type=FILE)
+@click.option("--train", type=FILE, required=True, help="File for the training cells, .h5ad.")
+@click.option("--test", type=FILE, required=True, help="File for the held-out cells, .h5ad.")
+@click.option(
+    "--share", type=float, help="Share of the cells, or with --donor of the donors, to train on.  [default: 0.8]"
+)
+@click.option("--label", multiple=True, help="Column of obs with the labels; repeatable. Each is split by --share.")
+@click.option("--donor", help="Column of obs with the donors: hold out whole donors.")
+@click.option(
+    "--hold-out",
+    multiple=True,
+    metavar="LABEL",
+    help='Hold out all cells with this label: "NK". With two label columns: "NK/stim" or "NK/*"; repeatable.',
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], **options: Any) -> None:
+    """Split the cells of DATA.h5ad into cells to train on and held-out cells to evaluate with.
+
+    By default, cells are drawn at random, with --label from each label.
+    """
+    from wbdit._io import check_writable, write_h5ads
+    from wbdit.data.expression import read_h5ad
+    from wbdit.data.split import split as split_cells
+
+    for path in (train, test):
+        check_writable(path)
+    if len({path.resolve() for path in (data, train, test)}) < 3:
+        raise InputError("DATA, --train and --test must be three different files")
+    parts = split_cells(read_h5ad(data), hold_out=hold_out or None, **options)
+    write_h5ads(dict(zip((train, test), parts, strict=True)))
+    _say(f"{train}: {parts[0].n_obs} cells to train on; {test}: {parts[1].n_obs} held-out cells")
+
+
+@cli.command()
+@click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
 @click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; repeatable.")
 @click.option(
@@ -251,6 +285,47 @@ def generate(
 
 
 @cli.command()
+@click.argument("data", type=FILE)
+@click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
+@click.option("--label", required=True, help="Column of obs with the labels.")
+@click.option(
+    "--min",
+    "min_cells",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Fewest cells per label.",
+)
+@click.option(
+    "--run", "generator", type=FILE, help="RUN folder to generate with. Without it, a generator is trained first."
+)
+@click.option("--minutes", type=float, help="Training time in minutes, without --run.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def augment(data: Path, out: Path, generator: Path | None, minutes: float | None, device: str, **options: Any) -> None:
+    """Add synthetic cells to the labels of DATA.h5ad that have few.
+
+    The column "synthetic" of obs tells real and synthetic cells apart. The result keeps the genes of the RUN. It can
+    balance a classifier. It is not for statistics such as differential expression: synthetic cells do not increase n.
+    """
+    from wbdit._io import check_writable, write_h5ad
+    from wbdit.augmentation import augment as add_cells
+    from wbdit.data.expression import read_h5ad
+    from wbdit.generator import load
+
+    check_writable(out)
+    cells = read_h5ad(data)
+    if generator is not None:
+        options |= {"generator": load(generator, device=device)} | ({} if minutes is None else {"minutes": minutes})
+    else:
+        options |= {"minutes": minutes, "device": device}
+    augmented = add_cells(cells, **options)
+    write_h5ad(augmented, out)
+    added = int(augmented.obs["synthetic"].sum())
+    _say(f"{out}: {augmented.n_obs - added} real and {added} synthetic cells, {augmented.n_vars} genes")
+
+
+@cli.command()
 @click.argument("real", type=FILE)
 @click.argument("synthetic", type=FILE)
 @click.option("--train", type=FILE, help="Training cells, for the baseline. Without them, REAL is split into halves.")
@@ -320,10 +395,10 @@ def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str
 
 @cli.command()
 def build() -> None:
-    """Compile the CPU kernels ahead of time.
+    """Compile the CPU kernels ahead of time, unless the installed wheel brings them.
 
     This is for images and clusters: otherwise the first use compiles them. Both write to WBDIT_CACHE, or else to wbdit
-    in the user's cache folder. Prints the path of the compiled library.
+    in the user's cache folder. Prints the path of the library.
     """
     from wbdit.ops import build as builder
 
@@ -335,44 +410,13 @@ def build() -> None:
 
 @cli.command()
 def info() -> None:
-    """Print versions, devices, and the backend of each op."""
-    import torch
+    """Print what works on this machine: versions, kernels, optional packages, and the backend of each op.
 
-    from wbdit import ops
-    from wbdit.ops import build as builder
-    from wbdit.ops import cpu
+    For each part that is missing, it prints the command that installs it.
+    """
+    from wbdit.system import describe
 
-    cpu.cpu_level()  # build the kernels first, so that the list shows the backends that ops will use
-    click.echo(f"wbdit {__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        click.echo(f"cuda: {torch.cuda.get_device_name()}")
-        devices.append("cuda")
-    else:
-        click.echo("cuda: no device")
-    click.echo(f"cpu kernels: {builder.status()}")
-    for device in devices:
-        for op, backend in ops.serving(device).items():
-            click.echo(f"  {device:4}  {op:22}  {backend}{_why(device, backend)}")
-
-
-def _why(device: str, backend: str) -> str:
-    """Return the reason why `backend` serves the ops on `device`, for display."""
-    from wbdit import ops
-    from wbdit.ops import build as builder
-    from wbdit.ops import cpu, triton
-
-    if backend == "csrc":
-        return f" ({cpu.cpu_level()})"
-    if backend == "triton":
-        return f" ({triton.version()})"
-    if ops.active_backend() == "reference":
-        return " (forced by WBDIT_BACKEND)"
-    if device == "cpu" and not builder.available():
-        return " (the kernels cannot be built, see above)"
-    if device == "cuda" and not triton.available():
-        return ' (no triton here: pip install "wbdit[gpu]")'
-    return " (no kernel for this device)" if backend == "reference" else ""
+    click.echo(describe())
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

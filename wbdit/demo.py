@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wbdit._io import write_h5ad
 from wbdit.checkpoint import CONFIG
-from wbdit.data.expression import split_cells
+from wbdit.data.split import split
 from wbdit.datasets import LABEL, blood_cells
 from wbdit.errors import InputError, need_extra
 from wbdit.evaluation.evaluate import Evaluation, evaluate
@@ -52,7 +52,7 @@ def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Eva
     out = Path(out)
     began = time.monotonic()
     cells = blood_cells()
-    train, test = split_cells(cells, LABEL, 0.5, seed)
+    train, test = split(cells, label=LABEL, share=0.5, seed=seed)
     logger.info(f"{cells.n_obs} real blood cells: {train.n_obs} for training, {test.n_obs} held out for comparison")
     write_h5ad(train, out / "train.h5ad")
     write_h5ad(test, out / "test.h5ad")

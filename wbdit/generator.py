@@ -13,7 +13,7 @@ import anndata as ad
 import numpy as np
 import torch
 
-from wbdit import checkpoint, ops, samplers
+from wbdit import card, checkpoint, ops, samplers
 from wbdit._progress import Show, progress_bar
 from wbdit.checkpoint import CONFIG, METRICS, MODEL
 from wbdit.counts.denoiser import CountDenoiser
@@ -95,6 +95,13 @@ class CellGenerator:
         self.preprocessor = preprocessor
         self.config = config
         self.history = history
+
+    def __repr__(self) -> str:
+        return card.plain_text(self.config, self.preprocessor)
+
+    def _repr_html_(self) -> str:
+        """Return the description that a notebook shows."""
+        return card.html(self.config, self.preprocessor)
 
     def generate(
         self,
@@ -270,6 +277,8 @@ class CellGenerator:
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
 
+        It also gets a model card, ``README.md``: data, training, intended use, limits, and how to generate.
+
         Raises
         ------
         InputError
@@ -279,14 +288,16 @@ class CellGenerator:
         --------
         >>> from pathlib import Path
         >>> generator.save("run")
-        >>> sorted(path.name for path in Path("run").iterdir())
-        ['config.json', 'metrics.jsonl', 'model.safetensors', 'preprocessor.json', 'preprocessor.safetensors']
+        >>> sorted(path.name for path in Path("run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
+        ['README.md', 'config.json', 'metrics.jsonl', 'model.safetensors', 'preprocessor.json',
+         'preprocessor.safetensors']
         """
         run = Path(run)
         checkpoint.write_preprocessor(run, self.preprocessor)
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         checkpoint.write_atomically(run / METRICS, lines.encode())
         checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
+        checkpoint.write_atomically(run / card.CARD, card.markdown(self.config, self.preprocessor))
         checkpoint.write_json(run / CONFIG, self.config.to_dict())
 
     @property

@@ -1,4 +1,4 @@
-"""Named NVTX ranges on the timeline of NVIDIA's Nsight tools, or no-ops where nothing can record them."""
+"""Named ranges in torch.profiler and in NVIDIA's Nsight tools, or no-ops where nothing can record them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def span(name: str) -> AbstractContextManager[Any]:
-    """Return a context manager whose duration Nsight shows as the range `name`.
+    """Return a context manager whose duration a profiler shows as the range `name`.
 
-    The package ``nvtx`` writes the range, in the domain ``wbdit``. If it is not installed, PyTorch's own NVTX writes
-    the range, in no domain. The context does nothing if there is neither ``nvtx`` nor a GPU, or while ``torch.compile``
-    or ``torch.jit`` traces the code. Ranges can be nested. Each costs about a microsecond, and nothing is recorded
-    unless a profiler is attached.
+    While ``torch.profiler`` records, the range is one of its events (``record_function``). Otherwise it is an NVTX
+    range for Nsight: the package ``nvtx`` writes it, in the domain ``wbdit``, or else PyTorch's own NVTX, in no domain.
+    The context does nothing if there is no profiler and neither ``nvtx`` nor a GPU, or while ``torch.compile`` or
+    ``torch.jit`` traces the code. Ranges can be nested.
 
     Parameters
     ----------
     name
-        Name of a part of the model or of a step. Use the same name each time, so that Nsight can sum the durations.
+        Name of a part of the model or of a step. Use the same name each time, so that profilers can sum the durations.
 
     Examples
     --------
@@ -40,6 +40,8 @@ def span(name: str) -> AbstractContextManager[Any]:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _NOTHING
+    if torch.autograd._profiler_enabled():
+        return torch.profiler.record_function(name)
     if nvtx is not None:
         return nvtx.annotate(name, domain=DOMAIN)
     return torch.cuda.nvtx.range(name) if _has_gpu() else _NOTHING

@@ -270,7 +270,7 @@ def _library_request(preprocessor: Preprocessor, size: PerLabel | None, factor: 
             if not preprocessor.labels.columns:
                 raise InputError(f"this run was trained without labels: give `{name}` one number")
             for key in value:
-                preprocessor.labels.matches(np.zeros((0, len(preprocessor.labels.columns)), np.int64), key)
+                preprocessor.labels.matching(np.zeros((0, len(preprocessor.labels.columns)), np.int64), key)
     return asked
 
 
@@ -280,5 +280,5 @@ def _per_label(labels: Labels, codes: np.ndarray, asked: PerLabel, default: np.n
         return np.full(len(codes), float(asked))
     numbers = default.copy()
     for name, number in asked.items():
-        numbers[labels.matches(codes, name)] = number
+        numbers[labels.matching(codes, name)] = number
     return numbers

@@ -80,6 +80,7 @@ register_kernel("mssa_backward", "cpu", "wrong")(lambda *arguments: 1.06 * refer
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_row_is_neither_timed_nor_printed(tmp_path):
     """A model's output and a kernel's gradient are both 6 % too large."""
     (tmp_path / "wrong.py").write_text(WRONG)

@@ -261,6 +261,7 @@ def test_nothing_is_timed_without_kernels(repository, capsys):
     assert "no kernels in head" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_worker():
     """A worker imports `wbdit` from its tree, and checks and times rows at tiny sizes."""
     with Process(GATE / "worker.py", ROOT, quick=True) as worker:

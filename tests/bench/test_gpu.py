@@ -29,6 +29,7 @@ def rehearse(out, *arguments):
     return process.returncode, {(line["stage"], line["row"]): line for line in lines}, stdout + stderr
 
 
+@pytest.mark.slow
 def test_every_row_but_the_faulty_is_in_the_file(tmp_path):
     """One row hangs, one crashes, one corrupts the CUDA context and one is red; all others are in the file."""
     product = "addmm_ bf16 204800 x 768 x 768"
@@ -168,6 +169,7 @@ print(wbdit.__file__, importlib.util.find_spec("wbdit.kernels").submodule_search
 """
 
 
+@pytest.mark.slow
 def test_a_profile_runs_from_an_unpacked_tree(tmp_path):
     """Without an installed package, the kernels and C++ sources of the unpacked tree are found."""
     for part in ("wbdit", "kernels", "csrc", "bench", "tests"):

@@ -1,6 +1,7 @@
 """The comparison with other generators: the shared split, each generator, the kept runs, and the table."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import anndata as ad
@@ -24,6 +25,7 @@ from bench.quality.peers.table import markdown
 from bench.quality.peers.variational import _Vae
 from wbdit import DiT, InputError
 from wbdit.data.variable_genes import variable_genes
+from wbdit.evaluation import distances
 from wbdit.evaluation.align import align
 from wbdit.training.config import Preset
 
@@ -243,8 +245,9 @@ def test_a_crash_costs_one_run(data, tmp_path, no_scores, monkeypatch):
     assert "| independent genes |" in (tmp_path / "table.md").read_text()
 
 
-def test_the_table(data, tmp_path):
+def test_the_table(data, tmp_path, monkeypatch):
     """Real scores: one floor per metric, per-type scores by the first label column, and times."""
+    monkeypatch.setattr(distances, "forest_votes", partial(distances.forest_votes, n_trees=25))
     results = [Run(data, peer, 0, Plan(Choice(genes=30), 1.0, tmp_path)).result(print) for peer in (PcaGaussian(),)]
     assert set(results[0]["scores"]["per_type"]) <= {"B", "NK", "T"}
     other = {**results[0], "settings": {**results[0]["settings"], "seed": 1}}

@@ -4,6 +4,7 @@ The C++ kernels' tests (``tests/ops/test_kernels.py``) compare the values with f
 Triton kernels serve CPU tensors (see conftest).
 """
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -35,13 +36,18 @@ SOME = (
     "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or test_count_draw[ or "
     "draws_its_noise or its_parts"
 )
+# other shapes have more chunks of tokens, more cells, more genes and as many levels, and are as ragged
+LEFT_OUT = ("test_gated_adaln[(3, 17, 48)-bf16]", "test_ista_adaln[(3, 17, 48)-bf16]", "test_counts[(64, 34, 27)]")
 
 
-@pytest.mark.parametrize("chosen", [SOME, pytest.param("test", marks=pytest.mark.slow)], ids=["some", "all"])
-def test_values(chosen):
+@pytest.mark.parametrize(
+    ("chosen", "left_out"), [(SOME, LEFT_OUT), pytest.param("test", (), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_values(chosen, left_out):
     """Run the tests of values: forward and every gradient, fp32 and bf16, ragged shapes, NaN-filled memory."""
     done = run(
         *("-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", chosen, TESTS / "ops" / "test_kernels.py"),
+        *(f"--deselect=tests/ops/test_kernels.py::{test}" for test in left_out),
         TRITON_INTERPRET="1",
         WBDIT_TEST_ENGINE="triton",
     )
@@ -84,6 +90,12 @@ def codegen():
         sys.path.remove(str(BENCH))
 
 
+@pytest.fixture(scope="module")
+def compiled(codegen):
+    """Return a function that compiles an op's kernels once for all tests and returns their resources."""
+    return functools.cache(codegen.compile_op)
+
+
 # `make test` compiles for one architecture, `make test-triton` for all
 SOME_SLOWLY = [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 100))]
 MATRIX_OPS = ("mssa", "mssa_backward")
@@ -94,11 +106,11 @@ ROW_OPS = ("adaln", "adaln_backward", "gated_adaln", "gated_adaln_backward", "is
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=["bf16", "fp32"]
 )
-def test_every_op_compiles_and_keeps_to_its_registers(codegen, arch, dtype):
+def test_every_op_compiles_and_keeps_to_its_registers(codegen, compiled, arch, dtype):
     from drylaunch import SHARED
 
     for op in codegen.launches(dtype):
-        kernels = codegen.compile_op(op, arch, dtype)
+        kernels = compiled(op, arch, dtype)
         assert kernels, op
         for kernel in kernels:
             assert kernel.spills == 0, (op, kernel)
@@ -110,15 +122,15 @@ def test_every_op_compiles_and_keeps_to_its_registers(codegen, arch, dtype):
 
 @pytest.mark.parametrize("arch", SOME_SLOWLY)
 @pytest.mark.parametrize("op", MATRIX_OPS)
-def test_products_are_by_matrix_instructions(codegen, op, arch):
-    *_, kernel = codegen.compile_op(op, arch, torch.bfloat16)
+def test_products_are_by_matrix_instructions(compiled, op, arch):
+    *_, kernel = compiled(op, arch, torch.bfloat16)
     assert kernel.matrix > 0, kernel
     assert kernel.asynchronous > 0, kernel
 
 
 @pytest.mark.parametrize("arch", SOME_SLOWLY)
-def test_the_blocks_products_are_too(codegen, arch):
-    kernels = {kernel.name: kernel for kernel in codegen.compile_op("run_blocks", arch, torch.bfloat16)}
+def test_the_blocks_products_are_too(compiled, arch):
+    kernels = {kernel.name: kernel for kernel in compiled("run_blocks", arch, torch.bfloat16)}
     for name in ("block_project", "block_compress", "block_sparsify"):
         assert kernels[name].matrix > 0, kernels[name]
         assert kernels[name].asynchronous > 0, kernels[name]
@@ -183,15 +195,6 @@ def test_amd_compiles(codegen):
 
 
 # dispatch
-
-
-def test_importing_wbdit_needs_no_triton():
-    code = (
-        "import sys; sys.modules['triton'] = None; import torch, wbdit; "
-        "wbdit.WBDiT(input_size=8, patch_size=4, hidden_size=8, num_heads=2)(torch.randn(1, 1, 8), torch.tensor([1]))"
-    )
-    done = run("-c", code)
-    assert done.returncode == 0, done.stderr
 
 
 def test_without_triton_one_warning_and_the_reference():

@@ -76,7 +76,8 @@ class Place:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     place = Place(tmp_path)
-    for name, value in {"_outcome": None, "_why": "", "_warned": False, "source_dir": lambda: place.sources}.items():
+    state = {"_outcome": None, "_why": "", "_fault": "", "_warned": False}
+    for name, value in {**state, "source_dir": lambda: place.sources}.items():
         monkeypatch.setattr(build, name, value)
     monkeypatch.setenv("WBDIT_CACHE", str(place.cache))
     monkeypatch.setenv("CXX", shlex.quote(str(place.compiler)))
@@ -117,7 +118,7 @@ def test_an_op_is_built_and_loaded(place, log):
     assert log[0].startswith("wbdit: compiling the CPU kernels")
     assert place.n_calls() == 3 + 1  # three files and one link
     (library,) = place.libraries()
-    assert build.status() == f"built, {library}"
+    assert build.status() == f"compiled here, {library}"
     assert library.stat().st_mode & 0o777 == 0o600
     assert place.cache.stat().st_mode & 0o777 == 0o700
 
@@ -174,6 +175,46 @@ def test_libraries_out_of_use_are_swept(place):
     place.write("answer.cpp", ANSWER % 44)
     assert place.libraries() | {build.build()} == {old, used, build.build()}
     assert place.libraries() == {used, build.build()}
+
+
+# the wheel's library
+
+
+def test_a_prebuilt_library_comes_first(place, log, monkeypatch, request):
+    """The wheel's library needs no compiler and serves any PyTorch version, but only these sources and flags."""
+    prebuilt = build.compile_for_wheel(place.sources, ['extern "C" int added() { return 7; }\n'])
+    assert prebuilt.parent == place.sources
+    assert (_answer(prebuilt), place.n_calls()) == (42, 3)  # two files and one link
+    assert build.build() == prebuilt
+    assert build.status() == f"prebuilt, {prebuilt}"
+    assert not place.cache.exists()
+    assert not log
+
+    monkeypatch.setenv("WBDIT_CXXFLAGS", "-DWORD=2")
+    assert build.status().startswith("not built yet")
+    monkeypatch.delenv("WBDIT_CXXFLAGS")
+    request.getfixturevalue("no_compiler")
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    assert build.available()
+    place.write("answer.cpp", ANSWER % 43)
+    assert build.status().startswith("cannot be built, no C++ compiler")
+
+
+def test_a_prebuilt_library_that_does_not_load(place, log):
+    """One of a newer Linux, for example: it is reported once, and a library is compiled."""
+    build.compile_for_wheel(place.sources, []).write_bytes(b"not a library")
+    assert _answer(build.build()) == 42
+    assert build.status().startswith(f"compiled here, {place.cache}")
+    assert build.available()
+    assert [line.split(":")[1] for line in log] == [
+        " the prebuilt CPU kernels do not load here, so they are compiled",
+        f" compiling the CPU kernels into {place.cache} (once, about 5 seconds)".partition(":")[0],
+    ]
+
+
+def test_a_wheel_without_a_compiler(no_compiler, tmp_path):
+    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler"):
+        build.compile_for_wheel(tmp_path, [])
 
 
 # only in a folder that no other user can write to
@@ -260,7 +301,7 @@ def test_no_compiler_but_a_library(place, request):
     library = build.build()
     request.getfixturevalue("no_compiler")
     assert build.build() == library
-    assert build.status() == f"built, {library}"
+    assert build.status() == f"compiled here, {library}"
     place.write("answer.cpp", ANSWER % 43)
     assert build.status().startswith("cannot be built, no C++ compiler")
 

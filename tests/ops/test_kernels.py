@@ -561,6 +561,8 @@ def test_every_instruction_set(level):
         pytest.skip("already inside such a process, or testing other kernels")
     if cpu.LEVELS.index(level) > cpu.LEVELS.index(cpu.cpu_level()):
         pytest.skip("this processor lacks the instruction set")
+    if level == cpu.cpu_level():
+        pytest.skip("the tests above run at this instruction set already")
     said = f"import pytest, wbdit.ops.cpu as c; assert c.cpu_level() == {level!r}; "
     run = f"raise SystemExit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', {__file__!r}]))"
     environment = {**os.environ, "WBDIT_CPU": level}

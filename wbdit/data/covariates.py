@@ -113,6 +113,11 @@ class Covariates:
                 found.append(f"{name} = {worst:.4g} (training cells: {known.min():.4g} to {known.max():.4g})")
         return found
 
+    def ranges(self) -> str:
+        """Return the columns and the ranges of the training cells as text, such as "age (20 to 60)"."""
+        spans = zip(self.columns, self.values.min(0), self.values.max(0), strict=True)
+        return ", ".join(f"{name} ({low:.4g} to {high:.4g})" for name, low, high in spans)
+
     def summary(self) -> str:
         """Return the columns as text, such as ", continuous: pseudotime"; empty without columns."""
         return f", continuous: {', '.join(self.columns)}" if self.columns else ""

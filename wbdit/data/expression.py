@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -118,36 +117,6 @@ def check_label_sizes(adata: ad.AnnData, label: str) -> None:
         lonely = sizes.index[sizes == 1][0]
         more = f"; so have {(sizes == 1).sum() - 1} more of its {len(sizes)} labels" if (sizes == 1).sum() > 1 else ""
         raise InputError(f"label {lonely!r} in {label!r} has one cell: merge it into another label or drop it{more}")
-
-
-def split_cells(adata: ad.AnnData, label: str, share: float, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Split cells in two at random, stratified by label.
-
-    Parameters
-    ----------
-    adata, label
-        Cells, and the column of ``obs`` with their labels.
-    share
-        Share of each label's cells in the first part, rounded up to whole cells.
-    seed
-        Seed of the random split.
-
-    Returns
-    -------
-    Copies of the two parts, with the cells in their original order.
-
-    Examples
-    --------
-    >>> from wbdit.data.expression import split_cells
-    >>> train, test = split_cells(cells, "bulk_labels", share=0.8, seed=0)
-    >>> train.n_obs, test.n_obs
-    (565, 135)
-    """
-    rng = np.random.default_rng(seed)
-    first = np.zeros(adata.n_obs, bool)
-    for rows in adata.obs.groupby(label, observed=True).indices.values():
-        first[rng.permutation(rows)[: math.ceil(len(rows) * share)]] = True
-    return adata[first].copy(), adata[~first].copy()
 
 
 def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:

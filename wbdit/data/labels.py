@@ -156,13 +156,20 @@ class Labels:
             raise InputError("this run was trained without labels: give only a number of cells")
         return np.concatenate([self._fitting(name, n, keep_open) for name, n in counts.items()])
 
-    def matches(self, codes: np.ndarray, name: str | tuple[str, ...]) -> np.ndarray:
-        """Return which labels ``(cells, C)`` a name with or without ``"*"`` stands for, ``(cells,)`` bool.
+    def matching(self, codes: np.ndarray, name: str | tuple[str, ...]) -> np.ndarray:
+        """Return which cells with labels ``(cells, C)`` match a name, ``(cells,)`` bool.
+
+        Parameters
+        ----------
+        codes
+            Labels of the cells.
+        name
+            As in :meth:`codes_from_counts`.
 
         Raises
         ------
         InputError
-            If the name is ambiguous or unknown.
+            If the name is ambiguous or names an unknown label.
         """
         wanted = self._read(name)
         return ((wanted < 0) | (codes == wanted)).all(1)
@@ -232,14 +239,14 @@ class Labels:
 
     def _unknown(self, column: int, label: str) -> InputError:
         known = ", ".join(self.categories[column])
-        return InputError(f"unknown label {label!r} in {self.columns[column]!r}; the run's labels are: {known}")
+        return InputError(f"unknown label {label!r} in {self.columns[column]!r}; the labels are: {known}")
 
     def _fitting(self, name: str | tuple[str, ...], n: int, keep_open: bool) -> np.ndarray:
         """Return the labels ``(n, C)`` of `n` cells that match a name."""
         wanted = self._read(name)
         if (wanted >= 0).all():
             return np.tile(wanted, (n, 1))
-        fits = ((wanted < 0) | (self.combinations == wanted)).all(1)
+        fits = self.matching(self.combinations, name)
         if not fits.any():
             raise InputError(f"no training cell is {name!r}, so {OPEN} has no match: name a label in each column")
         if keep_open:

@@ -72,23 +72,7 @@ class FigureData:
     @cached_property
     def layout(self) -> np.ndarray:
         """UMAP of real and synthetic cells together, ``(2 n, 2)``; deterministic."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # numba and umap raise deprecation warnings on import
-                from umap import UMAP
-        except ImportError:
-            raise need_extra("umap-learn") from None
-        reducer = UMAP(
-            n_neighbors=min(NEIGHBORS, len(self.components) - 1),
-            min_dist=0.5,
-            init="pca",
-            negative_sample_rate=2,  # clusters stay closer, so less of the map is empty
-            random_state=0,
-            n_jobs=1,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return np.asarray(reducer.fit_transform(self.components), dtype=np.float64)
+        return umap_layout(self.components)
 
     def types(self) -> list[str]:
         """Return the labels, most frequent among real cells first; empty without labels."""
@@ -97,3 +81,30 @@ class FigureData:
         real = self.labels[~self.is_synthetic]
         names = sorted({str(name) for name in self.labels})
         return sorted(names, key=lambda name: -int(np.sum(real == name)))
+
+
+def umap_layout(components: np.ndarray) -> np.ndarray:
+    """Return a UMAP (McInnes et al. 2018) of points ``(n, k)`` as ``(n, 2)``; deterministic.
+
+    Raises
+    ------
+    InputError
+        If umap-learn is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numba and umap raise deprecation warnings on import
+            from umap import UMAP
+    except ImportError:
+        raise need_extra("umap-learn") from None
+    reducer = UMAP(
+        n_neighbors=min(NEIGHBORS, len(components) - 1),
+        min_dist=0.5,
+        init="pca",
+        negative_sample_rate=2,  # clusters stay closer, so less of the map is empty
+        random_state=0,
+        n_jobs=1,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(reducer.fit_transform(components), dtype=np.float64)

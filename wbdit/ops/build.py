@@ -1,7 +1,8 @@
 """Build and load the CPU kernels of csrc/.
 
-The wheel ships the sources. The machine's own compiler builds them once per user, on first use or by ``wbdit build``.
-The kernels use PyTorch's stable ABI, which needs no Python headers and stays compatible across PyTorch releases.
+Every wheel ships the sources. The wheel for Linux on x86-64 also ships the library compiled from them, which is used if
+it matches the sources and flags. Otherwise the machine's own compiler builds one per user, on first use or by
+``wbdit build``. The kernels use PyTorch's stable ABI: one library serves every Python, and every PyTorch from 2.10.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ logger = logging.getLogger("wbdit")
 _lock = threading.Lock()
 _outcome: bool | None = None  # result of this process's one attempt to load; None before it
 _why = ""
+_fault = ""  # why the prebuilt library cannot be loaded here, or ""
 _warned = False
 
 
@@ -68,7 +70,7 @@ def available() -> bool:
 
 
 def load() -> None:
-    """Load the CPU kernels into PyTorch, once per process, and build them first if needed.
+    """Load the CPU kernels into PyTorch, once per process: the prebuilt library, else a compiled one.
 
     Raises
     ------
@@ -88,13 +90,16 @@ def load() -> None:
 
 
 def build() -> Path:
-    """Return the path of the compiled library; if no matching one exists, log a warning and compile it.
+    """Return the path of the library: prebuilt, or compiled earlier, or compiled now after a log warning.
 
     Raises
     ------
     BuildError
         If there is no compiler, no private writable folder, or a compiler error.
     """
+    prebuilt = _prebuilt()
+    if _loads(prebuilt):
+        return prebuilt
     spec, folders = _build_spec(), cache_folders()
     library = spec.find_in(folders)
     if library is not None:
@@ -113,19 +118,48 @@ def build() -> Path:
 
 
 def status() -> str:
-    """Return one line on the state of the CPU kernels, without building anything."""
+    """Return one line on the state of the CPU kernels, without compiling anything."""
     if _outcome is False:
         return f"not in use, {_why}"
     try:
+        prebuilt = _prebuilt()
+        if _loads(prebuilt):
+            return f"prebuilt, {prebuilt}"
         spec = _build_spec()
     except BuildError as error:
         return f"cannot be built, {error}"
     library = spec.find_in(cache_folders())
     if library is not None:
-        return f"built, {library}"
+        return f"compiled here, {library}"
     if spec.obstacle:
         return f"cannot be built, {spec.obstacle}"
     return "not built yet: `wbdit build` or the first use of a CPU op builds them"
+
+
+def compile_for_wheel(folder: Path, additions: Sequence[str]) -> Path:
+    """Compile the library that the wheel for this platform ships, into a folder; ``setup.py`` calls this.
+
+    Parameters
+    ----------
+    folder
+        The wheel's folder of C++ sources. The sources in it must equal those of :func:`source_dir`.
+    additions
+        Texts of C++ files that are compiled into the library in addition.
+
+    Raises
+    ------
+    BuildError
+        If there is no compiler or a compiler error.
+    """
+    spec = _build_spec()
+    if spec.obstacle:
+        raise BuildError(spec.obstacle)
+    with tempfile.TemporaryDirectory() as scratch:
+        extra = [Path(scratch, f"addition-{i}.cpp") for i in range(len(additions))]
+        for path, text in zip(extra, additions, strict=True):
+            path.write_text(text)
+        compiled = _compile(replace(spec, sources=(*spec.sources, *extra)), Path(scratch))
+        return Path(shutil.copyfile(compiled, folder / _prebuilt().name))
 
 
 def source_dir() -> Path:
@@ -172,22 +206,59 @@ def _build_spec() -> _BuildSpec:
     The compiler has a separate hash in the name. A library built in an image or on a cluster's login node can thus be
     found on machines without a compiler.
     """
-    if sys.platform == "win32":
-        raise BuildError("the CPU kernels are not built on Windows")
-    sources = sorted(path for path in source_dir().iterdir() if path.suffix in (".cpp", ".h"))
-    if not any(path.suffix == ".cpp" for path in sources):
-        raise BuildError(f"there are no C++ sources in {source_dir()}")
+    sources = _sources()
     compiler, version = _compiler()
     root, obstacle = _torch_root()
     if not compiler:
         obstacle = f"no C++ compiler (looked for {', '.join(_compiler_names())}): install g++, or set CXX to one"
     flags = _flags(root)
-    texts = [(path.name, path.read_bytes().hex()) for path in sources]
-    key = _digest(texts, str(torch.__version__), flags, sys.platform, platform.machine())
+    key = _digest(_texts(sources), str(torch.__version__), flags, sys.platform, platform.machine())
     by = _digest(compiler, version)[:8] if compiler else "*"
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
     files = tuple(path for path in sources if path.suffix == ".cpp")
-    return _BuildSpec(files, compiler, *flags, f"{PREFIX}{key}-{by}{suffix}", obstacle)
+    return _BuildSpec(files, compiler, *flags, f"{PREFIX}{key}-{by}{_suffix()}", obstacle)
+
+
+def _prebuilt() -> Path:
+    """Return the path of the wheel's library; there is none if the wheel is another platform's, or in a checkout.
+
+    The name has a hash of sources and flags only: the library was compiled elsewhere and serves every PyTorch release.
+    """
+    key = _digest(_texts(_sources()), FLAGS, TORCH_API, _words("WBDIT_CXXFLAGS"), sys.platform, platform.machine())
+    return source_dir() / f"{PREFIX}{key}-prebuilt{_suffix()}"
+
+
+def _loads(prebuilt: Path) -> bool:
+    """Return whether the wheel's library exists and loads; if it does not load, log the reason once.
+
+    Its owner does not matter: whoever can write to the package can change its Python code as well.
+    """
+    global _fault
+    if _fault or not prebuilt.is_file():
+        return False
+    try:
+        _load(prebuilt)
+    except BuildError as error:
+        _fault = str(error)
+        logger.warning(f"wbdit: the prebuilt CPU kernels do not load here, so they are compiled: {error}")
+    return not _fault
+
+
+def _sources() -> list[Path]:
+    """Return the C++ sources and headers, in order."""
+    if sys.platform == "win32":
+        raise BuildError("the CPU kernels are not built on Windows")
+    sources = sorted(path for path in source_dir().iterdir() if path.suffix in (".cpp", ".h"))
+    if not any(path.suffix == ".cpp" for path in sources):
+        raise BuildError(f"there are no C++ sources in {source_dir()}")
+    return sources
+
+
+def _texts(sources: list[Path]) -> list[tuple[str, str]]:
+    return [(path.name, path.read_bytes().hex()) for path in sources]
+
+
+def _suffix() -> str:
+    return ".dylib" if sys.platform == "darwin" else ".so"
 
 
 def _torch_root() -> tuple[Path, str]:

@@ -12,8 +12,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from bench.quality.peers.peer import LABEL, joined
-from wbdit.data.expression import check_cells, check_labels, read_h5ad, split_cells
+from wbdit.data.expression import check_cells, check_labels, read_h5ad
 from wbdit.data.matrix import find_expression
+from wbdit.data.split import split
 from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
@@ -96,7 +97,7 @@ class DataSet:
         cells = ad.AnnData(counts, obs=adata.obs[list(self.labels)], var=expression.var[[]])
         cells.obs[LABEL] = joined(cells.obs, self.labels)
         cells, notes = _without(cells, self.labels, choice.leave_out)
-        train, test = split_cells(cells, LABEL, choice.share, seed)
+        train, test = split(cells, label=LABEL, share=choice.share, seed=seed)
         if test.n_obs > choice.cells:
             notes.append(f"{choice.cells} of {test.n_obs} held-out cells are used")
             test = test[np.sort(np.random.default_rng(seed).choice(test.n_obs, choice.cells, replace=False))]
