@@ -12,7 +12,13 @@ from wbdit._flags import ARGUMENT, with_flags
 from wbdit.cli import cli
 from wbdit.ops import build
 
-FUNCTIONS = {"train": wbdit.fit, "generate": wbdit.CellGenerator.generate, "evaluate": wbdit.evaluate}
+FUNCTIONS = {
+    "train": wbdit.fit,
+    "generate": wbdit.CellGenerator.generate,
+    "evaluate": wbdit.evaluate,
+    "split": wbdit.split,
+    "augment": wbdit.augment,
+}
 TRAIN = [cli.commands["train"], *cli.commands.values()]
 
 
@@ -47,7 +53,8 @@ def messages(path):
 
 def test_messages_name_arguments_that_exist():
     """A name in backquotes in a message is an argument of a public function."""
-    functions = (*FUNCTIONS.values(), wbdit.explain, wbdit.load)
+    plots = wbdit.pl.umap, wbdit.pl.genes, wbdit.pl.history
+    functions = (*FUNCTIONS.values(), *plots, wbdit.explain, wbdit.load)
     arguments = {name for function in functions for name in inspect.signature(function).parameters}
     files = list((ROOT / "wbdit").rglob("*.py"))
     named = {(path.name, found[1]) for path in files for text in messages(path) for found in ARGUMENT.finditer(text)}
@@ -59,8 +66,11 @@ def test_messages_name_arguments_that_exist():
 def test_options_carry_the_arguments_names(command):
     """A flag is found by its argument, so the parameter of a click option has the argument's name."""
     arguments = set(inspect.signature(FUNCTIONS[command]).parameters)
+    if "training" in arguments:  # passed on to fit
+        arguments |= set(inspect.signature(wbdit.fit).parameters)
     options = {parameter.name for parameter in cli.commands[command].params}
-    assert options - arguments <= {"data", "run", "out", "device", "settings", "threads", "quiet", "json"}
+    files = {"data", "run", "out", "train", "test"}
+    assert options - arguments <= files | {"device", "settings", "threads", "quiet", "json"}
 
 
 def test_python_keeps_the_arguments(cells):

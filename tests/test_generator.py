@@ -189,7 +189,7 @@ def test_the_folder_of_a_run(tmp_path):
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
         *("config.json", "model.safetensors", "preprocessor.json", "preprocessor.safetensors", "metrics.jsonl"),
-        "resume/state.safetensors",
+        *("README.md", "resume/state.safetensors"),
     }
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 12
