@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from helpers import make_cells
 
@@ -14,9 +15,9 @@ from wbdit.run_config import RunConfig, Trained
 NASTY = ("<script>alert(1)</script>", "a|b\n## head", "`code` *bold* [link](x) & 'quote\"")
 
 
-def described(cells, label):
+def described(cells, label, continuous=None):
     """Return the configuration and the preprocessor of a run that was never trained."""
-    preprocessor = Preprocessor.fit(cells, label=label)
+    preprocessor = Preprocessor.fit(cells, label=label, continuous=continuous)
     config = RunConfig(
         preset="small",
         seed=3,
@@ -115,6 +116,16 @@ def test_a_run_without_labels():
     assert "    labels: none\n" in card.plain_text(config, preprocessor)
     assert "n_per_label" not in card.markdown(config, preprocessor)
     assert "details" not in Text(card.html(config, preprocessor)).tags
+
+
+def test_covariates_are_listed_with_their_ranges():
+    cells = make_cells(20, 30)
+    cells.obs["log_dose"] = np.linspace(-1, 2.5, 20)
+    config, preprocessor = described(cells, None, "log_dose")
+    assert "    covariates: log_dose (-1 to 2.5)\n" in card.plain_text(config, preprocessor)
+    text = card.markdown(config, preprocessor)
+    assert r"conditioned on log\_dose (-1 to 2.5)" in text
+    assert r"| Covariates | log\_dose (-1 to 2.5) |" in text
 
 
 def test_a_generator_shows_itself_and_saves_its_card(tmp_path):

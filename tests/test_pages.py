@@ -36,13 +36,14 @@ def folder(tmp_path, monkeypatch, request):
         cells.obs = cells.obs.rename(columns={"type": "cell_type"})
         cells.obs["condition"] = ["ctrl", "stim"] * (n // 2)
         cells.obs["donor"] = [f"donor-{i % 4 // 2}" for i in range(n)]
+        cells.obs["pseudotime"] = [i / (n - 1) for i in range(n)]
         cells.write_h5ad(tmp_path / f"{name}.h5ad")
     torch.save(WBDiT().state_dict(), tmp_path / "ckpt.pt")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-GUIDE = pytest.param("docs/guide.md", marks=pytest.mark.slow)  # trains twice
+GUIDE = pytest.param("docs/guide.md", marks=pytest.mark.slow)  # trains three times
 
 
 @pytest.mark.parametrize("page", ["README.md", GUIDE, "docs/other-code.md", "docs/profiling.md"])

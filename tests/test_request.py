@@ -10,7 +10,7 @@ from helpers import exit_code, two_columns
 
 import wbdit
 from wbdit import InputError, cli
-from wbdit.data.labels import Labels
+from wbdit.data.preprocessor import Preprocessor
 from wbdit.request import read_request
 
 COLUMNS = ["type", "condition"]
@@ -139,9 +139,10 @@ def test_a_run_of_several_columns_is_saved_and_resumed(tmp_path):
 
 
 def test_a_column_called_as_the_mix_is():
-    labels = replace(Labels.fit(CELLS, COLUMNS), columns=("mix", "condition"))
+    preprocessor = Preprocessor.fit(CELLS, label=COLUMNS)
+    labels = replace(preprocessor.labels, columns=("mix", "condition"))
     with pytest.raises(InputError, match="called 'mix'"):
-        read_request(labels, 3, toward={"condition": "stim"}, mix=0.5)
+        read_request(replace(preprocessor, labels=labels), 3, toward={"condition": "stim"}, mix=0.5)
 
 
 # commands

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
@@ -58,9 +59,9 @@ def augment(
     The real cells, then the synthetic ones, over the generator's genes; by default these are at most the 2,000 most
     variable ones. ``X`` holds the kind of values that the generator was trained on. Counts and log-normalized values
     come with ``layers["lognorm"]``, computed over these genes. ``obs`` keeps its columns, which are empty for synthetic
-    cells except the labels; the new column ``obs["synthetic"]`` (bool) tells the two apart. ``var`` and ``uns`` are
-    kept, and ``uns["wbdit"]`` says how the synthetic cells were made. ``raw``, other layers, ``obsm``, ``obsp`` and
-    ``varm`` are dropped, because synthetic cells have none.
+    cells except the labels and covariates; the new column ``obs["synthetic"]`` (bool) tells the two apart. ``var`` and
+    ``uns`` are kept, and ``uns["wbdit"]`` says how the synthetic cells were made. ``raw``, other layers, ``obsm``,
+    ``obsp`` and ``varm`` are dropped, because synthetic cells have none.
 
     Raises
     ------
@@ -139,6 +140,8 @@ def _real(adata: ad.AnnData, preprocessor: Preprocessor) -> ad.AnnData:
         cells.layers["lognorm"] = sp.csr_matrix(values)
     for column in cells.obs.columns.intersection(preprocessor.labels.columns):
         cells.obs[column] = cells.obs[column].astype(str).astype("category")  # they may be numbers, such as clusters
+    for column in cells.obs.columns.intersection(preprocessor.covariates.columns):
+        cells.obs[column] = cells.obs[column].astype(np.float64)  # as for synthetic cells; they may be True and False
     return cells
 
 

@@ -76,9 +76,10 @@ def html(config: RunConfig, preprocessor: Preprocessor) -> str:
 
 def markdown(config: RunConfig, preprocessor: Preprocessor) -> str:
     """Return the model card of a run, the text of ``README.md`` in its folder."""
-    labels = preprocessor.labels
+    labels, covariates = preprocessor.labels, preprocessor.covariates
     known = facts(config, preprocessor)
-    conditioned = f", conditioned on {_md(known['Labels'])}" if labels.columns else ""
+    conditions = [known[name] for name, has in (("Labels", labels.columns), ("Covariates", covariates.columns)) if has]
+    conditioned = f", conditioned on {_md(', '.join(conditions))}" if conditions else ""
     parts = [
         HEAD,
         f"A {NAMES[config.denoiser]} that generates single cells of {len(preprocessor.genes):,} genes{conditioned}. ",
@@ -86,7 +87,10 @@ def markdown(config: RunConfig, preprocessor: Preprocessor) -> str:
         "## Generate\n\n",
         "".join(f"    {line}\n" for line in _snippet(labels)),
         "\n## Data\n\n",
-        _table(("Training cells", f"{config.trained.cells:,}"), *((name, known[name]) for name in ("Genes", "Values"))),
+        _table(
+            ("Training cells", f"{config.trained.cells:,}"),
+            *((name, known[name]) for name in ("Genes", "Values", "Covariates") if name in known),
+        ),
         *(
             f"{_md(column)}:\n\n" + _table(*((name, f"{n:,}") for name, n in sizes), head=("label", "training cells"))
             for column, sizes in label_sizes(labels)
@@ -113,6 +117,7 @@ def facts(config: RunConfig, preprocessor: Preprocessor) -> dict[str, str]:
     return {
         "Genes": f"{len(preprocessor.genes):,}",
         "Labels": columns or "none",
+        **({"Covariates": preprocessor.covariates.ranges()} if preprocessor.covariates.columns else {}),
         "Values": describe(preprocessor.space),
         "Model": f"{NAMES[config.denoiser]}, preset {config.preset}",
         "Training": (

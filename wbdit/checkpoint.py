@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wbdit._io import write_atomically
 from wbdit.data.annotations import Annotations
+from wbdit.data.covariates import Covariates
 from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
@@ -27,6 +28,7 @@ PREPROCESSOR_FACTS = ("space", "values", "genes", "scale")
 PREPROCESSOR_ARRAYS = ("center", "smallest", "library")
 LABEL_FACTS = ("columns", "categories")
 LABEL_ARRAYS = ("combinations", "sizes")
+COVARIATE_ARRAYS = ("center", "scale", "values")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -88,8 +90,12 @@ def write_preprocessor(run: Path, preprocessor: Preprocessor) -> None:
     facts = _take(preprocessor, PREPROCESSOR_FACTS) | {"labels": _take(preprocessor.labels, LABEL_FACTS)}
     facts |= {"source": asdict(preprocessor.source), "found": preprocessor.found}
     facts |= {"annotations": preprocessor.annotations.to_dict()}
-    write_json(run / "preprocessor.json", facts)
     arrays = _take(preprocessor, PREPROCESSOR_ARRAYS) | _take(preprocessor.labels, LABEL_ARRAYS)
+    covariates = preprocessor.covariates
+    if covariates.columns:
+        facts["continuous"] = covariates.columns
+        arrays |= {f"continuous.{name}": array for name, array in _take(covariates, COVARIATE_ARRAYS).items()}
+    write_json(run / "preprocessor.json", facts)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     write_tensors(run / "preprocessor.safetensors", tensors)
 
@@ -105,7 +111,9 @@ def read_preprocessor(run: Path) -> Preprocessor:
     facts = read_json(run / "preprocessor.json")
     kept = facts | {name: array.numpy() for name, array in read_tensors(run / "preprocessor.safetensors").items()}
     kept |= kept.pop("labels", {})
-    needed = (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS)
+    columns = tuple(kept.get("continuous", ()))  # runs of earlier versions have none
+    of_covariates = [f"continuous.{name}" for name in COVARIATE_ARRAYS] if columns else []
+    needed = (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS, *of_covariates)
     lacking = [name for name in needed if name not in kept]
     if lacking:
         raise InputError(f"the preprocessor in {run} lacks {lacking[0]!r}: is the run complete?")
@@ -113,10 +121,12 @@ def read_preprocessor(run: Path) -> Preprocessor:
         tuple(kept["columns"]), tuple(map(tuple, kept["categories"])), **{name: kept[name] for name in LABEL_ARRAYS}
     )
     own = {name: kept[name] for name in (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS)}
+    covariates = Covariates(columns, *(kept[name] for name in of_covariates))
     return Preprocessor(
         **{**own, "genes": tuple(own["genes"])},
         labels=labels,
-        source=Source(**kept.get("source", {})),  # runs of older versions lack these three
+        covariates=covariates,
+        source=Source(**kept.get("source", {})),  # runs of older versions lack these
         found=kept.get("found", ""),
         annotations=Annotations.from_dict(kept.get("annotations", {})),
     )

@@ -142,6 +142,9 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], **opti
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
 @click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; repeatable.")
+@click.option(
+    "--continuous", multiple=True, help="Numeric column of obs to condition on, such as pseudotime; repeatable."
+)
 @click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
 @click.option(
     "--set",
@@ -205,7 +208,7 @@ def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **optio
 @click.argument("run", type=FILE)
 @click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
 @click.option("--n", type=int, help="Number of cells. With --like, in its label proportions.")
-@click.option("--like", type=FILE, help="An .h5ad file whose labels to copy, one synthetic cell per cell.")
+@click.option("--like", type=FILE, help="An .h5ad file whose labels and covariates to copy, one cell per cell.")
 @click.option(
     "--per-label", "n_per_label", help='Cells per label: "NK=200,B=100". With two label columns: "NK/stim=200,B/*=100".'
 )
@@ -223,6 +226,11 @@ def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **optio
 )
 @click.option("--toward", multiple=True, help='Label to interpolate toward: "condition=stim"; repeatable.')
 @click.option("--mix", type=float, help="Interpolation weight of --toward, 0 to 1.")
+@click.option(
+    "--at", multiple=True, help='Covariate of the cells: "pseudotime=0.5", or points: "pseudotime=0,0.5,1"; repeatable.'
+)
+@click.option("--library-size", help='Total counts per cell: 5000, or by label "NK=5000,B=3000".  [default: drawn]')
+@click.option("--library-factor", help='Factor of the library sizes: 2, or by label "NK=2,B=1.5".')
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option(
     "--batch-size", type=int, default=256, show_default=True, help="Cells per batch; does not change the cells."
@@ -237,6 +245,9 @@ def generate(
     n_per_label: str | None,
     guidance: tuple[str, ...],
     toward: tuple[str, ...],
+    at: tuple[str, ...],
+    library_size: str | None,
+    library_factor: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -254,6 +265,9 @@ def generate(
         "n_per_label": _parse_per_label(n_per_label),
         "guidance": _parse_guidance(guidance),
         "toward": _parse_toward(toward),
+        "at": _parse_at(at),
+        "library_size": _parse_library("--library-size", library_size),
+        "library_factor": _parse_library("--library-factor", library_factor),
     }
     synthetic = generator.generate(like=cells, progress=_shows_progress(), **options)
     write_h5ad(synthetic, out)
@@ -458,6 +472,39 @@ def _parse_toward(texts: tuple[str, ...]) -> dict[str, str] | None:
         if not column.strip() or not label.strip():
             raise InputError(f"cannot read --toward {text!r}: write it as condition=stim")
     return {column.strip(): label.strip() for column, _, label in pairs} or None
+
+
+def _parse_at(texts: tuple[str, ...]) -> dict[str, float | list[float]] | None:
+    points: dict[str, float | list[float]] = {}
+    for text in texts:
+        column, _, numbers = text.rpartition("=")
+        try:
+            values = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            values = []
+        if not column.strip() or not values:
+            raise InputError(f"cannot read --at {text!r}: write it as pseudotime=0.5, or as pseudotime=0,0.5,1")
+        if column.strip() in points:
+            raise InputError(f"--at names {column.strip()!r} twice: give its points once, separated by commas")
+        points[column.strip()] = values if len(values) > 1 else values[0]
+    return points or None
+
+
+def _parse_library(flag: str, text: str | None) -> float | dict[str, float] | None:
+    if text is None:
+        return None
+    sizes: dict[str, float] = {}
+    try:
+        if "=" not in text:
+            return float(text)
+        for part in text.split(","):
+            name, _, number = part.rpartition("=")
+            if not name.strip():
+                raise ValueError(part)
+            sizes[name.strip()] = float(number)
+    except ValueError:
+        raise InputError(f'cannot read {flag} {text!r}: write one number, or "NK=2,B=3"') from None
+    return sizes
 
 
 def _facts(made: dict[str, Any]) -> dict[str, str]:

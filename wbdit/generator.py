@@ -24,7 +24,15 @@ from wbdit.nn.cuda_graph import CUDAGraphModel
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.dit import DiT
 from wbdit.nn.wbdit import WBDiT
-from wbdit.request import CellsPerLabel, GenerationRequest, guidance_fact, read_request
+from wbdit.request import (
+    CellsPerLabel,
+    GenerationRequest,
+    PerLabel,
+    Points,
+    guidance_fact,
+    read_request,
+    request_facts,
+)
 from wbdit.run_config import RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
@@ -107,6 +115,9 @@ class CellGenerator:
         guidance: float | Mapping[str, float] = 1.0,
         toward: Mapping[str, str] | None = None,
         mix: float | None = None,
+        at: Points | None = None,
+        library_size: PerLabel | None = None,
+        library_factor: PerLabel | None = None,
         seed: int = 0,
         batch_size: int = 256,
         progress: bool = False,
@@ -115,14 +126,19 @@ class CellGenerator:
 
         The cells depend on the seed, on their index in the result and on their labels, but not on the batch size. On a
         GPU this holds up to rounding, because other batch sizes use other tiles in matrix products. A warning is logged
-        if no training cell has a requested label combination.
+        if no training cell has a requested label combination, or a requested covariate or library size is beyond those
+        of the training cells.
+
+        What is not requested is drawn from the training cells: covariates and library sizes from those with the cell's
+        labels, and near the requested covariates, labels as well.
 
         Parameters
         ----------
         n
             Number of cells. Their label combinations have the proportions of the training cells, or of `like`.
         like
-            Cells whose labels to copy: one synthetic cell per cell, in the same order, or `n` in the same proportions.
+            Cells whose labels and covariates to copy: one synthetic cell per cell, in the same order, or `n` in the
+            same proportions.
         n_per_label
             Number of cells per label, in place of `n` and `like`: ``{"NK": 200}``. With several label columns, the
             number per combination: ``{"NK/stim": 200}`` or ``{("NK", "stim"): 200}``. ``"NK/*"`` fills the open column
@@ -138,13 +154,23 @@ class CellGenerator:
             Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). The default is
             "uniform" for models with a count likelihood, else that of :data:`wbdit.samplers.BY_NAME`.
         guidance
-            Weight of classifier-free guidance, 1 for none. A dict gives a weight per label column,
+            Weight of classifier-free guidance, 1 for none. A dict gives a weight per label or continuous column,
             ``{"condition": 3.0}``; columns not named have weight 1. See :class:`wbdit.samplers.GuidedModel`.
         toward
             One label per column, ``{"condition": "stim"}``, to interpolate toward from each cell's own labels.
         mix
             Interpolation weight: 0 for the cell's own labels, 1 for those of `toward`. The conditioning vectors are
             interpolated. For a fixed seed each cell keeps its noise and follows a continuous path as `mix` grows.
+            Covariates stay those of the cell.
+        at
+            Covariates: ``{"pseudotime": 0.5}`` for all cells, or a sequence of points, ``{"pseudotime": [0, 0.5, 1]}``,
+            over which the cells of each label are apportioned evenly and in order. Sequences of several columns have
+            equal lengths and name points jointly. With `like`, a sequence has one value per cell.
+        library_size
+            Library size in place of the drawn ones: expected total counts per cell over the run's genes. A dict gives
+            a size per label, with keys as in `n_per_label`; other labels keep the drawn sizes.
+        library_factor
+            Factor of the library sizes, for all cells or per label.
         seed
             Random seed, 64 bits.
         batch_size
@@ -154,16 +180,17 @@ class CellGenerator:
 
         Returns
         -------
-        AnnData with the label columns in ``obs``. If the training cells held counts, ``X`` holds counts (CSR fp32) and
-        ``layers["lognorm"]`` holds ln(1 + counts per 10,000). Otherwise ``X`` is in the space of the training cells.
-        `toward` adds ``obs[f"{column}_toward"]`` and ``obs["mix"]``. ``uns["wbdit"]`` records versions, seed, sampler
-        and model hash. Its "unseen" lists the label combinations that no training cell has, if any.
+        AnnData with the label and continuous columns in ``obs``. If the training cells held counts, ``X`` holds counts
+        (CSR fp32) and ``layers["lognorm"]`` holds ln(1 + counts per 10,000). Otherwise ``X`` is in the space of the
+        training cells. `toward` adds ``obs[f"{column}_toward"]`` and ``obs["mix"]``. ``uns["wbdit"]`` records versions,
+        seed, sampler, model hash, and the requested covariates and library sizes. Its "unseen" lists the label
+        combinations that no training cell has, if any.
 
         Raises
         ------
         InputError
             If the request does not fit this run: fewer than one cell, a number out of range, or an unknown label,
-            sampler or spacing.
+            column, sampler or spacing.
 
         Examples
         --------
@@ -173,21 +200,25 @@ class CellGenerator:
         >>> synthetic.obs["bulk_labels"].tolist()
         ['Dendritic', 'Dendritic', 'Dendritic', 'CD19+ B', 'CD19+ B']
         """
-        asked = read_request(self.preprocessor.labels, n, like, n_per_label, guidance, toward, mix)
+        asked = read_request(
+            *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
+        )
         if batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
         sampling = self._resolve_sampler(sampler, calls, spacing)
+        asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = asked.unseen(self.preprocessor.labels)
         if unseen:
             logger.warning(
                 f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
                 "label combinations"
             )
-        library = self._library(asked, seed)
+        for beyond in self.preprocessor.beyond(asked.at, library):
+            logger.warning(f"extrapolated beyond the training cells: {beyond}")
         with progress_bar("generating", progress) as show:
             x = self._sample(asked, library, sampling, seed, batch_size, show)
         cells = self.preprocessor.decode(x, library)
-        cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix)
+        cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix, asked.at)
         cells.uns |= self.preprocessor.annotations.uns()
         cells.uns["wbdit"] = {
             "wbdit": self.config.wbdit,
@@ -197,6 +228,7 @@ class CellGenerator:
             **sampling._asdict(),
             "guidance": guidance_fact(guidance),
             **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
+            **request_facts(at, library_size, library_factor),
             **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
             **self.preprocessor.facts(),
         }
@@ -208,6 +240,7 @@ class CellGenerator:
         seed: int,
         calls: int | None = None,
         batch_size: int = 256,
+        covariates: np.ndarray | None = None,
         show: Show = lambda share, text: None,
     ) -> np.ndarray:
         """Sample cells as an array, without labels and gene names.
@@ -218,6 +251,8 @@ class CellGenerator:
             Labels ``(n, C)`` int64.
         seed, calls, batch_size
             As in :meth:`generate`.
+        covariates
+            Covariates ``(n, K)`` in the cells' own units; drawn from the training cells if None.
         show
             Called after each model call with the finished share of the work, from 0 to 1, and an empty text.
 
@@ -232,9 +267,12 @@ class CellGenerator:
         >>> counts.shape, bool((counts == np.rint(counts)).all())
         ((4, 765), True)
         """
-        asked = GenerationRequest(codes, [1.0] * codes.shape[1])
+        columns = len(self.preprocessor.covariates.columns)
+        at = np.full((len(codes), columns), np.nan) if covariates is None else covariates
+        asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
         sampling = self._resolve_sampler(None, calls, None)
-        return self._sample(asked, self._library(asked, seed), sampling, seed, batch_size, show)
+        asked, library = asked.complete(self.preprocessor, self._uniform(len(codes), seed))
+        return self._sample(asked, library, sampling, seed, batch_size, show)
 
     def save(self, run: str | Path) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
@@ -286,11 +324,10 @@ class CellGenerator:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing)
 
-    def _library(self, asked: GenerationRequest, seed: int) -> np.ndarray:
-        """Draw one library size per cell, ``(cells,)``."""
-        draws = ops.normal(seed, torch.arange(len(asked.codes)), LIBRARY_DRAW, 1)[:, 0]
-        u = torch.special.ndtr(draws.double()).numpy()
-        return self.preprocessor.draw_library(asked.codes, u, asked.toward, asked.mix)
+    def _uniform(self, n: int, seed: int) -> np.ndarray:
+        """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""
+        draws = ops.normal(seed, torch.arange(n), LIBRARY_DRAW, 1)[:, 0]
+        return torch.special.ndtr(draws.double()).numpy()
 
     def _sample(
         self,
@@ -333,7 +370,8 @@ class CellGenerator:
         places = torch.from_numpy(rows).to(device)
         noise = samplers.PhiloxNoise(seed, places, (1, len(self.preprocessor.genes)))
         log_library = torch.from_numpy(np.log(np.maximum(library, 1))).to(device, torch.float32)
-        model: Any = asked.model(self.model.fix_library(graph, log_library), rows, device)
+        fixed = self.model.fix_library(graph, log_library)
+        model: Any = asked.model(fixed, rows, device, self.preprocessor.covariates)
 
         def uniform() -> torch.Tensor:
             return torch.special.ndtr(ops.normal(seed, places, COUNT_DRAW, len(self.preprocessor.genes))).float()

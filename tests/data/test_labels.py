@@ -7,6 +7,7 @@ from helpers import two_columns
 from wbdit import InputError
 from wbdit.data.labels import Labels
 from wbdit.data.preprocessor import Preprocessor
+from wbdit.request import read_request
 
 COLUMNS = ["type", "condition"]
 CELLS = two_columns()
@@ -136,9 +137,10 @@ def test_library_sizes_are_those_of_the_combination_or_of_its_first_label():
         ("NK/ctrl", (CELLS.obs["type"] == "NK") & (CELLS.obs["condition"] == "ctrl")),
         ("T/reg/stim", CELLS.obs["type"] == "T/reg"),
     ]:
-        drawn = preprocessor.draw_library(labels.codes_from_counts({name: 41}), u)
+        drawn = preprocessor.draw(labels.codes_from_counts({name: 41}), np.empty((41, 0)), u).library
         np.testing.assert_allclose(drawn, np.quantile(totals[own], u))
-    ends = labels.codes_from_counts({"B/ctrl": 5}), labels.codes_from_counts({"B/stim": 5})
-    between = preprocessor.draw_library(ends[0], np.full(5, 0.5), ends[1], 0.25)
-    own, other = (preprocessor.draw_library(codes, np.full(5, 0.5)) for codes in ends)
+    half = np.full(5, 0.5)
+    asked = read_request(preprocessor, n_per_label={"B/ctrl": 5}, toward={"condition": "stim"}, mix=0.25)
+    between = asked.complete(preprocessor, half)[1]
+    own, other = (preprocessor.draw(codes, asked.at, half).library for codes in (asked.codes, asked.toward))
     np.testing.assert_allclose(between, 0.75 * own + 0.25 * other)

@@ -157,9 +157,8 @@ def test_other_spaces_come_back(values, space):
     cells = holding(values.astype(np.float32))
     preprocessor = Preprocessor.fit(cells)
     assert (preprocessor.space, preprocessor.values, preprocessor.labels.columns) == (space, "as is", ())
-    back = preprocessor.decode(
-        preprocessor.encode(cells), preprocessor.draw_library(np.zeros((60, 0), int), np.full(60, 0.5))
-    )
+    drawn = preprocessor.draw(np.zeros((60, 0), int), np.empty((60, 0)), np.full(60, 0.5))
+    back = preprocessor.decode(preprocessor.encode(cells), drawn.library)
     np.testing.assert_allclose(back.X.toarray() if space == "lognorm" else back.X, values, atol=1e-5)
     assert ("lognorm" in back.layers) == (space == "lognorm")
     assert "type" not in back.obs
@@ -179,7 +178,7 @@ def test_libraries_are_drawn_from_their_label(cells):
     assert preprocessor.labels.sizes.tolist() == [20, 20, 20]
     totals = COUNTS.sum(1)
     codes, u = np.repeat([[0], [1], [2]], 1000, axis=0), np.tile(np.linspace(0.0005, 0.9995, 1000), 3)
-    drawn = preprocessor.draw_library(codes, u)
+    drawn = preprocessor.draw(codes, np.empty((3000, 0)), u).library
     for k in range(3):
         own = totals[preprocessor.labels.codes(cells)[:, 0] == k]
         assert own.min() <= drawn[codes[:, 0] == k].min()

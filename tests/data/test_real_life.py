@@ -192,7 +192,12 @@ REFUSED = [  # cells, arguments, words
     ("one cell", cells(COUNTS[:1]), {}, "at least two cells"),
     ("genes of one name", named(["a", "a", *map(str, range(G - 2))]), {}, "duplicate gene names"),
     ("a gene without a name", named(["", *map(str, range(G - 1))]), {}, "empty name"),
-    ("continuous label", with_obs(age=RNG.random(N)), {"label": "age"}, "'age' holds 60 different numbers"),
+    (
+        "continuous label",
+        with_obs(age=RNG.random(N)),
+        {"label": "age"},
+        "holds 60 different numbers.*`continuous='age'`",
+    ),
     ("one-cell labels", with_obs(well=range(N)), {"label": "well"}, "has one cell.*so have 59 more"),
     ("missing labels", with_obs(kind=[None, *"ab" * 29, "a"]), {"label": "kind"}, "1 cells have no 'kind'"),
     ("labels that differ by spaces", with_obs(kind=["a", "a "] * 30), {"label": "kind"}, "differ only by spaces"),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
-from wbdit.counts.init import label_rates
+from wbdit.counts.init import expected_counts, label_rates
 from wbdit.counts.likelihood import CountLikelihood
+from wbdit.counts.trend import CovariateTrend
 from wbdit.data.normalize import log_library_sizes
 from wbdit.nn.denoiser import Denoiser
 from wbdit.schedule import NoiseSchedule, Prediction
@@ -24,8 +25,8 @@ class CountDenoiser(nn.Module):
     """A denoiser with a likelihood of counts.
 
     The conditioning is one vector per cell, made by :meth:`embed`. It concatenates the denoiser's own conditioning
-    (labels and library size), the log ratio of each gene's expected count to the average cell's, and the labels' offset
-    of each gene's dispersion.
+    (labels, library size and covariates), the log ratio of each gene's expected count to the average cell's, and the
+    offset of each gene's dispersion that labels and covariates give.
 
     Parameters
     ----------
@@ -51,6 +52,9 @@ class CountDenoiser(nn.Module):
         Each label's offset of :attr:`CountLikelihood.dispersion_knots`, ``(sum_c (K_c + 1), G)``; learned. At high
         noise a gene's counts are as dispersed as the label's. One dispersion for all labels would fit the means but not
         the zeros.
+    trend
+        Offsets of rates and dispersions along the covariates, see :class:`wbdit.counts.trend.CovariateTrend`; only for
+        a denoiser with covariates.
     noise_axes, noise_factors
         Orthonormal directions ``(K, G)`` along which the initial noise is scaled, and the factors ``(K,)``; see
         :mod:`wbdit.training.calibration`.
@@ -80,6 +84,8 @@ class CountDenoiser(nn.Module):
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
         self.register_buffer("label_rates", torch.zeros(rows, genes))
         self.label_dispersion = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
+        if denoiser.n_covariates:
+            self.trend = CovariateTrend(denoiser.n_covariates, genes)
         self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and std of ln(library size)
         self.register_buffer("noise_axes", torch.zeros(NOISE_AXES, genes))
         self.register_buffer("noise_factors", torch.ones(NOISE_AXES))
@@ -90,8 +96,15 @@ class CountDenoiser(nn.Module):
     noise_factors: Tensor
 
     @torch.no_grad()
-    def init_from_data(self, counts: np.ndarray, codes: np.ndarray, center: np.ndarray, scale: float) -> None:
-        """Initialize the likelihood, the label rates and the library scale from the training cells.
+    def init_from_data(
+        self,
+        counts: np.ndarray,
+        codes: np.ndarray,
+        center: np.ndarray,
+        scale: float,
+        covariates: np.ndarray | None = None,
+    ) -> None:
+        """Initialize the likelihood, the label rates, the trends and the library scale from the training cells.
 
         A denoiser with a cell token also gets the cells' principal components.
 
@@ -103,11 +116,16 @@ class CountDenoiser(nn.Module):
             Labels ``(n, C)`` int64.
         center, scale
             Center ``(G,)`` and scale of the values, see :class:`wbdit.data.preprocessor.Preprocessor`.
+        covariates
+            Scaled covariates ``(n, K)``, for a denoiser with covariates.
         """
         self.likelihood.init_from_data(counts, center, scale)
         log_library = log_library_sizes(counts)
         self.log_library_scale.copy_(torch.tensor([log_library.mean(), max(log_library.std(), 1e-3)]))
-        self.label_rates.copy_(torch.from_numpy(label_rates(counts, codes, self.denoiser.label_sizes)))
+        rates = label_rates(counts, codes, self.denoiser.label_sizes)
+        self.label_rates.copy_(torch.from_numpy(rates))
+        if covariates is not None:
+            self.trend.init_from_data(covariates, counts, expected_counts(counts, codes, rates, self.label_sizes))
         if self.denoiser.has_cell_token:
             self.denoiser.cell_token.init_principal_components(torch.from_numpy((np.log1p(counts) - center) / scale))
 
@@ -121,7 +139,7 @@ class CountDenoiser(nn.Module):
         with torch.autocast(noise.device.type, enabled=False):
             return noise + (noise @ self.noise_axes.mT * (self.noise_factors - 1)) @ self.noise_axes
 
-    def embed(self, y: Tensor | None, log_library: Tensor | None = None) -> Tensor:
+    def embed(self, y: Tensor | None, log_library: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning ``(B, d + 2 G)`` fp32.
 
         Parameters
@@ -130,6 +148,8 @@ class CountDenoiser(nn.Module):
             Labels ``(B,)`` or ``(B, C)`` int64, as :class:`wbdit.nn.denoiser.Denoiser` takes them; None for no labels.
         log_library
             Natural logarithm of the library size over the model's genes, ``(B,)``.
+        covariates
+            Scaled covariates ``(B, K)`` fp32. NaN means "not given", as does None for all of them.
 
         Raises
         ------
@@ -142,10 +162,17 @@ class CountDenoiser(nn.Module):
         vector = self.library_embedder(((log_library - mean) / deviation)[:, None])
         rates = (log_library - mean)[:, None].expand(-1, self.denoiser.input_size)
         dispersion = torch.zeros_like(rates)
-        if self.denoiser.label_sizes and y is not None:
-            embedder = self.denoiser.y_embedder
-            y = embedder.drop(y) if self.training else y
-            vector = vector + embedder.embed(y)
+        y = y if self.denoiser.label_sizes else None
+        if covariates is None:
+            y = self.denoiser.y_embedder.drop(y) if self.training and y is not None else y
+        else:
+            if self.training:
+                y, covariates = self.denoiser.drop_conditions(y, covariates)
+            vector = vector + self.denoiser.covariate_embedder(covariates)
+            rate, wider = self.trend(covariates)
+            rates, dispersion = rates + rate, dispersion + wider
+        if y is not None:
+            vector = vector + self.denoiser.y_embedder.embed(y)
             sizes = [labels + 1 for labels in self.denoiser.label_sizes]
             tables = self.label_rates.split(sizes), self.label_dispersion.split(sizes)
             for rate, wider, column in zip(*tables, y.reshape(len(y), len(sizes)).unbind(1), strict=True):
@@ -264,10 +291,11 @@ class FixedLibrary:
         """Conditioning of cells without labels, ``(B, d + 2 G)``."""
         return self.embed(None)
 
-    def embed(self, y: Tensor | None) -> Tensor:
-        """Return the conditioning of labels at the cells' library sizes; `y` may repeat the batch several times."""
-        times = 1 if y is None else len(y) // len(self.log_library)
-        return self.model.embed(y, self.log_library.repeat(times))
+    def embed(self, y: Tensor | None, covariates: Tensor | None = None) -> Tensor:
+        """Return the conditioning at the cells' library sizes; the arguments may repeat the batch several times."""
+        given = covariates if y is None else y
+        times = 1 if given is None else len(given) // len(self.log_library)
+        return self.model.embed(y, self.log_library.repeat(times), covariates)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
         """Return the posterior mean given noised cells ``(B, 1, G)``, timesteps ``(B,)`` and labels or conditioning."""

@@ -41,3 +41,19 @@ def label_rates(counts: np.ndarray, codes: np.ndarray, label_sizes: Sequence[int
                 cells = codes[:, column] == label
                 table[label] = np.log((counts[cells].sum(0) + prior) / (expected[cells].sum(0) + prior))
     return np.concatenate(tables).astype(np.float32) if tables else np.zeros((0, counts.shape[1]), np.float32)
+
+
+def expected_counts(counts: np.ndarray, codes: np.ndarray, rates: np.ndarray, label_sizes: Sequence[int]) -> np.ndarray:
+    """Return the counts ``(n, G)`` fp32 expected from each cell's labels and library size.
+
+    Parameters
+    ----------
+    counts, codes, label_sizes
+        As in :func:`label_rates`.
+    rates
+        Result of :func:`label_rates`.
+    """
+    share = counts.sum(0, dtype=np.float64) / counts.sum(dtype=np.float64)
+    first = np.cumsum([0, *(labels + 1 for labels in label_sizes)])[:-1]
+    log_ratio = rates[codes + first].sum(1)  # [n, G]
+    return (counts.sum(1, keepdims=True) * share.astype(np.float32) * np.exp(log_ratio)).astype(np.float32)

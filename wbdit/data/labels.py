@@ -121,10 +121,21 @@ class Labels:
 
     def codes_like(self, codes: np.ndarray, n: int) -> np.ndarray:
         """Return the labels ``(n, C)`` of `n` cells, in the proportions of cells with labels ``(cells, C)``."""
-        _, first, sizes = np.unique(self._keys(codes), return_index=True, return_counts=True)
-        return codes[first][apportion(sizes, n)]
+        return codes[self.rows_like(codes, n)]
 
-    def codes_from_counts(self, counts: Mapping[str | tuple[str, ...], int]) -> np.ndarray:
+    def rows_like(self, codes: np.ndarray, n: int) -> np.ndarray:
+        """Return `n` rows of labels ``(cells, C)``, sorted by combination and in the cells' proportions.
+
+        The rows of each combination are evenly spaced among the cells that have it.
+        """
+        _, which, sizes = np.unique(self._keys(codes), return_inverse=True, return_counts=True)
+        groups = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
+        wanted = np.bincount(apportion(sizes, n), minlength=len(sizes))
+        return np.concatenate(
+            [rows[np.arange(k) * len(rows) // k] for rows, k in zip(groups, wanted, strict=True) if k]
+        )
+
+    def codes_from_counts(self, counts: Mapping[str | tuple[str, ...], int], *, keep_open: bool = False) -> np.ndarray:
         """Return the labels ``(cells, C)`` int64 of given numbers of cells per combination.
 
         Parameters
@@ -133,6 +144,8 @@ class Labels:
             Number of cells per label. With several columns, a key names one label per column, in order: ``"NK/stim"``
             or ``("NK", "stim")``. ``"*"`` stands for any label, in the proportions of the training cells that match the
             other columns.
+        keep_open
+            Return -1 for ``"*"``, for labels that are drawn later.
 
         Raises
         ------
@@ -141,7 +154,7 @@ class Labels:
         """
         if not self.columns:
             raise InputError("this run was trained without labels: give only a number of cells")
-        return np.concatenate([self._fitting(name, n) for name, n in counts.items()])
+        return np.concatenate([self._fitting(name, n, keep_open) for name, n in counts.items()])
 
     def matching(self, codes: np.ndarray, name: str | tuple[str, ...]) -> np.ndarray:
         """Return which cells with labels ``(cells, C)`` match a name, ``(cells,)`` bool.
@@ -228,7 +241,7 @@ class Labels:
         known = ", ".join(self.categories[column])
         return InputError(f"unknown label {label!r} in {self.columns[column]!r}; the labels are: {known}")
 
-    def _fitting(self, name: str | tuple[str, ...], n: int) -> np.ndarray:
+    def _fitting(self, name: str | tuple[str, ...], n: int, keep_open: bool) -> np.ndarray:
         """Return the labels ``(n, C)`` of `n` cells that match a name."""
         wanted = self._read(name)
         if (wanted >= 0).all():
@@ -236,6 +249,8 @@ class Labels:
         fits = self.matching(self.combinations, name)
         if not fits.any():
             raise InputError(f"no training cell is {name!r}, so {OPEN} has no match: name a label in each column")
+        if keep_open:
+            return np.tile(wanted, (n, 1))
         return self.combinations[fits][apportion(self.sizes[fits], n)]
 
     def _read(self, name: str | tuple[str, ...]) -> np.ndarray:
@@ -274,8 +289,8 @@ def _check_values(column: pd.Series, name: str) -> None:
     values = column.unique()
     if pd.api.types.is_float_dtype(column.dtype) and len(values) > MOST_NUMBERS and (values != np.rint(values)).any():
         raise InputError(
-            f"{name!r} holds {len(values)} different numbers, so it is no label: bin it (pandas.cut) or "
-            "choose another column"
+            f"{name!r} holds {len(values)} different numbers, so it is no label: use it as a covariate "
+            f"(`continuous={name!r}`), bin it (pandas.cut) or choose another column"
         )
     labels = pd.Index(values.astype(object)).astype(str)
     if labels.has_duplicates:

@@ -14,11 +14,12 @@ from wbdit.data.sources import TrainingData
 
 
 class Batch(NamedTuple):
-    """Cells ``(B, 1, G)``, their labels ``(B,)`` or ``(B, C)``, and the natural log of their library sizes ``(B,)``."""
+    """Cells ``(B, 1, G)``, labels ``(B,)`` or ``(B, C)``, log library sizes ``(B,)``, scaled covariates ``(B, K)``."""
 
     x: Tensor
     y: Tensor | None
     log_library: Tensor | None
+    covariates: Tensor | None = None
 
 
 class Batches:
@@ -34,12 +35,22 @@ class Batches:
         Cells per batch, at most the number of cells. The last, incomplete batch of an epoch is dropped.
     log_library
         Natural logarithms of library sizes ``(n,)`` fp32, or None.
+    covariates
+        Scaled covariates ``(n, K)`` fp32, or None.
     """
 
-    def __init__(self, x: Tensor, y: Tensor | None, batch_size: int, log_library: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        batch_size: int,
+        log_library: Tensor | None = None,
+        covariates: Tensor | None = None,
+    ) -> None:
         self.x = x
         self.y = y
         self.log_library = log_library
+        self.covariates = covariates
         self.batch_size = min(batch_size, len(x))
         self.epoch = 0
         self.position = len(x)  # end of an epoch: the first draw shuffles
@@ -48,7 +59,8 @@ class Batches:
     @classmethod
     def of_values(cls, data: TrainingData, batch_size: int, device: torch.device) -> Batches:
         """Return batches of model values on a device."""
-        return cls(torch.from_numpy(data.values).to(device), _labels(data, device), batch_size)
+        x = torch.from_numpy(data.values).to(device)
+        return cls(x, _labels(data, device), batch_size, covariates=_covariates(data, device))
 
     @classmethod
     def of_counts(
@@ -57,7 +69,7 @@ class Batches:
         """Return batches of count levels with library sizes, on a device."""
         x = torch.from_numpy(bin_of(data.matrix)).to(device)
         log_library = torch.from_numpy(log_library_sizes(data.matrix)).to(device)
-        return cls(x, _labels(data, device), batch_size, log_library)
+        return cls(x, _labels(data, device), batch_size, log_library, _covariates(data, device))
 
     @property
     def per_epoch(self) -> int:
@@ -72,9 +84,18 @@ class Batches:
             self.epoch += 1
         rows = self.order[self.position : self.position + self.batch_size].to(self.x.device)
         self.position += self.batch_size
-        taken = (None if of is None else of[rows] for of in (self.y, self.log_library))
+        return self.take(rows)
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the cells at the given rows ``(B,)`` int64, on the cells' device."""
+        taken = (None if of is None else of[rows] for of in (self.y, self.log_library, self.covariates))
         return Batch(self.x[rows][:, None], *taken)
 
 
 def _labels(data: TrainingData, device: torch.device) -> Tensor | None:
     return torch.from_numpy(data.codes).to(device) if data.preprocessor.labels.columns else None
+
+
+def _covariates(data: TrainingData, device: torch.device) -> Tensor | None:
+    scaled = data.scaled_covariates
+    return None if scaled is None else torch.from_numpy(scaled).to(device)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anndata as ad
@@ -26,6 +26,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from wbdit.data.annotations import Annotations
+from wbdit.data.covariates import Covariates
+from wbdit.data.draws import Drawn, TrainingDraws
 from wbdit.data.expression import check_cells, check_labels, to_dense
 from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
@@ -61,6 +63,8 @@ class Preprocessor:
     library
         Library sizes of the training cells over `genes`, fp32. They are grouped by ``labels.combinations``, with
         ``labels.sizes`` cells per group, and sorted within each group; empty if the cells had no counts.
+    covariates
+        Continuous columns, and the training cells' values in the order of `library`; no columns for a run without.
     source
         The matrix that was used, and how it was read. Later cells are read in the same way.
     found
@@ -86,6 +90,7 @@ class Preprocessor:
     scale: float
     smallest: np.ndarray
     library: np.ndarray
+    covariates: Covariates = field(default_factory=Covariates)
     source: Source = field(default_factory=Source)
     found: str = ""
     annotations: Annotations = field(default_factory=Annotations)
@@ -96,6 +101,7 @@ class Preprocessor:
         adata: ad.AnnData,
         *,
         label: str | Sequence[str] | None = None,
+        continuous: str | Sequence[str] | None = None,
         max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
@@ -107,6 +113,7 @@ class Preprocessor:
         return cls.fit_matrix(
             adata,
             label=label,
+            continuous=continuous,
             max_genes=max_genes,
             lognorm=lognorm,
             centered=centered,
@@ -121,6 +128,7 @@ class Preprocessor:
         adata: ad.AnnData,
         *,
         label: str | Sequence[str] | None = None,
+        continuous: str | Sequence[str] | None = None,
         max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
@@ -139,6 +147,8 @@ class Preprocessor:
             :func:`wbdit.data.matrix.find_expression`.
         label
             Column of ``obs`` to condition on, or several.
+        continuous
+            Numeric column of ``obs`` to condition on, or several.
         max_genes
             Maximum number of genes, None for all. If there are more, the most variable are kept.
         lognorm
@@ -160,10 +170,12 @@ class Preprocessor:
         ------
         InputError
             If the cells cannot be used (:func:`wbdit.data.expression.check_cells`,
-            :func:`wbdit.data.matrix.find_expression`, :meth:`wbdit.data.labels.Labels.fit`).
+            :func:`wbdit.data.matrix.find_expression`, :meth:`wbdit.data.labels.Labels.fit`,
+            :meth:`wbdit.data.covariates.Covariates.fit`).
         """
         check_cells(adata)
         labels = Labels.fit(adata, label)
+        covariates = Covariates.fit(adata, continuous, labels.columns)
         batches = _batches(adata, batch_key)
         expression = find_expression(adata, source)
         said = [expression.found]  # once everything is checked: an error stands alone
@@ -197,6 +209,7 @@ class Preprocessor:
             scale=scale if scale > 0 else 1.0,
             smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
             library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
+            covariates=replace(covariates, values=covariates.values[order]),
             source=expression.source,
             found=expression.found,
             annotations=Annotations.of(var, adata, labels),
@@ -259,12 +272,21 @@ class Preprocessor:
         linear *= (library / np.maximum(linear.sum(1), 1e-12))[:, None]
         return self._as_counts(np.rint(linear))
 
-    def obs(self, codes: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0) -> pd.DataFrame:
-        """Return ``obs`` of cells with labels ``(n, C)``.
+    def obs(
+        self,
+        codes: np.ndarray,
+        toward: np.ndarray | None = None,
+        mix: float = 0.0,
+        covariates: np.ndarray | None = None,
+    ) -> pd.DataFrame:
+        """Return ``obs`` of cells with labels ``(n, C)`` and covariates ``(n, K)``.
 
-        Each label column is categorical. With `toward`, ``obs`` also has ``f"{column}_toward"`` and ``"mix"``.
+        Each label column is categorical, each covariate fp64. With `toward`, ``obs`` also has ``f"{column}_toward"``
+        and ``"mix"``.
         """
         obs = pd.DataFrame(index=[f"synthetic-{i}" for i in range(len(codes))]).assign(**self._label_columns(codes))
+        if covariates is not None:
+            obs = obs.assign(**dict(zip(self.covariates.columns, covariates.T, strict=True)))
         if toward is None:
             return obs
         return obs.assign(**{f"{name}_toward": labels for name, labels in self._label_columns(toward).items()}, mix=mix)
@@ -290,43 +312,34 @@ class Preprocessor:
             "target_sum": TARGET_SUM,
             "genes": np.array(self.genes, dtype=object),
             **self.labels.facts(),
+            **({"continuous": np.array(self.covariates.columns, dtype=object)} if self.covariates.columns else {}),
         }
 
-    def draw_library(
-        self, codes: np.ndarray, u: np.ndarray, toward: np.ndarray | None = None, mix: float = 0.0
-    ) -> np.ndarray:
-        """Draw library sizes from those of the training cells with the same labels, as interpolated quantiles.
+    def draw(self, codes: np.ndarray, at: np.ndarray, u: np.ndarray) -> Drawn:
+        """Draw what a request leaves open from the training cells, see :meth:`wbdit.data.draws.TrainingDraws.draw`.
 
-        Parameters
-        ----------
-        codes
-            Labels ``(n, C)`` int64. A combination that no training cell had uses all training cells with its first
-            column's label.
-        u
-            Uniform numbers ``(n,)`` in (0, 1): the quantiles' levels.
-        toward, mix
-            Target labels ``(n, C)``, and the share of the way to them: 0 for `codes`, 1 for `toward`. The two sizes at
-            `u` are interpolated linearly: displacement interpolation of the distributions (McCann 1997).
+        Library sizes are ones if the training cells held no counts.
 
-        Returns
-        -------
-        Library sizes ``(n,)``; ones if the training cells held no counts.
+        Examples
+        --------
+        >>> from wbdit.data.preprocessor import Preprocessor
+        >>> cells.obs["age"] = np.linspace(20, 60, 700)
+        >>> preprocessor = Preprocessor.fit(cells, label="bulk_labels", continuous="age")
+        >>> drawn = preprocessor.draw(np.array([[-1]]), np.array([[20.0]]), np.array([0.5]))
+        >>> drawn.codes.shape, drawn.covariates.tolist(), drawn.library.shape
+        ((1, 1), [[20.0]], (1,))
         """
-        if self.space != "counts":
-            return np.ones(len(codes))
-        if toward is not None:
-            return (1 - mix) * self.draw_library(codes, u) + mix * self.draw_library(toward, u)
-        drawn = np.empty(len(codes))
-        groups = np.split(self.library, np.cumsum(self.labels.sizes)[:-1])
-        which = self.labels.combination_index(codes)
-        for k, sizes in enumerate(groups):
-            drawn[which == k] = np.quantile(sizes, u[which == k])
-        for label in np.unique(codes[which < 0, :1]):
-            near = self.labels.combinations[:, 0] == label
-            pooled = np.concatenate([sizes for sizes, is_near in zip(groups, near, strict=True) if is_near])
-            cells = (which < 0) & (codes[:, 0] == label)
-            drawn[cells] = np.quantile(pooled, u[cells])
-        return drawn
+        return TrainingDraws(self.labels, self.covariates, self.library).draw(codes, at, u)
+
+    def beyond(self, at: np.ndarray, library: np.ndarray) -> list[str]:
+        """Return one message per covariate, and one for library sizes, that exceed the range of the training cells."""
+        found = self.covariates.beyond(at)
+        if self.space == "counts":
+            outside = int(((library < self.library.min()) | (library > self.library.max())).sum())
+            if outside:
+                span = f"{self.library.min():g} to {self.library.max():g}"
+                found.append(f"the library sizes of {outside} of {len(library)} cells (training cells: {span})")
+        return found
 
 
 def _batches(adata: ad.AnnData, batch_key: str | None) -> np.ndarray | None:

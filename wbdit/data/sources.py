@@ -24,11 +24,14 @@ class TrainingData:
         Expression of the preprocessor's genes, in the cells' own space, ``(n, G)`` fp32.
     codes
         Labels ``(n, C)`` int64, see :class:`wbdit.data.labels.Labels`.
+    covariates
+        Covariates ``(n, K)`` fp64 in the cells' own units, see :class:`wbdit.data.covariates.Covariates`.
     """
 
     preprocessor: Preprocessor
     matrix: np.ndarray
     codes: np.ndarray
+    covariates: np.ndarray
 
     @classmethod
     def fit(
@@ -36,6 +39,7 @@ class TrainingData:
         adata: ad.AnnData,
         *,
         label: str | Sequence[str] | None = None,
+        continuous: str | Sequence[str] | None = None,
         max_genes: int | None = 2000,
         lognorm: bool = False,
         centered: bool = True,
@@ -47,6 +51,7 @@ class TrainingData:
         preprocessor, matrix = Preprocessor.fit_matrix(
             adata,
             label=label,
+            continuous=continuous,
             max_genes=max_genes,
             lognorm=lognorm,
             centered=centered,
@@ -54,7 +59,7 @@ class TrainingData:
             genes=genes,
             batch_key=batch_key,
         )
-        return cls(preprocessor, matrix, preprocessor.labels.codes(adata))
+        return cls(preprocessor, matrix, preprocessor.labels.codes(adata), preprocessor.covariates.read(adata))
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, adata: ad.AnnData) -> TrainingData:
@@ -63,9 +68,10 @@ class TrainingData:
         Raises
         ------
         InputError
-            If genes or labels are missing, or the cells are in another expression space.
+            If genes, labels or covariates are missing, or the cells are in another expression space.
         """
-        return cls(preprocessor, preprocessor.matrix(adata), preprocessor.labels.codes(adata))
+        matrix, covariates = preprocessor.matrix(adata), preprocessor.covariates.read(adata)
+        return cls(preprocessor, matrix, preprocessor.labels.codes(adata), covariates)
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -80,6 +86,12 @@ class TrainingData:
         """The model's input, ``(n, G)`` fp32."""
         return self.preprocessor.scaled(self.matrix)
 
+    @property
+    def scaled_covariates(self) -> np.ndarray | None:
+        """The model's input for covariates, ``(n, K)`` fp32; None for a run without."""
+        covariates = self.preprocessor.covariates
+        return covariates.encode(self.covariates) if covariates.columns else None
+
     def take(self, rows: np.ndarray) -> TrainingData:
         """Return the cells at the given rows."""
-        return TrainingData(self.preprocessor, self.matrix[rows], self.codes[rows])
+        return TrainingData(self.preprocessor, self.matrix[rows], self.codes[rows], self.covariates[rows])

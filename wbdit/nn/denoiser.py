@@ -14,7 +14,14 @@ from wbdit import ops
 from wbdit.nn.blocks import FinalLayer
 from wbdit.nn.conditioning import Conditioned
 from wbdit.nn.crate import product_dtype
-from wbdit.nn.embeddings import CellToken, LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_positions
+from wbdit.nn.embeddings import (
+    CellToken,
+    CovariateEmbedder,
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    sincos_positions,
+)
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
 
@@ -48,8 +55,8 @@ class Denoises(Protocol):
     def __call__(self, x: Tensor, t: Tensor, **given: Any) -> Tensor:
         """Return the output for noised cells at timesteps, given labels or conditioning."""
 
-    def embed(self, y: Tensor | None, log_library: Tensor | None) -> Tensor:
-        """Return the conditioning for labels and library sizes, one row per sample."""
+    def embed(self, y: Tensor | None, log_library: Tensor | None, covariates: Tensor | None = None) -> Tensor:
+        """Return the conditioning for labels, library sizes and covariates, one row per sample."""
 
     def start(self, noise: Tensor) -> Tensor:
         """Return the initial state of sampling, given Gaussian noise."""
@@ -108,6 +115,8 @@ class Denoiser(Conditioned, ABC):
         Share one input projection and one output map among all patches, as published. Otherwise each patch has its own.
     cell_token
         Append a token that is embedded from all genes at once and mapped back to all of them.
+    n_covariates
+        Number of continuous covariates K, which :meth:`embed` takes.
     **options
         Options of the model's own block type; see :meth:`make_block`.
 
@@ -139,6 +148,7 @@ class Denoiser(Conditioned, ABC):
         prediction: Prediction = "epsilon",
         shared_patches: bool = True,
         cell_token: bool = False,
+        n_covariates: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -157,6 +167,9 @@ class Denoiser(Conditioned, ABC):
         self.t_embedder = TimestepEmbedder(hidden_size)
         if self.label_sizes:
             self.y_embedder = LabelEmbedder(self.label_sizes, hidden_size, class_dropout_prob)
+        self.n_covariates = n_covariates
+        if n_covariates:
+            self.covariate_embedder = CovariateEmbedder(n_covariates, hidden_size, class_dropout_prob)
         positions = sincos_positions(self.x_embedder.num_patches, hidden_size)
         if cell_token:
             self.cell_token = CellToken(in_channels * input_size, hidden_size, self.out_channels * input_size)
@@ -206,27 +219,52 @@ class Denoiser(Conditioned, ABC):
         with span("denoiser"):
             return self._denoise(x, t, y, conditioning)
 
-    def embed(self, y: Tensor | None, log_library: Tensor | None = None) -> Tensor:
-        """Return the conditioning vectors ``(B, d)`` of labels.
+    def embed(self, y: Tensor | None, log_library: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
+        """Return the conditioning vectors ``(B, d)`` of labels and covariates.
 
         A linear interpolation of two vectors conditions the model on a state between two sets of labels.
 
         Parameters
         ----------
         y
-            Labels as in :meth:`forward`.
+            Labels as in :meth:`forward`; with covariates, None means no label.
         log_library
             Unused: this model is not conditioned on library sizes.
+        covariates
+            Scaled covariates ``(B, K)`` fp32. NaN means "not given", as does None for all of them.
 
         Raises
         ------
         ValueError
-            If `y` is None or does not fit the model.
+            If neither is given, or they do not fit the model.
         """
+        if y is None and covariates is None:
+            raise ValueError("y is None: embed needs labels or covariates")
+        if y is not None:
+            self._check_labels(y, len(y))
+        if covariates is not None and (covariates.ndim != 2 or covariates.shape[1] != self.n_covariates):
+            raise ValueError(f"covariates have shape {tuple(covariates.shape)}; expected (B, {self.n_covariates})")
+        if covariates is None:
+            assert y is not None
+            return self.y_embedder(y, len(y))
+        batch = len(covariates)
+        if self.training:
+            y, covariates = self.drop_conditions(y, covariates)
+        vector = self.covariate_embedder(covariates)
+        if self.label_sizes:
+            vector = vector + (self.y_embedder(None, batch) if y is None else self.y_embedder.embed(y))
+        return vector
+
+    def drop_conditions(self, y: Tensor | None, covariates: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Hide labels and covariates at random, as guidance needs in training: each one, and all of a sample."""
+        y = None if y is None else self.y_embedder.drop(y)
+        covariates = self.covariate_embedder.drop(covariates)
         if y is None:
-            raise ValueError("y is None: embed needs labels")
-        self._check_labels(y, len(y))
-        return self.y_embedder(y, len(y))
+            return None, covariates
+        together = torch.rand(len(covariates), 1, device=covariates.device) < self.covariate_embedder.dropout
+        nulls = torch.tensor(self.label_sizes, device=y.device)
+        hidden = torch.where(together, nulls, y.reshape(len(y), len(nulls))).view_as(y)
+        return hidden, covariates.masked_fill(together, torch.nan)
 
     @property
     def network(self) -> Denoiser:

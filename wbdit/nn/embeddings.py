@@ -6,8 +6,9 @@ Parameter names and initial values follow the published implementation, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,54 @@ class LabelEmbedder(nn.Module):
         """Embed labels ``(B, C)`` or ``(B,)`` as ``(B, d)``, without dropout."""
         tables = self.embedding_table.weight.split([labels + 1 for labels in self.label_sizes])
         return reduce(torch.add, map(F.embedding, y.reshape(len(y), len(tables)).unbind(1), tables))
+
+
+class CovariateEmbedder(nn.Module):
+    """A two-layer perceptron per continuous covariate; the vectors of a sample's covariates are summed.
+
+    The perceptrons see the value alone, without sinusoids: these would fit the training values and oscillate between
+    them. A covariate that is not given adds nothing.
+
+    Parameters
+    ----------
+    n_covariates
+        Number of covariates K.
+    hidden_size
+        Width d of the embedding.
+    dropout
+        Probability that a covariate is hidden in training, as in :class:`LabelEmbedder`.
+    """
+
+    def __init__(self, n_covariates: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.n_covariates = n_covariates
+        self.dropout = dropout
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(1, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+            for _ in range(n_covariates)
+        )
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Reinitialize the weights."""
+        for mlp in cast(Iterable[nn.Sequential], self.mlps):
+            first, _, last = cast(tuple[nn.Linear, nn.SiLU, nn.Linear], tuple(mlp))
+            first.reset_parameters()
+            nn.init.normal_(last.weight, std=0.02)
+            nn.init.zeros_(last.bias)
+
+    def drop(self, covariates: Tensor) -> Tensor:
+        """Hide covariates ``(B, K)`` at random, as in training: each one, and all of a sample together."""
+        columns = self.n_covariates
+        drops = torch.rand(len(covariates), columns + (columns > 1), device=covariates.device) < self.dropout
+        return covariates.masked_fill(drops[:, :columns] | drops[:, -1:], torch.nan)
+
+    def forward(self, covariates: Tensor) -> Tensor:
+        """Embed scaled covariates ``(B, K)`` as ``(B, d)``; NaN stands for "not given"."""
+        given = covariates.isfinite()
+        values = torch.where(given, covariates, 0.0)
+        vectors = [mlp(values[:, k, None]) * given[:, k, None] for k, mlp in enumerate(self.mlps)]
+        return reduce(torch.add, vectors)
 
 
 class LocalLinear(nn.Module):

@@ -95,6 +95,7 @@ class WBDiT(Denoiser):
         prediction: Prediction = "epsilon",
         shared_patches: bool = True,
         cell_token: bool = False,
+        n_covariates: int = 0,
         tie_out: bool = False,
     ) -> None:
         super().__init__(
@@ -106,6 +107,7 @@ class WBDiT(Denoiser):
             prediction=prediction,
             shared_patches=shared_patches,
             cell_token=cell_token,
+            n_covariates=n_covariates,
             tie_out=tie_out,
         )
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance with one weight, or with one weight per column of labels."""
+"""Classifier-free guidance with one weight, or with one weight per column of labels and per covariate."""
 
 from __future__ import annotations
 
@@ -41,17 +41,19 @@ class GuidedModel:
     y
         Labels ``(B,)`` or ``(B, C)`` int64.
     weight
-        Guidance weight, or one weight per column.
+        Guidance weight, or one weight per column of labels, followed by one per covariate.
     toward
         Labels of `y`'s shape to interpolate toward: the model is conditioned on
         ``(1 - mix) embedding(y) + mix embedding(toward)``. If `mix` is 0 or 1, it is given the labels `y` or `toward`.
     mix
         Interpolation weight, 0 to 1.
+    covariates
+        Scaled covariates ``(B, K)``, guided like further columns; `y` may then have no columns, ``(B, 0)``.
 
     Raises
     ------
     ValueError
-        If the number of weights differs from the number of columns.
+        If the number of weights differs from the number of columns and covariates.
 
     Examples
     --------
@@ -71,10 +73,12 @@ class GuidedModel:
         *,
         toward: Tensor | None = None,
         mix: float = 0.0,
+        covariates: Tensor | None = None,
     ) -> None:
         self.model = model
         self.prediction: Prediction = getattr(model, "prediction", "epsilon")
-        columns = 1 if y.ndim == 1 else y.shape[1]
+        of_labels = 1 if y.ndim == 1 else y.shape[1]
+        columns = of_labels + (0 if covariates is None else covariates.shape[1])
         weights = [weight] * columns if isinstance(weight, float | int) else list(weight)
         if len(weights) != columns:
             raise ValueError(f"{len(weights)} guidance weights for {columns} columns of labels: give one per column")
@@ -84,14 +88,22 @@ class GuidedModel:
         def given(labels: Tensor) -> Tensor:
             return torch.cat([_without(labels, dropped, model.label_sizes) for _, dropped in terms])  # type: ignore[attr-defined]
 
+        def embedded(labels: Tensor) -> Tensor:
+            kept = given(labels) if of_labels else None
+            if covariates is None:
+                return model.embed(kept).detach()  # type: ignore[attr-defined]
+            left = torch.cat([_hidden(covariates, [i - of_labels for i in dropped]) for _, dropped in terms])
+            return model.embed(kept, covariates=left).detach()  # type: ignore[attr-defined]
+
         self._given: dict[str, Tensor]  # labels or conditioning vectors of all terms, concatenated
-        if toward is None or mix == 0:
-            self._given = {"y": given(y)}
-        elif mix == 1:
-            self._given = {"y": given(toward)}
-        else:
-            own, other = (model.embed(given(labels)).detach() for labels in (y, toward))  # type: ignore[attr-defined]
+        ends = [y] if toward is None or mix == 0 else [toward] if mix == 1 else [y, toward]
+        if len(ends) == 2:
+            own, other = map(embedded, ends)
             self._given = {"conditioning": torch.lerp(own, other, mix)}
+        elif covariates is None:
+            self._given = {"y": given(*ends)}
+        else:
+            self._given = {"conditioning": embedded(*ends)}
 
     @property
     def conditioning(self) -> Tensor:
@@ -125,5 +137,13 @@ def _without(y: Tensor, columns: Sequence[int], label_sizes: Sequence[int]) -> T
     """Return the labels with some columns replaced by the null label."""
     kept = y.reshape(len(y), len(label_sizes)).clone()
     for column in columns:
-        kept[:, column] = label_sizes[column]
+        if column < len(label_sizes):
+            kept[:, column] = label_sizes[column]
     return kept.view_as(y)
+
+
+def _hidden(covariates: Tensor, columns: Sequence[int]) -> Tensor:
+    """Return the covariates with some columns replaced by NaN, "not given"; negative columns are labels, not these."""
+    kept = covariates.clone()
+    kept[:, [column for column in columns if column >= 0]] = torch.nan
+    return kept

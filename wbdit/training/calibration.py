@@ -8,13 +8,15 @@ section 4) scale their sampler's fresh noise for the same reason, by one tuned n
 measured.
 
 Spread is the distance between the 16th and 84th percentiles of log counts within labels, after regression on the
-library size. Percentiles ignore a few outliers, which have other causes. The directions come from one half of the
-training cells and the spread from the other half, because principal components overfit the cells that they come from.
+library size and on the trends of the covariates. Percentiles ignore a few outliers, which have other causes. The
+directions come from one half of the training cells and the spread from the other half, because principal components
+overfit the cells that they come from.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from wbdit._progress import Show, progress_bar
 from wbdit.counts.denoiser import CountDenoiser
+from wbdit.counts.trend import spline_basis
 from wbdit.data.normalize import log_library_sizes
 from wbdit.data.sources import TrainingData
 
@@ -76,11 +79,11 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     wanted = _width(other @ axes.T)
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
-            codes = data.codes[np.resize(np.roll(order, -turn * CELLS), CELLS)]
-            counts = generator.sample(codes, SEED + turn, batch_size=BATCH, show=_part_of(show, turn)).astype(
-                np.float32
+            like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
+            counts = generator.sample(
+                *(like.codes, SEED + turn), batch_size=BATCH, show=_part_of(show, turn), covariates=like.covariates
             )
-            made = within_labels(TrainingData(data.preprocessor, counts, codes))
+            made = within_labels(replace(like, matrix=counts.astype(np.float32)))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
@@ -93,10 +96,11 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     """
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
-    generator.sample(np.resize(data.codes, (BATCH, data.codes.shape[1])), seed=0, calls=1)  # may compile kernels
-    few = data.codes[:PROBE]
+    whole = data.take(np.resize(np.arange(len(data)), BATCH))
+    generator.sample(whole.codes, seed=0, calls=1, covariates=whole.covariates)  # the first call may compile kernels
+    few, covariates = data.codes[:PROBE], data.covariates[:PROBE]
     start = time.monotonic()
-    generator.sample(few, seed=0)
+    generator.sample(few, seed=0, covariates=covariates)
     return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
 
 
@@ -106,22 +110,34 @@ def calibration_bytes(data: TrainingData) -> int:
 
 
 def within_labels(data: TrainingData) -> Array:
-    """Return the residuals of the cells' values after regression on labels and library size, ``(cells, G)`` fp32.
+    """Return the residuals of the cells' values after regression on labels, library size and covariates.
 
-    Each combination of labels has its own linear fit on the logarithm of the library size. Combinations with fewer than
-    :data:`FEWEST_OF_LABEL` cells are left out.
+    Each combination of labels has its own linear fit on the logarithm of the library size and on the spline bases of
+    the covariates. Combinations with fewer than :data:`FEWEST_OF_LABEL` cells are left out.
+
+    Returns
+    -------
+    ``(cells, G)`` fp32.
     """
-    values, log_library = data.values, log_library_sizes(data.matrix)
+    values, log_library, trends = data.values, log_library_sizes(data.matrix), _trends(data)
     combination = data.preprocessor.labels.combination_index(data.codes)
     beyond = [np.empty((0, values.shape[1]), values.dtype)]
     for label in np.unique(combination):
         mine = combination == label
         n = np.count_nonzero(mine)
         if n >= FEWEST_OF_LABEL:
-            known = np.stack([np.ones(n, values.dtype), log_library[mine]], axis=1)
+            known = np.stack([np.ones(n, values.dtype), log_library[mine], *trends[:, mine]], axis=1)
             line = np.linalg.lstsq(known, values[mine], rcond=None)[0]
-            beyond.append((values[mine] - known @ line) * np.sqrt(n / (n - 2)).astype(values.dtype))
+            free = max(n - known.shape[1], 1)
+            beyond.append((values[mine] - known @ line) * np.sqrt(n / free).astype(values.dtype))
     return np.concatenate(beyond)
+
+
+def _trends(data: TrainingData) -> Array:
+    """Return the spline basis of each covariate without its constant, ``(functions, cells)`` fp32."""
+    scaled = data.scaled_covariates
+    bases = [] if scaled is None else [spline_basis(x)[:, 1:].T for x in scaled.T.astype(np.float64)]
+    return np.concatenate([np.empty((0, len(data)), np.float32), *bases]).astype(np.float32)
 
 
 def _part_of(show: Show, turn: int) -> Show:

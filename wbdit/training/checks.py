@@ -13,7 +13,7 @@ from wbdit.errors import InputError
 from wbdit.generator import DENOISERS
 
 # arguments of a denoiser that follow from the cells and the likelihood
-FOLLOWING = {"input_size", "in_channels", "num_classes", "learn_sigma", "label_sizes", "n_outputs"}
+FOLLOWING = {"input_size", "in_channels", "num_classes", "learn_sigma", "label_sizes", "n_outputs", "n_covariates"}
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
 
 

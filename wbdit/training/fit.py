@@ -47,6 +47,7 @@ def fit(
     adata: ad.AnnData,
     *,
     label: str | Sequence[str] | None = None,
+    continuous: str | Sequence[str] | None = None,
     preset: str | Preset = "small",
     minutes: float | None = None,
     epochs: float | None = None,
@@ -80,6 +81,9 @@ def fit(
         :func:`wbdit.data.matrix.find_expression`. Log-normalized and scaled values in X work too.
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
+    continuous
+        Numeric column of ``obs`` to condition on, such as age, dose or pseudotime, or several. The model takes values
+        in standard deviations from the mean: give doses that span decades as logarithms.
     preset
         "small" (laptops), "base" (one GPU), "paper" (as published) or "dit" (the black-box control); or a
         :class:`wbdit.Preset` of your own.
@@ -165,7 +169,9 @@ def fit(
             raise InputError(f"`preset` must be a name or a wbdit.Preset, not {type(preset).__name__}")
         chosen = replace(chosen, training=replace(chosen.training, **settings))
         name = _name(preset)
-        run = TrainingRun.start(adata, label, chosen, name, budget, max_genes, seed, where, precision, reading)
+        run = TrainingRun.start(
+            adata, label, continuous, chosen, name, budget, max_genes, seed, where, precision, reading
+        )
     with tensorboard_writer(tensorboard) as write:
         generator = run.train(folder, write, progress, began)
     if ending := run.ending(folder):
@@ -222,6 +228,7 @@ class TrainingRun:
         cls,
         adata: ad.AnnData,
         label: str | Sequence[str] | None,
+        continuous: str | Sequence[str] | None,
         preset: Preset,
         name: str,
         budget: Budget | None,
@@ -241,17 +248,24 @@ class TrainingRun:
         check_memory(preset, min(most or adata.n_vars, max(adata.n_vars, 1)), device)
         train, others = _split(adata, label, preset.training.validation, seed)
         data = TrainingData.fit(
-            train, label=label, max_genes=most, lognorm=preset.lognorm, centered=preset.centered, **reading
+            train,
+            label=label,
+            continuous=continuous,
+            max_genes=most,
+            lognorm=preset.lognorm,
+            centered=preset.centered,
+            **reading,
         )
         held_out = None if others is None else TrainingData.of(data.preprocessor, others)
-        labels, genes = data.preprocessor.labels, len(data.preprocessor.genes)
+        labels, covariates, genes = data.preprocessor.labels, data.preprocessor.covariates, len(data.preprocessor.genes)
+        of_covariates = {"n_covariates": len(covariates.columns)} if covariates.columns else {}
         # resolved once: a resumed run keeps it on any device; this compiles the kernels, so cells are checked before
         precision = choose_precision(preset.training.precision if precision == "auto" else precision, device)
         config = RunConfig(
             preset=name,
             seed=seed,
             denoiser=preset.denoiser,
-            model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes},
+            model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes, **of_covariates},
             schedule={"noise_steps": NOISE_STEPS, "kind": preset.schedule},
             training=asdict(replace(preset.training, precision=precision)),
             budget=asdict(budget or preset.budget),
@@ -259,9 +273,12 @@ class TrainingRun:
         )
         model = make_model(config)
         if isinstance(model, CountDenoiser):
-            model.init_from_data(data.matrix, data.codes, data.preprocessor.center, data.preprocessor.scale)
+            model.init_from_data(
+                *(data.matrix, data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
+            )
         run = cls(model.to(device), data, config, held_out)
-        logger.info(f"{len(data)} cells, {genes} genes, {labels.summary()} on {device}, {precision}")
+        conditions = f"{labels.summary()}{covariates.summary()}"
+        logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
         return run
 
     @classmethod

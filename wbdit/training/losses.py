@@ -73,11 +73,19 @@ class SquaredError:
         noise = torch.randn_like(batch.x)
         x_t = self.schedule.noising(batch.x, t, noise)
         target = self.schedule.target(self.model.prediction, batch.x, t, noise)
-        return F.mse_loss(self.model(x_t, t, batch.y).float(), target)
+        return F.mse_loss(self.model(x_t, t, **self._given(batch)).float(), target)
 
     def inputs(self, batch: Batch, t: Tensor) -> Inputs:
         """Return the denoiser and its inputs for a batch."""
-        return Inputs(self.model, self.schedule.noising(batch.x, t, torch.randn_like(batch.x)), t, batch.y, None)
+        given = self._given(batch)
+        x_t = self.schedule.noising(batch.x, t, torch.randn_like(batch.x))
+        return Inputs(self.model, x_t, t, given.get("y"), given.get("conditioning"))
+
+    def _given(self, batch: Batch) -> dict[str, Tensor | None]:
+        """Return the labels of a batch, or the conditioning vectors of its labels and covariates."""
+        if batch.covariates is None:
+            return {"y": batch.y}
+        return {"conditioning": self.model.embed(batch.y, covariates=batch.covariates)}
 
 
 class CountNLL:
@@ -98,7 +106,10 @@ class CountNLL:
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return two groups: per-gene tables, with a higher learning rate and no weight decay, and the rest."""
-        of_genes = {id(table) for table in (*self.model.likelihood.parameters(), self.model.label_dispersion)}
+        learned = [*self.model.likelihood.parameters(), self.model.label_dispersion]
+        if self.model.denoiser.n_covariates:
+            learned += self.model.trend.parameters()
+        of_genes = {id(table) for table in learned}
         weights = _trained(self.model)
         tables = [weight for weight in weights if id(weight) in of_genes]
         rest = [weight for weight in weights if id(weight) not in of_genes]
@@ -127,7 +138,7 @@ class CountNLL:
         x0 = self.model.likelihood.values[genes, levels.long()][:, None]
         x_t = self.schedule.noising(x0, t, torch.randn_like(x0))
         log_library = batch.log_library + LIBRARY_JITTER * torch.randn_like(batch.log_library)
-        return x_t, self.model.embed(batch.y, log_library)
+        return x_t, self.model.embed(batch.y, log_library, batch.covariates)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

@@ -321,8 +321,7 @@ class Trainer:
         assert self.last is not None
         batch, t = self.last
         some = slice(None, None, max(1, len(t) // DIAGNOSTICS_CELLS))
-        labels, log_libraries = (None if part is None else part[some] for part in (batch.y, batch.log_library))
-        few = Batch(batch.x[some], labels, log_libraries)
+        few = Batch(batch.x[some], *(None if part is None else part[some] for part in batch[1:]))
         with self._forked():  # leaves the random state of the training as it is
             return self.diagnose(*self.loss_fn.inputs(few, t[some]))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wbdit.data.labels import Labels
-from wbdit.data.loader import Batch, Batches
+from wbdit.data.loader import Batches
 from wbdit.training.losses import LossFunction
 
 FEWEST = 4  # cells of a label combination; with fewer, none is held out
@@ -108,9 +108,9 @@ class Validation:
         model = self.loss_fn.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.cells.x.device)
         size = self.batch_size
-        for rows, t in zip(self.rows.split(size), self._timesteps().split(size), strict=True):
+        for rows, t in zip(self.rows.to(self.cells.x.device).split(size), self._timesteps().split(size), strict=True):
             with torch.autocast(self.cells.x.device.type, torch.bfloat16, enabled=low_precision):
-                total += len(rows) * self.loss_fn(self._batch(rows), t).double()
+                total += len(rows) * self.loss_fn(self.cells.take(rows), t).double()
         model.train()
         loss = float(total) / len(self.rows)
         self.seconds = time.monotonic() - began
@@ -121,8 +121,3 @@ class Validation:
         n, lowest, beyond = len(self.rows), self.loss_fn.lowest, self.loss_fn.schedule.noise_steps
         u = (torch.randperm(n) + torch.rand(n)) / n
         return (lowest + u * (beyond - lowest)).long().clamp(max=beyond - 1).to(self.cells.x.device)
-
-    def _batch(self, rows: Tensor) -> Batch:
-        rows = rows.to(self.cells.x.device)
-        labels, log_library = (None if of is None else of[rows] for of in (self.cells.y, self.cells.log_library))
-        return Batch(self.cells.x[rows][:, None], labels, log_library)

@@ -207,10 +207,12 @@ def conditioning_of(generator: CellGenerator, adata: ad.AnnData) -> Tensor | Non
     preprocessor, model = generator.preprocessor, generator.model
     device = next(model.parameters()).device
     y = torch.from_numpy(preprocessor.labels.codes(adata)).to(device) if preprocessor.labels.columns else None
+    known = preprocessor.covariates
+    covariates = torch.from_numpy(known.encode(known.read(adata))).to(device) if known.columns else None
     if preprocessor.values != "log1p":
-        return None if y is None else model.embed(y)
+        return None if y is None and covariates is None else model.embed(y, covariates=covariates)
     log_library = torch.from_numpy(log_library_sizes(preprocessor.matrix(adata))).to(device)
-    return model.embed(y, log_library)[:, : generator.denoiser.hidden_size]
+    return model.embed(y, log_library, covariates)[:, : generator.denoiser.hidden_size]
 
 
 def _measure_all(
