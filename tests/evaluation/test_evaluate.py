@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from wbdit import _progress
 from wbdit.data.normalize import log_normalized
 from wbdit.datasets import blood_cells
 from wbdit.errors import InputError
@@ -352,14 +353,17 @@ def test_one_label_leaves_out_what_needs_two(sets):
     assert set(result.per_type) == {"all"}
 
 
-def test_progress_names_the_stages_on_stderr(sets, capsys):
+def test_progress_names_the_stages(sets, capsys, caplog, monkeypatch):
+    """Where stderr is no terminal, the log has a line per tenth."""
+    monkeypatch.setattr(_progress, "LINE_SECONDS", 0.0)
+    caplog.set_level("INFO", "wbdit")
     evaluate(*sets[:2], n_cells=20, seeds=(0,))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "seed 0, floor: forest on genes" in captured.err
-    assert "done: 100%" in captured.err
+    assert capsys.readouterr().out == ""
+    assert "evaluating 90%, seed 0: types" in caplog.messages
+    assert caplog.messages[-1] == "evaluating 100%, done"
+    caplog.clear()
     quietly(*sets[:2], n_cells=20)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
