@@ -129,7 +129,8 @@ void count_draw(Tensor x, Tensor log_ratio, Tensor mixture, Tensor alpha, Tensor
     for (int64_t block = 0; block < blocks; ++block)
       for (int64_t cell = 0; cell < c.cells; ++cell) total[cell] += expected[block * padded + cell];
     // the logarithm in fp32: that of fp64 needs glibc 2.29, which would make the wheel refuse older systems
-    for (int64_t cell = 0; cell < c.cells; ++cell) scale[cell] += std::log(static_cast<float>(size[cell] / total[cell]));
+    for (int64_t cell = 0; cell < c.cells; ++cell)
+      scale[cell] += std::log(static_cast<float>(size[cell] / total[cell]));
   }
   each_block(c, [&](int64_t gene, Scratch& scratch) { ON_LEVEL(count_draw(c, gene, scratch)); });
 }
