@@ -124,13 +124,18 @@ def guard(event, arguments):  # nothing connects to the network
         raise RuntimeError(f"a connection to {arguments[1]}")
 
 sys.addaudithook(guard)
-import numpy as np, torch, wbdit
+import anndata as ad, numpy as np, scipy.sparse as sp, torch, wbdit
 from wbdit.ops import build, cpu
 
 cells = wbdit.datasets.blood_cells()
 cells = cells[cells.obs["bulk_labels"].isin(["Dendritic", "CD19+ B"])][::2].copy()
-generator = wbdit.fit(cells, label="bulk_labels", steps=4, precision="fp32", progress=False)
-synthetic = generator.generate(40, like=cells, calls=4)
+rng = np.random.default_rng(0)
+rates = rng.gamma(0.5, 0.4, 20_000 - cells.n_vars)  # 2,000 of 20,000 genes are chosen
+others = rng.poisson(rates, (cells.n_obs, len(rates)))
+X = sp.hstack([cells.X, sp.csr_matrix(others, dtype=np.float32)], format="csr")
+train, heldout = wbdit.split(ad.AnnData(X, obs=cells.obs), label="bulk_labels", share=0.8)
+generator = wbdit.fit(train, label="bulk_labels", steps=4, precision="fp32", progress=False)
+synthetic = generator.generate(40, like=heldout, calls=4)
 np.savez(sys.argv[1], counts=synthetic.X.toarray(), noise=wbdit.ops.normal(7, torch.arange(5), 1, 64).numpy())
 print(json.dumps({"file": wbdit.__file__, "status": build.status(), "level": cpu.cpu_level()}))
 """
