@@ -52,6 +52,9 @@ def _hopper_mssa_forward(
 ):
     LENGTH: gl.constexpr = head_desc.block_type.shape[1]
     HEAD: gl.constexpr = head_desc.block_type.shape[2]
+    # the buffers of one sample, as matrices
+    head_layout: gl.constexpr = gl.NVMMASharedLayout(min(128, 2 * HEAD), 16, 2)
+    tail_layout: gl.constexpr = gl.NVMMASharedLayout(min(128, 2 * TAIL) if TAIL > 0 else 32, 16, 2)
     sample = gl.program_id(0) // heads
     head = gl.program_id(0) % heads
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -60,18 +63,16 @@ def _hopper_mssa_forward(
     out0 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, HEAD], head_out_desc.layout)
     mbarrier.expect(ready, LENGTH * (HEAD + TAIL) * 2)
     tma.async_copy_global_to_shared(head_desc, [sample, 0, head * p], ready, whole0)
-    u0 = whole0._reinterpret(gl.bfloat16, [LENGTH, HEAD], gl.NVMMASharedLayout(min(128, 2 * HEAD), 16, 2))
-    rows0 = whole0._reinterpret(gl.bfloat16, [LENGTH // 64, 64, HEAD], gl.NVMMASharedLayout(min(128, 2 * HEAD), 16, 2))
+    u0 = whole0._reinterpret(gl.bfloat16, [LENGTH, HEAD], head_layout)
+    rows0 = whole0._reinterpret(gl.bfloat16, [LENGTH // 64, 64, HEAD], head_layout)
     u1 = u0
     rows1 = rows0
     if TAIL > 0:
         whole1 = gl.allocate_shared_memory(gl.bfloat16, [1, LENGTH, TAIL], tail_desc.layout)
         out1 = gl.allocate_shared_memory(gl.bfloat16, [1, 64, TAIL], tail_out_desc.layout)
         tma.async_copy_global_to_shared(tail_desc, [sample, 0, head * p + HEAD], ready, whole1)
-        u1 = whole1._reinterpret(gl.bfloat16, [LENGTH, TAIL], gl.NVMMASharedLayout(min(128, 2 * TAIL), 16, 2))
-        rows1 = whole1._reinterpret(
-            gl.bfloat16, [LENGTH // 64, 64, TAIL], gl.NVMMASharedLayout(min(128, 2 * TAIL), 16, 2)
-        )
+        u1 = whole1._reinterpret(gl.bfloat16, [LENGTH, TAIL], tail_layout)
+        rows1 = whole1._reinterpret(gl.bfloat16, [LENGTH // 64, 64, TAIL], tail_layout)
     mbarrier.wait(ready, 0)
     layout0: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD, 16])
     layout1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL if TAIL > 0 else 16, 16])
@@ -111,13 +112,11 @@ def _hopper_mssa_forward(
         sum0 = warpgroup_mma_wait(0, deps=(sum0,))
         share = 1.0 / total
         tma.store_wait(0)  # the block before has left the buffers
-        out0._reinterpret(gl.bfloat16, [64, HEAD], gl.NVMMASharedLayout(min(128, 2 * HEAD), 16, 2)).store(
-            (sum0 * gl.expand_dims(share, 1)).to(gl.bfloat16)
-        )
+        out0._reinterpret(gl.bfloat16, [64, HEAD], head_layout).store((sum0 * gl.expand_dims(share, 1)).to(gl.bfloat16))
         if TAIL > 0:
             sum1 = warpgroup_mma_wait(0, deps=(sum1,))
             share1 = gl.convert_layout(share, gl.SliceLayout(1, layout1))
-            out1._reinterpret(gl.bfloat16, [64, TAIL], gl.NVMMASharedLayout(min(128, 2 * TAIL), 16, 2)).store(
+            out1._reinterpret(gl.bfloat16, [64, TAIL], tail_layout).store(
                 (sum1 * gl.expand_dims(share1, 1)).to(gl.bfloat16)
             )
         fence_async_shared()
