@@ -276,17 +276,21 @@ def test_refused_inputs():
         model(x, t[:2])
 
 
-def test_all_blocks_as_one_op(monkeypatch):
-    """On a GPU one op runs all blocks: the model passes it the right weights and modulations."""
-    model = WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=3, num_heads=2, label_sizes=[2]).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    x, t, y = torch.randn(3, 1, 24), torch.tensor([5, 9, 700]), torch.tensor([0, 2, 1])
-    with torch.no_grad():
-        by_blocks = model(x, t, y)
-        monkeypatch.setattr(WBDiT, "_is_one_op", lambda self, x: True)
-        assert relative_error(model(x, t, y), by_blocks) < 1e-5
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"input_size": 22, "shared_patches": False, "cell_token": True}, {"in_channels": 2, "n_outputs": 2}],
+    ids=["as published", "own maps, cell token, padded", "channels"],
+)
+@torch.no_grad()
+def test_a_model_as_one_op(monkeypatch, options):
+    """On a GPU one op runs the model: it gets the right weights and modulations."""
+    sizes = {"input_size": 24, "patch_size": 4, "hidden_size": 16, "depth": 3, "num_heads": 2, "label_sizes": [2]}
+    model = stirred(WBDiT(**{**sizes, **options}))
+    x, t = batch(model.input_size, model.in_channels)
+    y = torch.tensor([0, 2, 1])
+    expected = model(x, t, y)
+    monkeypatch.setattr(WBDiT, "_is_one_op", lambda self, x: True)
+    assert relative_error(model(x, t, y), expected) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [(), (2,), (9,)])

@@ -204,6 +204,17 @@ def test_gradient(op):
 # registration with PyTorch
 
 F32 = {"dtype": torch.float32}
+
+
+def network():
+    """Return the arguments of ``denoise`` for two patches of 4 genes, of which the last is padded, and a cell token."""
+    embedding = rand(2, 8, 4), rand(2, 8), rand(3, 8), rand(8, 7), rand(8)
+    readout = rand(2, 4, 8), rand(2, 4), rand(7, 8), rand(7)
+    own = [[t.float() for t in ts] for ts in (embedding, readout)]
+    _, modulations, *blocks = REGISTERED["run_blocks"]()
+    return rand(2, 1, 7, **F32), modulations, own[0], *blocks[:4], own[1], *blocks[4:]
+
+
 REGISTERED = {
     "adaln": lambda: (rand(2, 3, 8, grad=True, **F32), rand(2, 8, grad=True, **F32), rand(2, 8, **F32), 1e-6),
     "gated_adaln": lambda: (*leaves((2, 3, 8), 2, **F32), *leaves((8,), 1, **F32), *leaves((2, 8), 3, **F32), 1e-6),
@@ -218,6 +229,8 @@ REGISTERED = {
         *(rand(2, 3, 8, **F32), [rand(2 + i, 8, **F32)[:2] for i in range(8)]),
         *([rand(8, 8, **F32)], [rand(8, 8, **F32)], [rand(8, **F32)], [rand(8, 8, **F32)], 2, ETA, LAM, 1e-6),
     ),
+    "denoise": network,
+    "denoise_step": lambda: (*network(), *(None,) * 4, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0, 0, [0.1, 0.9]),
     "noising": lambda: (rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), rand(2, **F32), rand(2, **F32)),
     "sampler_step": lambda: (
         *(rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), None, None, rand(2, 1, 4, **F32), None),

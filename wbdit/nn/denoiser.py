@@ -320,12 +320,8 @@ class Denoiser(Conditioned, ABC):
         tokens = self.x_embedder(x)
         if self.has_cell_token:
             tokens = torch.cat([tokens, self.cell_token.embed(x).to(tokens.dtype)], dim=1)
-        dtype = self.stream_dtype(tokens)
+        dtype = torch.promote_types(tokens.dtype, torch.float32)  # the residual stream's, whatever the products'
         return tokens.to(dtype, memory_format=torch.contiguous_format).contiguous() + self.pos_embed.to(dtype)
-
-    def stream_dtype(self, tokens: Tensor) -> torch.dtype:
-        """Return the dtype of the residual stream: at least fp32, whatever the dtype of the products."""
-        return torch.promote_types(tokens.dtype, torch.float32)
 
     @property
     def has_cell_token(self) -> bool:

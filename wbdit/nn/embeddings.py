@@ -168,6 +168,15 @@ class LocalLinear(nn.Module):
         return torch.baddbmm(self.bias, x.transpose(0, 1), self.weight).transpose(0, 1)
 
 
+def per_patch(layer: nn.Module) -> list[Tensor]:
+    """Return weight ``(1 or N, outputs, inputs)`` and bias ``(1 or N, outputs)`` of a linear map of patches or tokens.
+
+    `layer` is a :class:`LocalLinear`, or one map for all patches: a linear layer or a published convolution.
+    """
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+    return [weight.mT, bias[:, 0]] if isinstance(layer, LocalLinear) else [weight.flatten(1)[None], bias[None]]
+
+
 class PatchEmbed(nn.Module):
     """A projection of each patch of genes to a token.
 

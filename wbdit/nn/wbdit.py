@@ -13,6 +13,7 @@ from wbdit import ops
 from wbdit.nn.blocks import ModulatedBlock, gated_adaln
 from wbdit.nn.crate import ISTA, MSSA, LinearMap, product_dtype
 from wbdit.nn.denoiser import Denoiser
+from wbdit.nn.embeddings import per_patch
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
 
@@ -35,8 +36,8 @@ class WhiteBoxBlock(ModulatedBlock):
         super().__init__(hidden_size, MSSA(hidden_size, num_heads, tie_out), ISTA(hidden_size))
 
     @property
-    def fits_run_blocks(self) -> bool:
-        """Whether :func:`wbdit.ops.run_blocks` supports this block: it needs several subspaces."""
+    def fits_denoise(self) -> bool:
+        """Whether :func:`wbdit.ops.denoise` supports this block: it needs several subspaces."""
         return self.attn.num_heads > 1
 
     def first_step(self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -115,35 +116,41 @@ class WBDiT(Denoiser):
         """Return a white-box block."""
         return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
 
-    def stream_dtype(self, tokens: Tensor) -> torch.dtype:
-        """Return the dtype of the residual stream: that of the products if :func:`wbdit.ops.run_blocks` runs."""
-        return product_dtype(self.pos_embed) if self._is_one_op(tokens) else super().stream_dtype(tokens)
-
-    def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Apply all blocks, as one op if gradients are disabled on a GPU in bf16; see :meth:`Denoiser.run_blocks`."""
+    def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
         if not self._is_one_op(x):
-            return super().run_blocks(x, modulations)
-        with span("run_blocks"):
-            blocks = cast(list[WhiteBoxBlock], list(self.blocks))
-            steps = [block.mlp for block in blocks]
-            outs = [cast(LinearMap, block.attn.out) for block in blocks]
-            folded = [step.folded() for step in steps]
-            low, no_bias = folded[0].dtype, x.new_zeros(self.hidden_size)
-            return ops.run_blocks(
-                x,
-                [part for modulation in modulations for part in modulation],
-                [block.attn.qkv.weight.to(low) for block in blocks],
-                [out.weight.to(low).contiguous() for out in outs],
-                [no_bias if out.bias is None else out.bias for out in outs],
-                folded,
-                self.num_heads,
-                steps[0].eta,
-                steps[0].lam,
-            )
+            return super()._denoise(x, t, y, conditioning)
+        with span("conditioning"):
+            modulations = self.modulations(t, y, conditioning)
+        with span("denoise"):
+            return ops.denoise(x, *self._network(modulations))
+
+    def _network(self, modulations: Sequence[Sequence[Tensor]]) -> tuple[Any, ...]:
+        """Return the arguments of :func:`wbdit.ops.denoise` after the noised cells."""
+        blocks = cast(list[WhiteBoxBlock], list(self.blocks))
+        outs = [cast(LinearMap, block.attn.out) for block in blocks]
+        folded = [block.mlp.folded() for block in blocks]
+        low, no_bias = folded[0].dtype, self.pos_embed.new_zeros(self.hidden_size)
+        embedding, readout = [*per_patch(self.x_embedder.proj), self.pos_embed[0]], per_patch(self.final_layer.linear)
+        if self.has_cell_token:
+            embedding += [self.cell_token.proj.weight, self.cell_token.proj.bias]
+            readout += [self.cell_token.linear.weight, self.cell_token.linear.bias]
+        return (
+            [part for modulation in modulations for part in modulation],
+            embedding,
+            [block.attn.qkv.weight.to(low) for block in blocks],
+            [out.weight.to(low).contiguous() for out in outs],
+            [no_bias if out.bias is None else out.bias for out in outs],
+            folded,
+            readout,
+            self.num_heads,
+            blocks[0].mlp.eta,
+            blocks[0].mlp.lam,
+        )
 
     def _is_one_op(self, x: Tensor) -> bool:
-        """Return whether one op can run all blocks: on a GPU in bf16, without gradients or hooks on the blocks."""
+        """Return whether one op can run the model: on a GPU in bf16, without gradients or hooks on its parts."""
         if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:
             return False
-        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
-        return not watched and all(block.fits_run_blocks for block in cast(list[WhiteBoxBlock], self.blocks))
+        parts = (module for module in self.modules() if module is not self)
+        watched = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        return not watched and all(block.fits_denoise for block in cast(list[WhiteBoxBlock], self.blocks))

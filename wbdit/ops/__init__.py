@@ -9,6 +9,7 @@ from wbdit.ops import cpu, triton
 from wbdit.ops.adaln import adaln, gated_adaln, gated_adaln_
 from wbdit.ops.blocks import run_blocks
 from wbdit.ops.counts import count_draw, count_mean, count_nll
+from wbdit.ops.denoise import denoise, denoise_step
 from wbdit.ops.dispatch import active_backend, backend, register_kernel, serving
 from wbdit.ops.ista import fold, ista, ista_adaln, ista_adaln_
 from wbdit.ops.mssa import mssa
@@ -21,6 +22,8 @@ __all__ = [
     "count_draw",
     "count_mean",
     "count_nll",
+    "denoise",
+    "denoise_step",
     "fold",
     "gated_adaln",
     "gated_adaln_",

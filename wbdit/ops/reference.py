@@ -8,9 +8,11 @@ results are cast back.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MASK32 = 0xFFFFFFFF
 
@@ -26,7 +28,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     d = x.shape[-1]
     wide = accumulation_dtype(x.dtype)
-    normed = torch.nn.functional.layer_norm(x.to(wide), (d,), eps=eps)  # [B, N, d]
+    normed = F.layer_norm(x.to(wide), (d,), eps=eps)  # [B, N, d]
     return torch.addcmul(shift.to(wide)[:, None], normed, 1 + scale.to(wide)[:, None]).to(dtype or x.dtype)
 
 
@@ -241,6 +243,70 @@ def sampler_step(
     return new if clamp_min is None else new.clamp(min=clamp_min)
 
 
+# a whole denoiser, without gradients
+
+
+def embed_patches(
+    x: Tensor,
+    dtype: torch.dtype,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor,
+    cell_weight: Tensor | None = None,
+    cell_bias: Tensor | None = None,
+) -> Tensor:
+    patch, wide = weight.shape[2] // x.shape[1], accumulation_dtype(dtype)
+    padded = F.pad(x.to(dtype), (0, -x.shape[2] % patch))
+    patches = padded.unflatten(2, (-1, patch)).permute(2, 0, 1, 3).flatten(2)  # [N, B, C P]
+    tokens = (patches @ weight.mT.to(dtype)).transpose(0, 1) + bias.to(wide)
+    if cell_weight is not None and cell_bias is not None:
+        cell = x.flatten(1).to(dtype) @ cell_weight.mT.to(dtype) + cell_bias.to(wide)
+        tokens = torch.cat([tokens, cell[:, None]], dim=1)
+    return (tokens + positions.to(wide)).to(dtype)
+
+
+def read_patches(
+    z: Tensor,
+    genes: int,
+    patch: int,
+    weight: Tensor,
+    bias: Tensor,
+    cell_weight: Tensor | None = None,
+    cell_bias: Tensor | None = None,
+) -> Tensor:
+    tokens, wide = math.ceil(genes / patch), accumulation_dtype(z.dtype)
+    out = (z[:, :tokens].transpose(0, 1) @ weight.mT.to(z.dtype)).transpose(0, 1) + bias.to(wide)
+    out = out.unflatten(2, (patch, -1)).permute(0, 3, 1, 2).flatten(2)[..., :genes]  # [B, C', G]
+    if cell_weight is None or cell_bias is None:
+        return out
+    return out + (z[:, tokens] @ cell_weight.mT.to(z.dtype) + cell_bias.to(wide)).view(out.shape)
+
+
+def denoise(
+    x: Tensor,
+    modulations: list[Tensor],
+    embedding: list[Tensor],
+    projections: list[Tensor],
+    outs: list[Tensor],
+    biases: list[Tensor],
+    folded: list[Tensor],
+    readout: list[Tensor],
+    heads: int,
+    eta: float,
+    lam: float,
+    eps: float,
+) -> Tensor:
+    tokens = embed_patches(x, folded[0].dtype, *embedding)
+    z = run_blocks(tokens, modulations, projections, outs, biases, folded, heads, eta, lam, eps)
+    return read_patches(z, x.shape[2], embedding[0].shape[2] // x.shape[1], *readout).to(x.dtype)
+
+
+def denoise_step(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    network, update, clean = given[:11], given[11:-1], given[-1]
+    out = denoise(x, *network)
+    return sampler_step(x, out, *update), x.new_empty(0) if clean is None else clean[0] * x + clean[1] * out
+
+
 # counts at a few levels per gene, given the noised value of the same gene
 
 
@@ -329,7 +395,7 @@ def count_draw(
     tables = log_base0, log_base1, values, counts, n_levels
 
     def probabilities(log_scale: Tensor) -> Tensor:
-        log_odds = torch.nn.functional.logsigmoid(log_ratio + log_scale[:, None])
+        log_odds = F.logsigmoid(log_ratio + log_scale[:, None])
         return count_logits(x, log_odds, mixture, alpha, sigma, *tables)[0].softmax(-1)  # [B, G, L]
 
     log_scale = torch.zeros_like(library)
