@@ -64,6 +64,29 @@ def launches(
         tiles, *_ = fused_blocks.candidates(x.device)
         return fused_blocks.run_fused(x, parts, weights, heads, 0.1, 0.1, 1e-6, tiles)
 
+    # with one map for all patches, and with one per patch and a token for the whole cell
+    patch, update = -(-genes // tokens), {"samples": samples, "a": 1.0, "e": 0.1, "seed": 7, "step": 3}
+    embedded = {
+        "one map": [wide(1, d, patch), wide(1, d), wide(tokens, d)],
+        "own maps": [wide(tokens, patch, d).mT, wide(tokens, d), wide(tokens + 1, d), wide(d, genes), wide(d)],
+    }
+    read = {
+        "one map": [wide(1, patch, d), wide(1, patch)],
+        "own maps": [wide(tokens, d, patch).mT, wide(tokens, patch), wide(genes, d), wide(genes)],
+    }
+
+    def embed_patches(maps: str) -> Callable[[], object]:
+        stream, normed = (low(batch, len(embedded[maps][2]), d) for _ in range(2))
+        named = {"shift": shift, "scale": scale, "stream": stream, "z": normed, "eps": 1e-6}
+        return lambda: engine.embed_patches(cells, *embedded[maps], **named)
+
+    def read_patches(maps: str, **update: object) -> Callable[[], object]:
+        normed = low(batch, len(embedded[maps][2]), d)
+        return lambda: engine.read_patches(normed, *read[maps], new=cells, **update)
+
+    ends = {f"embed_patches, {maps}": embed_patches(maps) for maps in embedded}
+    ends |= {f"read_patches, {maps}": read_patches(maps) for maps in read}
+    ends["read_patches, with the update"] = read_patches("one map", x=cells, **update)
     given, grads = {"out": other, "z": z, "gate": gate, "scale": scale, **step}, {"dshift": shift, "dscale": scale}
     return {
         "adaln": op("adaln", x, shift, scale, 1e-6, dtype),
@@ -80,6 +103,7 @@ def launches(
         "mssa": op("mssa", z, heads),
         **({"mssa_backward": op("mssa_backward", other, z, result, lse, heads)} if is_low else {}),
         **({"run_blocks": run_blocks} if is_low and d % 16 == 0 else {}),
+        **(ends if is_low else {}),
         "noising": op("noising", cells, cells, alpha, alpha),
         "sampler_step": op("sampler_step", cells, cells, cells, None, None, samples, *scalars),
         "normal": op("normal", 7, samples, 3, genes),

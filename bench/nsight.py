@@ -1,7 +1,7 @@
 """Run one phase of the model, after a warm-up, under Nsight: a forward, a train step, or sampling.
 
     nsys profile -t cuda,nvtx -c cudaProfilerApi -o train python bench/nsight.py train
-    ncu --nvtx --nvtx-include "run_blocks/" -c 12 python bench/nsight.py forward
+    ncu --nvtx --nvtx-include "denoise/" -c 20 python bench/nsight.py forward
 
 docs/profiling.md explains the recorded ranges. The script runs from an unpacked tree and needs only torch, triton and
 numpy. Without a GPU it times the phase.
@@ -85,7 +85,7 @@ def main() -> None:
     milliseconds = (time.perf_counter() - start) / given.steps * 1e3
     print(f"{given.phase}, {given.model}, {given.batch} cells on {device.type}: {milliseconds:.2f} ms per step")
     if nvtx is None:
-        print('the NVTX ranges have no domain: use ncu --nvtx-include "run_blocks/", not "wbdit@run_blocks/"')
+        print('the NVTX ranges have no domain: use ncu --nvtx-include "denoise/", not "wbdit@denoise/"')
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def costs(s: Shape, low: int = 2) -> dict[str, Cost]:
         "block_project": Cost(n * 2 * low, product),
         "block_compress": Cost(n * 4 * low, product),
         "block_sparsify": Cost(n * 4 * low, product),
+        "embed_patches": Cost(n * 2 * low + cells * FP32),
+        "read_patches": Cost(n * low + cells * 2 * FP32),
         "noising": Cost(cells * 3 * FP32),
         "sampler_step": Cost(cells * 4 * FP32),
         "normal": Cost(cells * FP32),
@@ -80,9 +82,14 @@ def costs(s: Shape, low: int = 2) -> dict[str, Cost]:
     }
 
 
+def launch_of(row: str) -> str:
+    """Return the launch that a row measures: the first word of its name."""
+    return row.split()[0].rstrip(",")
+
+
 def predicted(name: str, s: Shape, ceilings: tuple[float, float] = H100) -> float | None:
     """Return a launch's roofline in seconds; a row's name begins with its launch's name."""
-    cost = costs(s).get(name.split()[0])
+    cost = costs(s).get(launch_of(name))
     return None if cost is None else cost.seconds(*ceilings)
 
 

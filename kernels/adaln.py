@@ -48,7 +48,7 @@ def _adaln_forward(
     gate_ptr,  # [B, d], row stride gate_stride
     shift_ptr,  # [B, d], row stride shift_stride
     scale_ptr,  # [B, d], row stride scale_stride
-    x_new_ptr,  # [B, N, d], dtype of x
+    x_new_ptr,  # [B, N, d], dtype of x, or None
     z_new_ptr,  # [B, N, d], the products' dtype
     tokens,
     d,
@@ -82,8 +82,9 @@ def _adaln_forward(
             if z_ptr is not None:
                 step = _shrink(_read(z_ptr, at, inside), step, eta, threshold)
             row += gate * step
-            _write(x_new_ptr, at, row, inside)
-            row = row.to(x_new_ptr.dtype.element_ty).to(tl.float32)  # normalize the rounded values that are stored
+            if x_new_ptr is not None:
+                _write(x_new_ptr, at, row, inside)
+                row = row.to(x_new_ptr.dtype.element_ty).to(tl.float32)  # normalize the rounded values that are stored
         normed, _ = _normalize(row, inside, d, eps)
         _write(z_new_ptr, at, normed * (1.0 + scale) + shift, inside)
 
@@ -181,7 +182,7 @@ def residual_adaln(
     """Write ``x' = x + gate * step`` to `x_new` and ``LN(x') * (1 + scale) + shift`` to `z_new`.
 
     `step` is ``out + bias``, or ``relu(z + eta out - eta lam)`` if `z` is given. Without `out` there is no step, and x'
-    is x. `x_new` may be `x`, and `z_new` may be `out` or `z`. Token tensors ``(B, N, d)`` are dense. Modulations
+    is x. Without `x_new`, x' is not written. `x_new` may be `x`, and `z_new` may be `out` or `z`. Token tensors ``(B, N, d)`` are dense. Modulations
     ``(B, d)`` have dense rows.
     """
     batch, tokens, d = x.shape

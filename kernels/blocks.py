@@ -107,10 +107,12 @@ def run_blocks(
     eta: float,
     lam: float,
     eps: float,
+    z: Tensor | None = None,
 ) -> Tensor:
     """Return the modulated LayerNorm of the residual stream after all blocks ``(B, N, d)``, in the dtype of `folded`.
 
-    The arguments are those of :func:`wbdit.ops.reference.run_blocks`. Unless all sizes of the weights are multiples of
+    The arguments are those of :func:`wbdit.ops.reference.run_blocks`, and `z`, the first modulated LayerNorm of `x`.
+    Given `z`, both are in the products' dtype, and may be overwritten. Unless all sizes of the weights are multiples of
     16, only :class:`Unfused` is used. The stream is kept in the products' dtype.
     """
     x = x.contiguous()
@@ -118,11 +120,13 @@ def run_blocks(
     weights = projections, outs, [bias.contiguous() for bias in biases], folded
     given = x, modulations, weights, heads, eta, lam, eps
 
+    offered = ways(x, (*projections, *folded))
+    once = z if len(offered) == 1 else None  # a search repeats the run, so it must not overwrite its inputs
+
     def run(way: Tiles | Unfused) -> tuple[Tensor, list[Any]]:
-        return (run_unfused(*given), []) if isinstance(way, Unfused) else run_fused(*given, way)
+        return (run_unfused(*given, once), []) if isinstance(way, Unfused) else run_fused(*given, way)
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
-    offered = ways(x, (*projections, *folded))
     return run(tuning.choose("run_blocks", shape, offered, lambda way: run(way)[1], x.device))[0]
 
 
@@ -142,12 +146,21 @@ def run_fused(
 
 
 def run_unfused(
-    x: Tensor, modulations: Sequence[Tensor], weights: Weights, heads: int, eta: float, lam: float, eps: float
+    x: Tensor,
+    modulations: Sequence[Tensor],
+    weights: Weights,
+    heads: int,
+    eta: float,
+    lam: float,
+    eps: float,
+    z: Tensor | None = None,
 ) -> Tensor:
     """Run the blocks op by op; the stream, in the products' dtype, and its LayerNorm are updated in place."""
-    stream = torch.empty_like(x, dtype=weights[-1][0].dtype)
-    z = torch.empty_like(stream)
-    adaln.residual_adaln(x, shift=modulations[0], scale=modulations[1], z_new=z, eps=eps)
+    stream = x
+    if z is None:
+        stream = torch.empty_like(x, dtype=weights[-1][0].dtype)
+        z = torch.empty_like(stream)
+        adaln.residual_adaln(x, shift=modulations[0], scale=modulations[1], z_new=z, eps=eps)
     for i, (projection, out, bias, folded) in enumerate(zip(*weights, strict=True)):
         _, _, gate1, shift2, scale2, gate2, shift, scale = modulations[6 * i : 6 * i + 8]
         w = z @ projection.mT
@@ -159,7 +172,8 @@ def run_unfused(
         x = stream
         torch.matmul(z, folded, out=step)
         sparsify = {"out": step, "z": z, "gate": gate2, "shift": shift, "scale": scale, "eta": eta, "lam": lam}
-        adaln.residual_adaln(x, **sparsify, x_new=x, z_new=z, eps=eps)
+        is_last = i == len(weights[-1]) - 1
+        adaln.residual_adaln(x, **sparsify, x_new=None if is_last else x, z_new=z, eps=eps)
     return z
 
 

@@ -64,6 +64,18 @@ def _normals(seed, sample, step, quads):
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
 
 
+@triton.jit
+def _normal_at(seed, sample, step, position):
+    """Return the normals at any positions, with one counter for each of them."""
+    sample, position = tl.broadcast(sample.to(tl.int64), position)
+    low = (sample & 0xFFFFFFFF).to(tl.uint32)
+    high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    a, b, c, d = tl.philox(seed, (position // 4).to(tl.uint32), low, low * 0 + step.to(tl.uint32), high)
+    second = position % 4 >= 2
+    even, odd = _pair(tl.where(second, c, a), tl.where(second, d, b))
+    return tl.where(position % 2 == 0, even, odd)
+
+
 @triton.jit(do_not_specialize=["seed", "step"])
 def _normal(
     samples_ptr,  # [B] int64

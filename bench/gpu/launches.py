@@ -10,7 +10,7 @@ from typing import Any
 import codegen
 import torch
 from checks import block_inputs
-from roofline import Shape, costs
+from roofline import Shape, costs, launch_of
 from rows import AbsentError, Line
 from setting import Setting
 
@@ -43,7 +43,7 @@ def _time(s: Setting, name: str, prepare: Callable[[], Step]) -> Line:
     if not (s.on_gpu or triton.knobs.runtime.interpret):
         raise AbsentError("needs a GPU, or TRITON_INTERPRET=1 for a rehearsal")
     found = s.timer.measure(prepare(), 0.2)
-    cost = costs(_shape(s))[name.split()[0]]
+    cost = costs(_shape(s))[launch_of(name)]
     found["bytes_per_second"] = cost.bytes / found["seconds"]
     if cost.flops:
         found["flops_per_second"] = cost.flops / found["seconds"]

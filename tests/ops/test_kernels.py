@@ -296,6 +296,71 @@ def test_run_blocks_is_its_parts():
     assert relative_error(ops.run_blocks(x, parts, projections, outs, biases, folded, heads), z) < 1e-5
 
 
+# a whole denoiser
+
+
+def denoiser_inputs(genes, patch, d, *, channels=1, outputs=1, own=False, cell=False, batch=3, rows=None):
+    """Return the arguments of ``denoise``: one map for all patches or `own` ones, and a token for the whole cell."""
+    n = -(-genes // patch)
+    maps = n if own else 1
+    embedding = [rand(maps, d, channels * patch), rand(maps, d, seed=1), rand(n + cell, d, seed=2)]
+    readout = [rand(maps, patch * outputs, d, seed=3) / d**0.5, rand(maps, patch * outputs, seed=4)]
+    if cell:
+        embedding += [rand(d, channels * genes, seed=5) / genes**0.5, rand(d, seed=6)]
+        readout += [rand(outputs * genes, d, seed=7) / d**0.5, rand(outputs * genes, seed=8)]
+    if own:  # the layout of a model's own maps
+        embedding[0], readout[0] = (t.mT.contiguous().mT for t in (embedding[0], readout[0]))
+    _, modulations, *blocks, heads = blocks_inputs(n + cell, d, 2, batch=batch, rows=rows)
+    return rand(batch, channels, genes, seed=9), modulations, embedding, *blocks, readout, heads
+
+
+def denoiser_in(inputs, dtype):
+    """Return `inputs` with products in `dtype`, and all else at least in fp32."""
+    wide = dtype if dtype == torch.float64 else torch.float32
+    types = (wide, wide, dtype, dtype, wide, dtype, wide)
+    return (inputs[0].to(wide), *([t.to(to) for t in ts] for ts, to in zip(inputs[1:8], types, strict=True)), inputs[8])
+
+
+DENOISERS = [
+    {"genes": 40, "patch": 10, "d": 48},
+    {"genes": 39, "patch": 10, "d": 64, "rows": 1, "batch": 2},
+    {"genes": 12, "patch": 5, "d": 32, "own": True, "cell": True},
+    {"genes": 6, "patch": 3, "d": 16, "own": True, "cell": True, "batch": 35},  # more than a program's rows
+    {"genes": 12, "patch": 4, "d": 32, "channels": 2, "outputs": 2, "cell": True},
+]
+
+
+@DTYPES
+@pytest.mark.parametrize("sizes", DENOISERS, ids=str)
+def test_denoise(sizes, dtype):
+    inputs = denoiser_inputs(**sizes)
+    rounded = [[t.to(dtype).float() for t in ts] for ts in inputs[1:8]]
+    inputs = (inputs[0].to(dtype).float(), *rounded, inputs[8])
+    out = ops.denoise(*denoiser_in(inputs, dtype))
+    assert out.dtype == torch.float32
+    assert relative_error(out, ops.denoise(*denoiser_in(inputs, torch.float64))) < TOLERANCE[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize("clean", [None, (0.25, 1.5)], ids=["the state", "the state and x_0"])
+def test_denoise_step(clean, dtype):
+    """The update equals that of ``sampler_step`` on the output of ``denoise``; the noise is that of its address."""
+    inputs = denoiser_in(denoiser_inputs(genes=9, patch=4, d=16, cell=True), dtype)
+    x = inputs[0]
+    terms = ["previous", "earlier", "noise"] if clean else ["previous"]
+    given = {name: rand(*x.shape, seed=20 + i) for i, name in enumerate(terms)}
+    if clean is None:
+        given |= {"samples": torch.tensor([0, 5, 2**33 + 1]), "seed": 2**40 + 3, "step": 7}
+    factors = {"a": 0.7, "b": -0.4, "c": 0.3, "d": -0.2, "e": 0.5, "clamp_min": -0.5}
+    out = ops.denoise(*inputs)
+    new, estimate = ops.denoise_step(*inputs, **given, **factors, clean=clean)
+    torch.testing.assert_close(new, ops.sampler_step(x, out, **given, **factors), rtol=1e-4, atol=1e-5)
+    if clean is None:
+        assert estimate is None
+    else:
+        torch.testing.assert_close(estimate, 0.25 * x + 1.5 * out, rtol=1e-4, atol=1e-5)
+
+
 # the noise schedule's updates
 
 

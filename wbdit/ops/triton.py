@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wbdit.ops import dispatch
-from wbdit.ops.layout import TYPES
+from wbdit.ops.layout import TYPES, dense
 
 MODULES = {  # pass -> module of wbdit.kernels
     "residual_adaln": "adaln",
@@ -29,6 +29,9 @@ MODULES = {  # pass -> module of wbdit.kernels
     "count_nll_backward": "counts",
     "count_draw": "counts",
     "run_blocks": "blocks",
+    "embed_patches": "ends",
+    "read_patches": "ends",
+    "denoise": "denoise",
 }
 NO_ROWS = (  # ops whose kernels keep no whole row in registers, so the row length is not limited
     *("noising", "sampler_step", "normal", "fold", "fold_backward"),
@@ -73,12 +76,58 @@ def version() -> str:
 
 def register(device: str = "cuda") -> None:
     """Register the kernels for a device type: "cuda", or another one for Triton's interpreter in the tests."""
-    dispatch.add_engine(device, "triton", Triton(), available, _fits, {"run_blocks": _run_blocks})
+    whole = {"run_blocks": _run_blocks, "denoise": _denoise, "denoise_step": _denoise_step}
+    dispatch.add_engine(device, "triton", Triton(), available, _fits, whole)
 
 
 def _run_blocks(engine: Triton, *args: Any) -> Tensor:
     """Run all blocks, fused if :mod:`wbdit.kernels.blocks` supports them, else op by op."""
-    return engine.run_blocks(*args) if _is_one(*args) else dispatch.adapter("run_blocks")(engine, *args)
+    x, _, projections, _, _, folded, *_ = args
+    if x.dtype in TYPES and x.numel() > 0 and _are_low(projections, folded):
+        return engine.run_blocks(*args)
+    return dispatch.adapter("run_blocks")(engine, *args)
+
+
+def _denoise(engine: Triton, x: Tensor, *network: Any) -> Tensor:
+    """Run a denoiser by :mod:`wbdit.kernels.denoise` if it supports it, else op by op."""
+    if not _is_whole(x, *network):
+        return dispatch.adapter("denoise")(engine, x, *network)
+    embedding, readout = network[1], network[6]
+    patch = embedding[0].shape[2] // x.shape[1]
+    new = x.new_empty(x.shape[0], readout[0].shape[1] // patch, x.shape[2])
+    engine.denoise(x, *network, new=new)
+    return new
+
+
+def _denoise_step(engine: Triton, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    """Run a denoiser and a sampler's step like :func:`_denoise`."""
+    network, update, factors = given[:11], given[11:-1], given[-1]
+    if not _is_whole(x, *network):
+        return dispatch.adapter("denoise_step")(engine, x, *given)
+    previous, earlier, noise, samples, a, b, c, d, e, clamp_min, seed, step = update
+    new = torch.empty_like(x, memory_format=torch.contiguous_format)
+    clean = None if factors is None else torch.empty_like(new)
+    engine.denoise(
+        x,
+        *network,
+        new=new,
+        x=x.contiguous(),
+        previous=dense(previous),
+        earlier=dense(earlier),
+        noise=dense(noise),
+        samples=None if samples is None else samples.to(torch.int64).contiguous(),
+        a=a,
+        b=b,
+        c=c,
+        d=d,
+        e=e,
+        clamp_min=-torch.inf if clamp_min is None else clamp_min,
+        seed=seed,
+        step=step,
+        clean=clean,
+        factors=factors or (0.0, 0.0),
+    )
+    return new, x.new_empty(0) if clean is None else clean
 
 
 def _fits(name: str, args: tuple[Any, ...]) -> bool:
@@ -90,13 +139,14 @@ def _fits(name: str, args: tuple[Any, ...]) -> bool:
         return False
     if name in NO_ROWS:
         return True
+    if name in ("run_blocks", "denoise", "denoise_step"):
+        outs, biases, folded, *_ = args[3:] if name == "run_blocks" else args[4:]
+        heads = args[6] if name == "run_blocks" else args[8]
+        d, width = outs[0].shape
+        return d <= adaln.WIDEST and _attends(width // heads, folded[0].dtype, device, backward=False)
     rows = args[2] if name.endswith("adaln_backward") and name != "adaln_backward" else args[0]
     if name.startswith("mssa"):
         return _attends(rows.shape[-1] // args[-1], rows.dtype, device, backward=name == "mssa_backward")
-    if name == "run_blocks":
-        projections, heads = args[2], args[6]
-        width, dtype = projections[0].shape[0] // heads, args[5][0].dtype
-        return rows.shape[-1] <= adaln.WIDEST and _attends(width, dtype, device, backward=False)
     return rows.shape[-1] <= adaln.WIDEST
 
 
@@ -116,8 +166,15 @@ def _attends(width: int, dtype: torch.dtype, device: torch.device, backward: boo
     return width <= mssa.WIDEST and (device.type != "cuda" or bool(mssa.candidates(backward, dtype, width, device)))
 
 
-def _is_one(x: Tensor, *others: Any) -> bool:
-    """Return whether :mod:`wbdit.kernels.blocks` supports these blocks: their matrix products must be in bf16."""
-    _, projections, _, _, folded, *_ = others
-    low = all(t.dtype == torch.bfloat16 for t in (*projections, *folded))
-    return low and x.dtype in TYPES and x.numel() > 0
+def _are_low(*weights: list[Tensor]) -> bool:
+    """Return whether products with all these weights are in bf16, as the kernels with products need it."""
+    return all(t.dtype == torch.bfloat16 for ts in weights for t in ts)
+
+
+def _is_whole(x: Tensor, *network: Any) -> bool:
+    """Return whether :mod:`wbdit.kernels.denoise` supports a denoiser."""
+    from wbdit.kernels import ends
+
+    _, embedding, projections, _, _, folded, *_ = network
+    narrow = embedding[2].shape[1] <= ends.WIDEST
+    return narrow and x.dtype in TYPES and x.numel() > 0 and _are_low(projections, folded)

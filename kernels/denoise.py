@@ -1,0 +1,38 @@
+"""A denoiser without gradients: the launch that embeds cells, those of the blocks, and the one that reads them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from wbdit.kernels import blocks, ends
+
+
+def denoise(
+    cells: Tensor,
+    modulations: Sequence[Tensor],
+    embedding: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    folded: Sequence[Tensor],
+    readout: Sequence[Tensor],
+    *settings: Any,
+    new: Tensor,
+    **update: Any,
+) -> None:
+    """Write a denoiser's output to `new`, or the next state of a sampler.
+
+    The arguments are those of :func:`wbdit.ops.denoise`, then those of :func:`wbdit.kernels.ends.read_patches`.
+    """
+    cells = cells.contiguous()
+    tokens, d = embedding[2].shape
+    stream = torch.empty((len(cells), tokens, d), dtype=folded[0].dtype, device=cells.device)
+    z = torch.empty_like(stream)
+    modulations = [m if m.stride(-1) == 1 else m.contiguous() for m in modulations]
+    shift, scale = modulations[:2]
+    ends.embed_patches(cells, *embedding, shift=shift, scale=scale, stream=stream, z=z, eps=settings[-1])
+    z = blocks.run_blocks(stream, modulations, projections, outs, biases, folded, *settings, z=z)
+    ends.read_patches(z, *readout, new=new, **update)
