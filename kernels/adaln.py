@@ -182,8 +182,8 @@ def residual_adaln(
     """Write ``x' = x + gate * step`` to `x_new` and ``LN(x') * (1 + scale) + shift`` to `z_new`.
 
     `step` is ``out + bias``, or ``relu(z + eta out - eta lam)`` if `z` is given. Without `out` there is no step, and x'
-    is x. Without `x_new`, x' is not written. `x_new` may be `x`, and `z_new` may be `out` or `z`. Token tensors ``(B, N, d)`` are dense. Modulations
-    ``(B, d)`` have dense rows.
+    is x. Without `x_new`, x' is not written. `x_new` may be `x`, and `z_new` may be `out` or `z`. Token tensors
+    ``(B, N, d)`` are dense. Modulations ``(B, d)`` have dense rows.
     """
     batch, tokens, d = x.shape
     if x.numel() == 0:

@@ -84,7 +84,7 @@ def _embed_patches(
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Write the residual stream and its first modulated norm; the programs of whole cells, which take longest, first."""
+    """Write the residual stream and its first modulated norm; the programs of whole cells, the longest, come first."""
     low = stream_ptr.dtype.element_ty
     column = tl.arange(0, WIDTH)
     inside = column < d
@@ -102,7 +102,7 @@ def _embed_patches(
         cells_ptr, own_ptr, sample, start, patch, column, batch, channels, genes, d, w_out, w_in, INNER, low
     )
     offset = tl.load(bias_ptr + token * bias_stride + column, mask=inside, other=0.0).to(tl.float32)
-    if cell_weight_ptr is not None:
+    if cell_weight_ptr is not None:  # noqa: SIM102  known at compile time
         if is_cell:
             token = patches
             total = _map_genes(

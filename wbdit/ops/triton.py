@@ -76,7 +76,11 @@ def version() -> str:
 
 def register(device: str = "cuda") -> None:
     """Register the kernels for a device type: "cuda", or another one for Triton's interpreter in the tests."""
-    whole = {"run_blocks": _run_blocks, "denoise": _denoise, "denoise_step": _denoise_step}
+    whole: dict[str, Callable[..., Any]] = {
+        "run_blocks": _run_blocks,
+        "denoise": _denoise,
+        "denoise_step": _denoise_step,
+    }
     dispatch.add_engine(device, "triton", Triton(), available, _fits, whole)
 
 
@@ -140,7 +144,7 @@ def _fits(name: str, args: tuple[Any, ...]) -> bool:
     if name in NO_ROWS:
         return True
     if name in ("run_blocks", "denoise", "denoise_step"):
-        outs, biases, folded, *_ = args[3:] if name == "run_blocks" else args[4:]
+        outs, _, folded, *_ = args[3:] if name == "run_blocks" else args[4:]
         heads = args[6] if name == "run_blocks" else args[8]
         d, width = outs[0].shape
         return d <= adaln.WIDEST and _attends(width // heads, folded[0].dtype, device, backward=False)
