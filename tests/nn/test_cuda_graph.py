@@ -150,7 +150,12 @@ def test_weights_may_change(recorded):
     with torch.no_grad():
         graphed(x, t.expand(3))
         denoiser.blocks[0].attn.qkv.weight.mul_(3)
-        assert torch.equal(graphed(x, t.expand(3)), denoiser(x, t.expand(3)))
+        for _ in range(2):
+            assert torch.equal(graphed(x, t.expand(3)), denoiser(x, t.expand(3)))
+        assert len(recorded) == 2
+        denoiser.eval()
+        graphed(x, t.expand(3))
+        assert len(recorded) == 3
 
 
 def test_what_cannot_be_replayed_is_called(recorded):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wbdit import ops
 from wbdit.nn.denoiser import Denoises
+from wbdit.nn.weight_cache import WeightCache
 from wbdit.schedule import Prediction
 
 WARM = 3  # warm-up calls before recording: they compile and autotune kernels and allocate library workspaces
@@ -48,8 +49,9 @@ class CUDAGraphModel:
     Parameters
     ----------
     model
-        A denoiser, or a :class:`wbdit.counts.denoiser.CountDenoiser`. Its weights may change in place between calls.
-        After moving it to another device, create a new :class:`CUDAGraphModel`.
+        A denoiser, or a :class:`wbdit.counts.denoiser.CountDenoiser`. When its weights change, all is recorded anew;
+        after a change through ``.data``, call ``model.eval()``. After moving it to another device, create a new
+        :class:`CUDAGraphModel`.
     """
 
     def __init__(self, model: Denoises) -> None:
@@ -57,6 +59,8 @@ class CUDAGraphModel:
         self.prediction: Prediction = model.prediction
         self.label_sizes = model.label_sizes
         self.embed: Callable[..., Tensor] = model.embed
+        self._weights = WeightCache()
+        self._version: Hashable = None
         self._recorded: dict[Hashable, _Recorded | None] = {}  # None: recording failed
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
@@ -68,6 +72,7 @@ class CUDAGraphModel:
         if not self._replays(x, t):
             return self.model(x, t, **given)
         with torch.cuda.device_of(x):  # record and replay on the device of the inputs
+            self._drop_outdated()
             key = _key(x, t, given)
             if key not in self._recorded:
                 self._recorded[key] = self._record(x, t, given)
@@ -76,6 +81,14 @@ class CUDAGraphModel:
 
     def _replays(self, x: Tensor, t: Tensor) -> bool:
         return x.is_cuda and t.stride(0) == 0 and not torch.is_grad_enabled() and not self.model.training
+
+    def _drop_outdated(self) -> None:
+        """Drop all recordings if a weight has changed: they hold tensors that were made from the weights."""
+        weights = (*self.model.parameters(), *self.model.buffers())
+        version = self._weights.version(weights), self.model.network.generation
+        if version != self._version:
+            self._recorded.clear()
+            self._version = version
 
     def _record(self, x: Tensor, t: Tensor, given: dict[str, Tensor]) -> _Recorded | None:
         own = {name: value.clone() for name, value in given.items()}

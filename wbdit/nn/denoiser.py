@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
@@ -57,6 +57,12 @@ class Denoises(Protocol):
 
     def embed(self, y: Tensor | None, log_library: Tensor | None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning for labels, library sizes and covariates, one row per sample."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Return the weights."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Return the constants of the model."""
 
     def start(self, noise: Tensor) -> Tensor:
         """Return the initial state of sampling, given Gaussian noise."""
