@@ -14,6 +14,7 @@ from wbdit.nn.blocks import ModulatedBlock, gated_adaln
 from wbdit.nn.crate import ISTA, MSSA, LinearMap, product_dtype
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.embeddings import per_patch
+from wbdit.nn.fused_steps import DenoiserSteps
 from wbdit.nn.weight_cache import may_pack
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
@@ -116,6 +117,42 @@ class WBDiT(Denoiser):
     def make_block(self, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
         """Return a white-box block."""
         return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
+
+    def fuse_steps(
+        self, x: Tensor, times: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None
+    ) -> DenoiserSteps | None:
+        """Prepare the calls of a sampler: where one op runs the model, another one also applies the sampler's update.
+
+        The modulations of all timesteps are computed here, if they fit into memory.
+
+        Parameters
+        ----------
+        x
+            State ``(B, C, G)``, of which only shape, dtype and device are used.
+        times
+            Timesteps of the calls ``(T,)``, as :meth:`forward` takes them, on a CPU.
+        y, conditioning
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        The prepared calls; None where one op cannot run the model.
+        """
+        if not self._is_one_op(x) or self.training or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        batch, times = len(x), times.to(x.device)
+        self._check_inputs(x, times[:1].expand(batch), y, conditioning)
+        with span("conditioning"):
+            tables = self.tables(times, batch, y, conditioning)
+        if tables is None:
+            given = [t for t in (y, conditioning) if t is not None]
+            return DenoiserSteps(
+                lambda i: _flat(self.modulations(times[i : i + 1].expand(batch), y, conditioning)),
+                self._network(),
+                [times, *given],
+            )
+        rows = [self.at_timestep(tables, i, batch) for i in range(len(times))]
+        return DenoiserSteps(rows.__getitem__, self._network(), tables)
 
     def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
         if not self._is_one_op(x):

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from wbdit.samplers.loop import FusedSteps
 from wbdit.schedule import Prediction
 
 
@@ -100,7 +101,7 @@ class GuidedModel:
         if len(ends) == 2:
             own, other = map(embedded, ends)
             self._given = {"conditioning": torch.lerp(own, other, mix)}
-        elif covariates is None:
+        elif covariates is None and not getattr(model, "embeds_once", False):
             self._given = {"y": given(*ends)}
         else:
             self._given = {"conditioning": embedded(*ends)}
@@ -111,6 +112,11 @@ class GuidedModel:
         ((name, every),) = self._given.items()
         fullest = every[: len(every) // len(self._factors)]
         return fullest if name == "conditioning" else self.model.embed(fullest)  # type: ignore[attr-defined]
+
+    def fuse_steps(self, x: Tensor, times: Tensor) -> FusedSteps | None:
+        """Prepare the calls of a sampler as the model itself does, if there is only one term; else return None."""
+        prepare = getattr(self.model, "fuse_steps", None)
+        return None if prepare is None or len(self._factors) > 1 else prepare(x, times, **self._given)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the guided output for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""
