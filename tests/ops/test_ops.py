@@ -3,13 +3,15 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import relative_error
+from helpers import Launches, relative_error
 
 from wbdit import InputError, ops
 from wbdit.ops import reference
+from wbdit.ops.count_step import one_pass
 
 ETA, LAM = 0.1, 0.1
 
@@ -155,6 +157,23 @@ def test_a_step_of_counts_is_its_formula(outputs):
     assert nothing is None
     with pytest.raises(ValueError, match="both noise and samples"):
         ops.count_mean_step(*given, alpha=0.8, sigma=0.6, **terms, **factors, samples=torch.arange(5))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_one_pass_is_one_launch(keep):
+    """On an engine with the pass, the op allocates its results and copies nothing, though offsets are columns."""
+    x, answer, rates, dispersion, *known = count_step_inputs(torch.float32)
+    rates, dispersion = torch.cat([rates, dispersion], 1).split(3, dim=1)
+    update = rand(5, 1, 3, **F32), None, None, torch.arange(5), 1.5, -0.5, 0.25, 0.0, 0.1, None, 7, 3, keep
+    taken = {}
+    engine = SimpleNamespace(count_mean_step=lambda *given, **named: taken.update(named, given=given))
+    with Launches() as launches:
+        new, clean = one_pass(engine, x, answer, rates, dispersion, *known, 0.8, 0.6, *update)
+    assert launches.names in ([], ["aten.fill_"] * 2)  # memory is filled in these tests
+    assert taken["new"] is new
+    assert taken["mean"] is (clean if keep else None)
+    assert new.shape == x.shape
+    assert taken["given"][2].data_ptr() == rates.data_ptr()
 
 
 def draws():
@@ -341,6 +360,7 @@ ONE_OF_OUR_OWN = """
 import os, torch
 from wbdit import ops, backend
 from wbdit.ops import reference
+from wbdit.ops.count_step import one_pass
 others = ops.serving("cpu")["mssa"]
 calls = []
 @ops.register_kernel("fold", "cpu", "test")

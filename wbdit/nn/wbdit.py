@@ -151,8 +151,7 @@ class WBDiT(Denoiser):
                 self._network(),
                 [times, *given],
             )
-        rows = [self.at_timestep(tables, i, batch) for i in range(len(times))]
-        return DenoiserSteps(rows.__getitem__, self._network(), tables)
+        return DenoiserSteps(lambda i: self.at_timestep(tables, i, batch), self._network(), tables)
 
     def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
         if not self._is_one_op(x):
