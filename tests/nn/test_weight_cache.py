@@ -179,8 +179,11 @@ def test_a_changed_weight_is_seen_on_a_gpu(kind, change, monkeypatch):
     assert torch.equal(after, sample(fresh_copy(model)))
 
 
-def test_a_few_labels_trained_alone_are_seen():
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+def test_a_few_labels_trained_alone_are_seen(gpu, monkeypatch):
     """Fused optimizers do not increase a weight's version; here they also change only a few rows of a table."""
+    if gpu:
+        simulate_gpu(monkeypatch)
     model, labels = make(labels=(100,)), (1, 2, 2, 3)
     optimizer = torch.optim.AdamW(model.y_embedder.parameters(), lr=0.1, weight_decay=0.0, fused=True)
     before = sample(model, TIMES, labels)
@@ -397,6 +400,30 @@ def test_a_gpu_folds_in_fp32(monkeypatch):
         with torch.no_grad():
             assert step.folded().dtype == torch.bfloat16
     assert seen == [torch.float32] * 2
+
+
+def test_one_step_of_a_fused_optimizer_is_seen_on_a_gpu(monkeypatch):
+    simulate_gpu(monkeypatch)
+    model = make()
+    optimizer = torch.optim.AdamW(model.blocks.parameters(), lr=0.1, fused=True)
+    before = sample(model)
+    call(model).square().mean().backward()
+    optimizer.step()
+    after = sample(model)
+    assert relative_error(after, before) > 1e-4
+    assert torch.equal(after, sample(fresh_copy(model)))
+
+
+def test_no_new_weight_has_the_address_of_a_known_one(monkeypatch):
+    """Without reading values, a weight is known by its address: its memory is held until the next look."""
+    simulate_gpu(monkeypatch)
+    cache, weight = WeightCache(), torch.nn.Parameter(torch.zeros(1000))
+    assert cache.get("key", [weight], lambda: "old") == "old"
+    known = weight.data_ptr()
+    for _ in range(10):
+        weight.data = weight.data.clone()
+        assert weight.data_ptr() != known
+    assert cache.get("key", [weight], lambda: "new") == "new"
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside a graph", "inside"])
