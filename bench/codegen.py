@@ -14,6 +14,7 @@ import torch
 from drylaunch import Resources, dry, resources
 from torch import Tensor
 
+from wbdit.ops import count_step
 from wbdit.ops.dispatch import adapter
 from wbdit.ops.triton import Triton
 
@@ -87,6 +88,12 @@ def launches(
     ends = {f"embed_patches, {maps}": embed_patches(maps) for maps in embedded}
     ends |= {f"read_patches, {maps}": read_patches(maps) for maps in read}
     ends["read_patches, with the update"] = read_patches("one map", x=cells, **update)
+
+    def count_mean_step() -> object:
+        sizes = wide(genes), wide(2, genes), wide(genes), *tables[2:]
+        answer, update = wide(batch, 2, genes), (cells, cells, None, samples, *scalars, True)
+        return count_step.one_pass(engine, cells, answer, values, values, *sizes, 0.8, 0.6, *update)
+
     given, grads = {"out": other, "z": z, "gate": gate, "scale": scale, **step}, {"dshift": shift, "dscale": scale}
     return {
         "adaln": op("adaln", x, shift, scale, 1e-6, dtype),
@@ -108,6 +115,7 @@ def launches(
         "sampler_step": op("sampler_step", cells, cells, cells, None, None, samples, *scalars),
         "normal": op("normal", 7, samples, 3, genes),
         "count_mean": op("count_mean", values, values, values, *tables),
+        "count_mean_step": count_mean_step,
         "count_nll": op("count_nll", values, values, values, *tables, target),
         "count_nll_backward": op("count_nll_backward", values, values, values, values, *tables, target),
         "count_draw": op("count_draw", values, values, values, *tables, edges, edges, values, alpha, 4),

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wbdit
 from wbdit import DiT, WBDiT, cli
+from wbdit.nn import conditioning, weight_cache
 from wbdit.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,28 @@ def stirred(model, seed=0):
             if p.requires_grad:
                 p.copy_(0.1 * torch.randn(p.shape, generator=generator))
     return model.eval()
+
+
+def simulate_gpu(monkeypatch):
+    """Let CPU tensors take the ways of a GPU: weights are not read back, and one op runs a white-box model."""
+    monkeypatch.setattr(weight_cache, "TRACKED", ("cpu",))
+    for module in (weight_cache, conditioning):
+        monkeypatch.setattr(module, "is_cheap_to_read", lambda t: False)
+    monkeypatch.setattr(WBDiT, "_is_one_op", lambda self, x: not torch.is_grad_enabled())
+
+
+class Launches(TorchDispatchMode):
+    """A list of the ops that compute or copy something, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        # the schedule, whose levels are read as numbers, is always on a CPU
+        if not op.is_view and str(op) not in ("aten.empty.memory_format", "aten._local_scalar_dense.default"):
+            self.names.append(str(op).removesuffix(".default"))
+        return op(*args, **(kwargs or {}))
 
 
 def batch(input_size=40, channels=1, n=3):

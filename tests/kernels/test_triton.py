@@ -34,7 +34,7 @@ def run(*arguments, **environment):
 # the interpreter is slow: `make test` runs a test per kernel, `make test-triton` runs all
 SOME = (
     "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or test_count_draw[ or "
-    "draws_its_noise or its_parts"
+    "draws_its_noise or its_parts or test_count_mean_step["
 )
 # other shapes have more chunks of tokens, more cells, more genes and as many levels, and are as ragged
 LEFT_OUT = ("test_gated_adaln[(3, 17, 48)-bf16]", "test_ista_adaln[(3, 17, 48)-bf16]", "test_counts[(64, 34, 27)]")

@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 import torch
-from helpers import SMALL, relative_error, stirred
+from helpers import SMALL, relative_error, simulate_gpu, stirred
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wbdit import DiT, WBDiT, backend, ops
-from wbdit.nn import crate
+from wbdit.nn import crate, weight_cache
 from wbdit.nn.weight_cache import WeightCache
 
 BOTH = pytest.mark.parametrize("kind", [WBDiT, DiT])
@@ -152,8 +153,37 @@ def test_a_changed_weight_is_seen(kind, change, labels):
     assert torch.equal(after, sample(fresh_copy(model)))
 
 
-def test_a_few_labels_trained_alone_are_seen():
+THROUGH_DATA = (
+    *(change_data_in_place, change_one_dictionary, change_one_modulation),
+    *(change_the_label_table, change_the_timestep_perceptron),
+)
+
+
+@BOTH
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_weight_is_seen_on_a_gpu(kind, change, monkeypatch):
+    """Nothing is read back: a change is seen by address, version or optimizer step, one through ``.data`` by `eval`."""
+    simulate_gpu(monkeypatch)
+    monkeypatch.setattr(Tensor, "tolist", lambda t: pytest.fail("reads values"))
+    monkeypatch.setattr(Tensor, "item", lambda t: pytest.fail("reads a value"))
+    model = make(kind)
+    before = sample(model)
+    assert torch.equal(sample(model), before)
+    change(model)
+    if change in THROUGH_DATA:
+        model.eval()
+    after = sample(model)
+    with monkeypatch.context() as patched:
+        patched.undo()
+        assert relative_error(after, before) > 1e-4
+    assert torch.equal(after, sample(fresh_copy(model)))
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+def test_a_few_labels_trained_alone_are_seen(gpu, monkeypatch):
     """Fused optimizers do not increase a weight's version; here they also change only a few rows of a table."""
+    if gpu:
+        simulate_gpu(monkeypatch)
     model, labels = make(labels=(100,)), (1, 2, 2, 3)
     optimizer = torch.optim.AdamW(model.y_embedder.parameters(), lr=0.1, weight_decay=0.0, fused=True)
     before = sample(model, TIMES, labels)
@@ -199,6 +229,44 @@ def test_a_second_call_computes_nothing(kind, watch):
     computed.clear()
     assert torch.equal(sample(model), first)
     assert computed == []
+
+
+@BOTH
+def test_a_second_call_on_a_gpu_packs_no_weights(kind, monkeypatch):
+    """The stacked modulations, the folded dictionaries and the casts are made once; gradients never meet them."""
+    simulate_gpu(monkeypatch)
+    model, made, get = make(kind), [], WeightCache.get
+
+    def watched(cache, key, weights, compute):
+        return get(cache, key, weights, lambda: made.append(key[0]) or compute())
+
+    monkeypatch.setattr(WeightCache, "get", watched)
+    first = sample(model)
+    assert made == (["modulation", "network"] if kind is WBDiT else ["modulation"])
+    assert torch.equal(sample(model), first)
+    assert len(made) == 1 + (kind is WBDiT)
+    call(model).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("labels", [(), (3,), (3, 2)])
+@torch.no_grad()
+def test_one_product_modulates_all_blocks(labels, monkeypatch):
+    model, t = make(labels=labels), torch.tensor([7, 500, 7, 999])
+    y = torch.tensor([[0, 1], [2, 0], [3, 2], [0, 0]])[:, : len(labels)] if labels else None
+    expected = model.modulations(t, y)
+    simulate_gpu(monkeypatch)
+    found, tables = model.modulations(t, y), model.tables(t, 4, y)
+    for block, (own, right) in enumerate(zip(found, expected, strict=True)):
+        assert len(own) == len(right) == (6 if block < 2 else 2)
+        assert all(relative_error(a, b) < 1e-6 for a, b in zip(own, right, strict=True))
+    for i in range(4):
+        flat = [part for parts in model.modulations(t[i : i + 1].expand(4), y) for part in parts]
+        for a, b in zip(model.at_timestep(tables, i, 4), flat, strict=True):
+            assert a.shape == b.shape == (4, 32)
+            assert relative_error(a, b) < 1e-6
+    monkeypatch.setattr("wbdit.nn.conditioning.TABLE_BYTES", tables[0].nbytes - 1)
+    assert model.tables(t, 4, y) is None
 
 
 def test_only_new_pairs_are_computed(watch):
@@ -332,3 +400,35 @@ def test_a_gpu_folds_in_fp32(monkeypatch):
         with torch.no_grad():
             assert step.folded().dtype == torch.bfloat16
     assert seen == [torch.float32] * 2
+
+
+def test_one_step_of_a_fused_optimizer_is_seen_on_a_gpu(monkeypatch):
+    simulate_gpu(monkeypatch)
+    model = make()
+    optimizer = torch.optim.AdamW(model.blocks.parameters(), lr=0.1, fused=True)
+    before = sample(model)
+    call(model).square().mean().backward()
+    optimizer.step()
+    after = sample(model)
+    assert relative_error(after, before) > 1e-4
+    assert torch.equal(after, sample(fresh_copy(model)))
+
+
+def test_no_new_weight_has_the_address_of_a_known_one(monkeypatch):
+    """Without reading values, a weight is known by its address: its memory is held until the next look."""
+    simulate_gpu(monkeypatch)
+    cache, weight = WeightCache(), torch.nn.Parameter(torch.zeros(1000))
+    assert cache.get("key", [weight], lambda: "old") == "old"
+    known = weight.data_ptr()
+    for _ in range(10):
+        weight.data = weight.data.clone()
+        assert weight.data_ptr() != known
+    assert cache.get("key", [weight], lambda: "new") == "new"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside a graph", "inside"])
+def test_what_a_graph_records_is_not_kept(inside, monkeypatch):
+    """A tensor made while a CUDA graph is recorded has no values before the graph is replayed."""
+    monkeypatch.setattr(weight_cache, "_is_recording", lambda: inside)
+    cache, weight = WeightCache(), torch.zeros(3)
+    assert [cache.get("key", [weight], lambda made=made: made) for made in (1, 2)] == [1, 2 if inside else 1]

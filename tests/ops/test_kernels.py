@@ -479,6 +479,63 @@ def test_counts_of_a_cell_do_not_depend_on_the_batch():
         assert torch.equal(ops.count_mean(*parts, *tables), mean[66:69])
 
 
+def step_inputs(cells, genes, levels, outputs=2):
+    """Return the inputs of a step at one timestep: x, answer, offsets, sizes of the negative binomials and tables."""
+    x, rates, mixture, _, _, *tables, _ = count_inputs(cells, genes, levels, sigma=0.6)
+    draws = torch.Generator().manual_seed(2)
+    answer, dispersion = torch.randn(cells, outputs, genes, generator=draws), mixture.logit()
+    knots, log_mean = torch.randn(2, genes, generator=draws)
+    log_size = torch.randn(2, genes, generator=draws)
+    return x[:, None], answer, rates, dispersion, knots, log_size, log_mean, *tables
+
+
+LEVELS = {"alpha": 0.8, "sigma": 0.6}
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (34, 17, 12), (0, 5, 3)], ids=str)
+def test_count_mean_step(shape, outputs):
+    """All terms of the update at once, and none of them."""
+    given = step_inputs(*shape, outputs)
+    samples = torch.arange(shape[0]) + 2**33
+    previous, earlier, noise = (rand(shape[0], 1, shape[1], seed=i) for i in range(3))
+    factors = {"a": 1.5, "b": -0.5, "c": 0.25, "d": 2.0, "e": 0.1, "clamp_min": -0.5}
+    own = {"samples": samples, "seed": 11, "step": 3}
+    for terms in ({}, {"previous": previous, "earlier": earlier, "noise": noise}, own):
+        new, clean = ops.count_mean_step(*given, **terms, **factors, **LEVELS)
+        terms = {name: t.double() if name in ("previous", "earlier", "noise") else t for name, t in terms.items()}
+        expected = ops.count_mean_step(*wider(given), **terms, **factors, **LEVELS)
+        assert new.dtype == clean.dtype == torch.float32
+        assert new.shape == clean.shape == (shape[0], 1, shape[1])
+        for value, right in zip((new, clean), expected, strict=True):
+            assert (value - right).norm() <= 1e-5 * max(right.norm(), 0.1)
+
+
+def test_a_step_of_counts_is_its_parts():
+    """Noise is drawn by address, the estimate is optional, and offsets may be columns of one wider tensor."""
+    x, answer, rates, dispersion, *known = step_inputs(3, 19, 9)
+    factors = {"a": 1.5, "b": -0.5, "e": 0.3}
+    given = x, answer, rates, dispersion, *known
+    address = {"samples": torch.arange(3), "seed": 11, "step": 3}
+    new, clean = ops.count_mean_step(*given, **factors, **address, **LEVELS)
+    expected = ops.sampler_step(x, clean, **factors, **address)
+    torch.testing.assert_close(new, expected, rtol=1e-6, atol=1e-6)
+    both = torch.cat((rates, dispersion), 1)
+    slices = x[1:], answer[1:], both[1:, :19], both[1:, 19:], *known
+    address["samples"] = torch.arange(1, 3, dtype=torch.int32)
+    alone, nothing = ops.count_mean_step(*slices, **factors, **address, **LEVELS, keep=False)
+    assert torch.equal(alone, new[1:])
+    assert nothing is None
+    low, _ = ops.count_mean_step(x.bfloat16(), *given[1:], **factors, **LEVELS)
+    assert low.dtype == torch.bfloat16
+    for spoilt in (0, 1, 2, 3, 4):
+        wrong = [t.clone() for t in given]
+        wrong[spoilt][(0,) * wrong[spoilt].ndim] = torch.nan
+        for found in ops.count_mean_step(*wrong, **factors, **LEVELS, clamp_min=0.0):
+            assert found[0, 0, 0].isnan(), spoilt
+            assert found[:, :, 1:].isfinite().all(), spoilt
+
+
 def draw_inputs(cells, genes, levels, library=3.0):
     """Return the inputs of a draw: levels of one count up to 8, wider ones above, and library sizes per gene."""
     x, log_ratio, *rest, _, n_levels, _ = count_inputs(cells, genes, levels)

@@ -3,13 +3,15 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import relative_error
+from helpers import Launches, relative_error
 
 from wbdit import InputError, ops
 from wbdit.ops import reference
+from wbdit.ops.count_step import one_pass
 
 ETA, LAM = 0.1, 0.1
 
@@ -122,6 +124,56 @@ def test_counts_are_bayes_rule():
             posterior = prior * density / (prior * density).sum()
             torch.testing.assert_close(nll[b, g], -posterior[target[b, g].long()].log())
             torch.testing.assert_close(mean[b, g], (posterior * values[g, :n]).sum())
+
+
+def count_step_inputs(dtype=torch.float64):
+    """Return a step's inputs at the same levels: state, answer, offsets, and each gene's sizes and tables."""
+    x, log_odds, _, _, _, *tables, _ = counts(dtype)
+    draws = torch.Generator().manual_seed(5)
+    answer, dispersion = (torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((5, 2, 3), (5, 3)))
+    knots, log_size, log_mean = (torch.randn(*shape, dtype=dtype, generator=draws) for shape in ((3,), (2, 3), (3,)))
+    return x[:, None], answer, log_odds, dispersion, knots, log_size, log_mean, *tables
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_step_of_counts_is_its_formula(outputs):
+    """The negative binomial's odds are written out, then the mean and the update are those of the other ops."""
+    x, answer, rates, dispersion, knots, log_size, log_mean, *tables = count_step_inputs()
+    logits = knots + dispersion + (answer[:, 1] if outputs == 2 else 0)
+    weight = 1 / (1 + (-logits).exp())
+    size = ((1 - weight) * log_size[0] + weight * log_size[1]).exp()
+    mean = (log_mean + answer[:, 0] + rates).exp()
+    alpha, sigma = (torch.full((5,), level, dtype=torch.float64) for level in (0.8, 0.6))
+    clean = ops.count_mean(x[:, 0], (mean / (mean + size)).log(), weight, alpha, sigma, *tables)[:, None]
+    previous, earlier, noise = (rand(5 + i, 1, 3)[:5] for i in range(3))
+    factors = {"a": 1.5, "b": -0.5, "c": 0.25, "d": 2.0, "e": 0.1, "clamp_min": -0.1}
+    given = x, answer[:, :outputs], rates, dispersion, knots, log_size, log_mean, *tables
+    for terms in ({}, {"previous": previous, "earlier": earlier, "noise": noise}):
+        new, found = ops.count_mean_step(*given, alpha=0.8, sigma=0.6, **terms, **factors)
+        torch.testing.assert_close(found, clean)
+        torch.testing.assert_close(new, ops.sampler_step(x, clean, **terms, **factors))
+    again, nothing = ops.count_mean_step(*given, alpha=0.8, sigma=0.6, **terms, **factors, keep=False)
+    assert torch.equal(again, new)
+    assert nothing is None
+    with pytest.raises(ValueError, match="both noise and samples"):
+        ops.count_mean_step(*given, alpha=0.8, sigma=0.6, **terms, **factors, samples=torch.arange(5))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_one_pass_is_one_launch(keep):
+    """On an engine with the pass, the op allocates its results and copies nothing, though offsets are columns."""
+    x, answer, rates, dispersion, *known = count_step_inputs(torch.float32)
+    rates, dispersion = torch.cat([rates, dispersion], 1).split(3, dim=1)
+    update = rand(5, 1, 3, **F32), None, None, torch.arange(5), 1.5, -0.5, 0.25, 0.0, 0.1, None, 7, 3, keep
+    taken = {}
+    engine = SimpleNamespace(count_mean_step=lambda *given, **named: taken.update(named, given=given))
+    with Launches() as launches:
+        new, clean = one_pass(engine, x, answer, rates, dispersion, *known, 0.8, 0.6, *update)
+    assert launches.names in ([], ["aten.fill_"] * 2)  # memory is filled in these tests
+    assert taken["new"] is new
+    assert taken["mean"] is (clean if keep else None)
+    assert new.shape == x.shape
+    assert taken["given"][2].data_ptr() == rates.data_ptr()
 
 
 def draws():
@@ -238,6 +290,10 @@ REGISTERED = {
     ),
     "normal": lambda: (7, torch.arange(3), 2, 10),
     "count_mean": lambda: counts(torch.float32)[:-1],
+    "count_mean_step": lambda: (
+        *(*count_step_inputs(torch.float32), 0.8, 0.6, rand(5, 1, 3, **F32), None, None, torch.arange(5)),
+        *(1.5, -0.5, 0.25, 0.0, 0.1, None, 7, 3, True),
+    ),
     "count_nll": lambda: counts(torch.float32, grad=True),
     "count_draw": lambda: (*draws(), 4),
 }
@@ -304,6 +360,7 @@ ONE_OF_OUR_OWN = """
 import os, torch
 from wbdit import ops, backend
 from wbdit.ops import reference
+from wbdit.ops.count_step import one_pass
 others = ops.serving("cpu")["mssa"]
 calls = []
 @ops.register_kernel("fold", "cpu", "test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
+from wbdit.counts.fused_steps import CountSteps
 from wbdit.counts.init import expected_counts, label_rates
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.counts.trend import CovariateTrend
 from wbdit.data.normalize import log_library_sizes
 from wbdit.nn.denoiser import Denoiser
+from wbdit.nn.fused_steps import DenoiserSteps, FusedSteps
 from wbdit.schedule import NoiseSchedule, Prediction
 
 NOISE_AXES = 16  # principal components with scaled initial noise; later ones are mostly sequencing noise
@@ -198,6 +201,24 @@ class CountDenoiser(nn.Module):
         with torch.no_grad():
             return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, conditioning)))[:, None]
 
+    def fuse_steps(self, x: Tensor, times: Tensor, *, conditioning: Tensor) -> CountSteps | None:
+        """Prepare the calls of a sampler, where one op runs the denoiser; see :meth:`wbdit.WBDiT.fuse_steps`.
+
+        Parameters
+        ----------
+        x, times
+            As in :meth:`wbdit.WBDiT.fuse_steps`.
+        conditioning
+            As in :meth:`forward`.
+        """
+        if self.training or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        vector, *offsets = self._split(conditioning)
+        calls = self.denoiser.fuse_steps(x, times, conditioning=vector)
+        if not isinstance(calls, DenoiserSteps):
+            return None
+        return CountSteps(calls, self.likelihood, self.schedule, times, *offsets)
+
     def nll(self, x: Tensor, t: Tensor, conditioning: Tensor, levels: Tensor) -> Tensor:
         """Return the negative log-likelihood of the true levels, given noised cells.
 
@@ -253,12 +274,17 @@ class CountDenoiser(nn.Module):
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
-        vector, rates, dispersion = conditioning.split([self.denoiser.hidden_size, x.shape[-1], x.shape[-1]], dim=1)
+        vector, rates, dispersion = self._split(conditioning)
         seen = F.dropout(x, self.input_dropout, self.training)
         answer = self.denoiser(seen, t, conditioning=vector).float()
         if self.denoiser.out_channels == 2:
             dispersion = dispersion + answer[:, 1]
         return answer[:, 0] + rates, dispersion
+
+    def _split(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Return the denoiser's conditioning ``(B, d)``, and the offsets of rates and dispersions ``(B, G)``."""
+        genes = self.denoiser.input_size
+        return conditioning.split([self.denoiser.hidden_size, genes, genes], dim=1)
 
     def _posterior(self, x: Tensor, t: Tensor, log_rate: Tensor, dispersion: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments that the ``wbdit.ops.count_*`` functions share."""
@@ -270,7 +296,9 @@ class CountDenoiser(nn.Module):
 
 
 class FixedLibrary:
-    """A count model at fixed library sizes, for samplers and :class:`wbdit.samplers.GuidedModel`.
+    """A count model at fixed library sizes, for one run of a sampler or of :class:`wbdit.samplers.GuidedModel`.
+
+    Labels and library sizes are embedded once: make a new one after the model's weights change.
 
     Parameters
     ----------
@@ -278,7 +306,14 @@ class FixedLibrary:
         A :class:`CountDenoiser`, or a callable with its interface, such as its CUDA graph.
     log_library
         Natural logarithm of the library sizes ``(B,)``.
+
+    Attributes
+    ----------
+    embeds_once
+        Whether :class:`wbdit.samplers.GuidedModel` embeds labels once for all calls.
     """
+
+    embeds_once = True
 
     def __init__(self, model: Any, log_library: Tensor) -> None:
         self.model = model
@@ -286,10 +321,10 @@ class FixedLibrary:
         self.prediction: Prediction = model.prediction
         self.label_sizes: tuple[int, ...] = model.label_sizes
 
-    @property
+    @cached_property
     def conditioning(self) -> Tensor:
         """Conditioning of cells without labels, ``(B, d + 2 G)``."""
-        return self.embed(None)
+        return self.embed(None).detach()
 
     def embed(self, y: Tensor | None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning at the cells' library sizes; the arguments may repeat the batch several times."""
@@ -299,4 +334,16 @@ class FixedLibrary:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None) -> Tensor:
         """Return the posterior mean given noised cells ``(B, 1, G)``, timesteps ``(B,)`` and labels or conditioning."""
-        return self.model(x, t, conditioning=self.embed(y) if conditioning is None else conditioning)
+        return self.model(x, t, conditioning=self._condition(y, conditioning))
+
+    def fuse_steps(
+        self, x: Tensor, times: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None
+    ) -> FusedSteps | None:
+        """Prepare the calls of a sampler, see :meth:`CountDenoiser.fuse_steps`."""
+        prepare = getattr(self.model, "fuse_steps", None)
+        return None if prepare is None else prepare(x, times, conditioning=self._condition(y, conditioning))
+
+    def _condition(self, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
+        if conditioning is not None:
+            return conditioning
+        return self.conditioning if y is None else self.embed(y)

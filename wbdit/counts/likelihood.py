@@ -112,9 +112,12 @@ class CountLikelihood(nn.Module):
         The parameters are those of :meth:`terms`. An increase of `log_rate` increases the ratio by as much, and leaves
         the weight unchanged.
         """
-        at = t.to(log_rate.dtype) / (self.noise_steps - 1) * (KNOTS - 1)
-        knot = at.long().clamp(max=KNOTS - 2)
-        knots = torch.lerp(self.dispersion_knots[knot], self.dispersion_knots[knot + 1], (at - knot)[:, None])
-        mixture = (knots + dispersion).sigmoid()
+        mixture = (self.dispersion_at(t.to(log_rate.dtype)) + dispersion).sigmoid()
         log_size = torch.lerp(self.log_size[0], self.log_size[1], mixture)
         return log_rate - (log_size - self.log_mean), mixture
+
+    def dispersion_at(self, t: Tensor) -> Tensor:
+        """Return the logits of the mixture weight ``(B, G)`` at timesteps ``(B,)``, floating."""
+        at = t / (self.noise_steps - 1) * (KNOTS - 1)
+        knot = at.long().clamp(max=KNOTS - 2)
+        return torch.lerp(self.dispersion_knots[knot], self.dispersion_knots[knot + 1], (at - knot)[:, None])

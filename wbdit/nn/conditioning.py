@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wbdit.nn.blocks import FinalLayer, Modulation
+from wbdit.nn.crate import product_dtype
 from wbdit.nn.embeddings import LabelEmbedder, TimestepEmbedder
-from wbdit.nn.weight_cache import RemembersWeights, may_cache
+from wbdit.nn.weight_cache import RemembersWeights, WeightCache, is_cheap_to_read, may_cache, may_pack
+
+TABLE_BYTES = 2**28  # of the modulations of all timesteps of a sampler run; larger ones are computed step by step
 
 
 class Conditioned(RemembersWeights):
@@ -22,6 +28,8 @@ class Conditioned(RemembersWeights):
         Width d of a token.
     label_sizes
         Number of labels K_c of each column; empty for an unconditional model.
+    generation
+        Number of times that the caches were cleared on request, as :meth:`eval` does.
     """
 
     hidden_size: int
@@ -30,6 +38,17 @@ class Conditioned(RemembersWeights):
     y_embedder: LabelEmbedder
     blocks: nn.ModuleList
     final_layer: FinalLayer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed = WeightCache()  # tensors made from all weights, on a GPU too
+        self.generation = 0
+
+    def forget(self) -> None:
+        """Clear both caches."""
+        super().forget()
+        self._packed.clear()
+        self.generation += 1
 
     def modulations(
         self, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
@@ -54,24 +73,79 @@ class Conditioned(RemembersWeights):
         tables: Sequence[Tensor]
         if conditioning is not None:
             tables = self._condition(t, None, conditioning)
-        elif not self.training and len(t) > 0 and may_cache(t, *self._conditioning_weights()):
+        elif not self.training and is_cheap_to_read(t) and len(t) > 0 and may_cache(t, *self._conditioning_weights()):
             tables = self._remembered(t, y)
         elif not torch.is_grad_enabled() and len(t) > 1 and t.stride(0) == 0:
             tables = self._of_one_timestep(t, y)
         else:
             tables = self._condition(t, y)
-        return [table.chunk(part.parts, dim=1) for table, part in zip(tables, self._modulated(), strict=True)]
+        vectors, parts = self._vectors(tables), [part.parts for part in self._modulated()]
+        return [vectors[end - n : end] for n, end in zip(parts, accumulate(parts), strict=True)]
+
+    def tables(
+        self, times: Tensor, batch: int, y: Tensor | None = None, conditioning: Tensor | None = None
+    ) -> list[Tensor] | None:
+        """Return the modulations of a batch at all timesteps of a sampler run; None if they exceed :data:`TABLE_BYTES`.
+
+        Parameters
+        ----------
+        times
+            Timesteps ``(T,)``.
+        batch
+            Number of samples B.
+        y, conditioning
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensors ``(T, B, n)`` whose columns are those of :meth:`modulations`, side by side; ``(T, 1, n)`` if all samples
+        share their modulations. :meth:`at_timestep` takes them apart.
+        """
+        rows = 1 if y is None and conditioning is None else batch
+        numbers = len(times) * rows * self.hidden_size * sum(part.parts for part in self._modulated())
+        if numbers * product_dtype(next(self.t_embedder.parameters())).itemsize > TABLE_BYTES:
+            return None
+        with self._autocast(times):
+            c = self.t_embedder(times)[:, None]
+            if conditioning is not None:
+                c = c + conditioning
+            elif self.label_sizes:
+                c = c + self.y_embedder(y, rows)
+            return [table.unflatten(0, (-1, rows)) for table in self._modulate(c.flatten(0, 1))]
+
+    def at_timestep(self, tables: Sequence[Tensor], step: int, batch: int) -> list[Tensor]:
+        """Return the modulations ``(B, d)`` of one timestep of :meth:`tables` in one list, as views."""
+        return self._vectors([table[step].expand(batch, -1) for table in tables])
+
+    def _vectors(self, tables: Sequence[Tensor]) -> list[Tensor]:
+        return [vector for table in tables for vector in table.split(self.hidden_size, dim=1)]
 
     def _condition(self, t: Tensor, y: Tensor | None, conditioning: Tensor | None = None) -> list[Tensor]:
-        """Compute the modulations per sample: ``(B, 6 d)`` for each block, then ``(B, 2 d)``."""
-        # on a CPU, casting the weights to a lower precision takes longer than multiplying a few rows by them
-        with torch.autocast(t.device.type, enabled=t.is_cuda and torch.is_autocast_enabled("cuda")):
+        """Compute the modulations per sample: ``(B, 6 d)`` for each block, then ``(B, 2 d)``; or all side by side."""
+        with self._autocast(t):
             c = self.t_embedder(t)
             if conditioning is not None:
                 c = c + conditioning
             elif self.label_sizes:
                 c = c + self.y_embedder(y, t.shape[0])
+            return self._modulate(c)
+
+    def _autocast(self, t: Tensor) -> torch.autocast:
+        # on a CPU, casting the weights to a lower precision takes longer than multiplying a few rows by them
+        return torch.autocast(t.device.type, enabled=t.is_cuda and torch.is_autocast_enabled("cuda"))
+
+    def _modulate(self, c: Tensor) -> list[Tensor]:
+        """Map vectors ``(B, d)`` to the modulations of all blocks: on a GPU without gradients by one product."""
+        if is_cheap_to_read(c) or not may_pack(self.parameters()):
             return [modulation(c) for modulation in self._modulated()]
+        low = product_dtype(c)
+
+        def stack() -> tuple[Tensor, Tensor]:
+            maps = [cast(nn.Linear, modulation[1]) for modulation in self._modulated()]
+            return torch.cat([own.weight for own in maps]).to(low), torch.cat([own.bias for own in maps]).to(low)
+
+        weight, bias = self._packed.get(("modulation", low), self.parameters(), stack)
+        return [F.linear(F.silu(c).to(low), weight, bias)]
 
     def _of_one_timestep(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
         """Compute the modulations of one timestep shared by all samples: one row per label combination, then a gather.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
@@ -22,6 +22,7 @@ from wbdit.nn.embeddings import (
     TimestepEmbedder,
     sincos_positions,
 )
+from wbdit.nn.fused_steps import FusedSteps
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
 
@@ -57,6 +58,16 @@ class Denoises(Protocol):
 
     def embed(self, y: Tensor | None, log_library: Tensor | None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning for labels, library sizes and covariates, one row per sample."""
+
+    @property
+    def fuse_steps(self) -> Callable[..., FusedSteps | None]:
+        """Function of the initial state, the timesteps and labels or conditioning, see :meth:`WBDiT.fuse_steps`."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Return the weights."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Return the constants of the model."""
 
     def start(self, noise: Tensor) -> Tensor:
         """Return the initial state of sampling, given Gaussian noise."""
@@ -207,17 +218,18 @@ class Denoiser(Conditioned, ABC):
         ValueError
             If the shapes do not fit the model, or if `y` is given to an unconditional model.
         """
-        if x.ndim != 3 or x.shape[1:] != (self.in_channels, self.input_size):
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, {self.in_channels}, {self.input_size})")
-        if t.shape != (x.shape[0],):
-            raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep per sample: ({x.shape[0]},)")
-        if y is not None:
-            self._check_labels(y, len(t))
-        if conditioning is not None and conditioning.shape != (len(t), self.hidden_size):
-            expected = len(t), self.hidden_size
-            raise ValueError(f"conditioning has shape {tuple(conditioning.shape)}; expected {expected}")
+        self._check_inputs(x, t, y, conditioning)
         with span("denoiser"):
             return self._denoise(x, t, y, conditioning)
+
+    def fuse_steps(
+        self, x: Tensor, times: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None
+    ) -> FusedSteps | None:
+        """Return the calls of a sampler at the timesteps `times`, prepared for it; None: call the model step by step.
+
+        See :meth:`wbdit.WBDiT.fuse_steps`.
+        """
+        return None
 
     def embed(self, y: Tensor | None, log_library: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning vectors ``(B, d)`` of labels and covariates.
@@ -282,6 +294,17 @@ class Denoiser(Conditioned, ABC):
     def finish(self, x: Tensor, model: Any, uniform: Callable[[], Tensor], library: Tensor) -> Tensor:
         """Return cells ``(B, G)`` from the final state ``x`` ``(B, 1, G)`` of sampling."""
         return x[:, 0]
+
+    def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> None:
+        if x.ndim != 3 or x.shape[1:] != (self.in_channels, self.input_size):
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, {self.in_channels}, {self.input_size})")
+        if t.shape != (x.shape[0],):
+            raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep per sample: ({x.shape[0]},)")
+        if y is not None:
+            self._check_labels(y, len(t))
+        if conditioning is not None and conditioning.shape != (len(t), self.hidden_size):
+            expected = len(t), self.hidden_size
+            raise ValueError(f"conditioning has shape {tuple(conditioning.shape)}; expected {expected}")
 
     def _check_labels(self, y: Tensor, batch: int) -> None:
         columns = len(self.label_sizes)

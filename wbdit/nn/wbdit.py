@@ -14,6 +14,8 @@ from wbdit.nn.blocks import ModulatedBlock, gated_adaln
 from wbdit.nn.crate import ISTA, MSSA, LinearMap, product_dtype
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.embeddings import per_patch
+from wbdit.nn.fused_steps import DenoiserSteps
+from wbdit.nn.weight_cache import may_pack
 from wbdit.profiling import span
 from wbdit.schedule import Prediction
 
@@ -116,31 +118,73 @@ class WBDiT(Denoiser):
         """Return a white-box block."""
         return WhiteBoxBlock(self.hidden_size, self.num_heads, **options)
 
+    def fuse_steps(
+        self, x: Tensor, times: Tensor, y: Tensor | None = None, *, conditioning: Tensor | None = None
+    ) -> DenoiserSteps | None:
+        """Prepare the calls of a sampler: where one op runs the model, another one also applies the sampler's update.
+
+        The modulations of all timesteps are computed here, if they fit into memory.
+
+        Parameters
+        ----------
+        x
+            State ``(B, C, G)``, of which only shape, dtype and device are used.
+        times
+            Timesteps of the calls ``(T,)``, as :meth:`forward` takes them, on a CPU.
+        y, conditioning
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        The prepared calls; None where one op cannot run the model.
+        """
+        if not self._is_one_op(x) or self.training or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        batch, times = len(x), times.to(x.device)
+        self._check_inputs(x, times[:1].expand(batch), y, conditioning)
+        with span("conditioning"):
+            tables = self.tables(times, batch, y, conditioning)
+        if tables is None:
+            given = [t for t in (y, conditioning) if t is not None]
+            return DenoiserSteps(
+                lambda i: _flat(self.modulations(times[i : i + 1].expand(batch), y, conditioning)),
+                self._network(),
+                [times, *given],
+            )
+        return DenoiserSteps(lambda i: self.at_timestep(tables, i, batch), self._network(), tables)
+
     def _denoise(self, x: Tensor, t: Tensor, y: Tensor | None, conditioning: Tensor | None) -> Tensor:
         if not self._is_one_op(x):
             return super()._denoise(x, t, y, conditioning)
         with span("conditioning"):
             modulations = self.modulations(t, y, conditioning)
         with span("denoise"):
-            return ops.denoise(x, *self._network(modulations))
+            return ops.denoise(x, _flat(modulations), *self._network())
 
-    def _network(self, modulations: Sequence[Sequence[Tensor]]) -> tuple[Any, ...]:
-        """Return the arguments of :func:`wbdit.ops.denoise` after the noised cells."""
+    def _network(self) -> tuple[Any, ...]:
+        """Return the arguments of :func:`wbdit.ops.denoise` after the modulations; kept until a weight changes."""
+        low = product_dtype(self.pos_embed)
+        if not may_pack(self.parameters()):
+            return self._pack(low)
+        return self._packed.get(("network", low), self.parameters(), lambda: self._pack(low))
+
+    def _pack(self, low: torch.dtype) -> tuple[Any, ...]:
+        """Fold the dictionaries, and cast the matrices to the dtype of the products."""
         blocks = cast(list[WhiteBoxBlock], list(self.blocks))
         outs = [cast(LinearMap, block.attn.out) for block in blocks]
-        folded = [block.mlp.folded() for block in blocks]
-        low, no_bias = folded[0].dtype, self.pos_embed.new_zeros(self.hidden_size)
+        no_bias = self.pos_embed.new_zeros(self.hidden_size)
         embedding, readout = [*per_patch(self.x_embedder.proj), self.pos_embed[0]], per_patch(self.final_layer.linear)
         if self.has_cell_token:
             embedding += [self.cell_token.proj.weight, self.cell_token.proj.bias]
             readout += [self.cell_token.linear.weight, self.cell_token.linear.bias]
+        for maps, matrices in ((embedding, (0, 3)), (readout, (0, 2))):
+            maps[:] = [t.to(low) if i in matrices else t for i, t in enumerate(maps)]
         return (
-            [part for modulation in modulations for part in modulation],
             embedding,
             [block.attn.qkv.weight.to(low) for block in blocks],
             [out.weight.to(low).contiguous() for out in outs],
             [no_bias if out.bias is None else out.bias for out in outs],
-            folded,
+            [block.mlp.folded() for block in blocks],
             readout,
             self.num_heads,
             blocks[0].mlp.eta,
@@ -154,3 +198,7 @@ class WBDiT(Denoiser):
         parts = (module for module in self.modules() if module is not self)
         watched = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         return not watched and all(block.fits_denoise for block in cast(list[WhiteBoxBlock], self.blocks))
+
+
+def _flat(modulations: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [part for modulation in modulations for part in modulation]

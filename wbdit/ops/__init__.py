@@ -8,6 +8,7 @@ gradient; :mod:`wbdit.ops.reference` holds the mathematics in plain PyTorch. :fu
 from wbdit.ops import cpu, triton
 from wbdit.ops.adaln import adaln, gated_adaln, gated_adaln_
 from wbdit.ops.blocks import run_blocks
+from wbdit.ops.count_step import count_mean_step
 from wbdit.ops.counts import count_draw, count_mean, count_nll
 from wbdit.ops.denoise import denoise, denoise_step
 from wbdit.ops.dispatch import active_backend, backend, register_kernel, serving
@@ -21,6 +22,7 @@ __all__ = [
     "backend",
     "count_draw",
     "count_mean",
+    "count_mean_step",
     "count_nll",
     "denoise",
     "denoise_step",

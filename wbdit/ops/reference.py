@@ -235,7 +235,7 @@ def sampler_step(
     step: int,
 ) -> Tensor:
     if samples is not None:
-        noise = normal(seed, samples, step, x[0].numel()).view(x.shape).to(x.dtype)
+        noise = normal(seed, samples, step, math.prod(x.shape[1:])).view(x.shape).to(x.dtype)
     new = a * x + b * out
     for factor, term in ((c, previous), (d, earlier), (e, noise)):
         if term is not None:
@@ -324,6 +324,46 @@ def count_mean(
 ) -> Tensor:
     logits, absent = count_logits(x, log_odds, mixture, alpha, sigma, log_base0, log_base1, values, counts, n_levels)
     return (logits.softmax(-1) * values.masked_fill(absent, 0)).sum(-1)  # [B, G]
+
+
+def count_mean_step(
+    x: Tensor,
+    answer: Tensor,
+    rates: Tensor,
+    dispersion: Tensor,
+    knots: Tensor,
+    log_size: Tensor,
+    log_mean: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    n_levels: Tensor,
+    alpha: float,
+    sigma: float,
+    *update: Any,
+) -> tuple[Tensor, Tensor]:
+    *step, keep = update
+    log_odds, mixture = count_terms(answer, rates, dispersion, knots, log_size, log_mean)
+    levels = log_odds.new_full((len(x),), alpha), log_odds.new_full((len(x),), sigma)
+    tables = log_base0, log_base1, values, counts, n_levels
+    mean = count_mean(x[:, 0], log_odds, mixture, *levels, *tables)[:, None]
+    return sampler_step(x, mean.to(x.dtype), *step), mean if keep else mean.new_empty(0)
+
+
+def count_terms(
+    answer: Tensor, rates: Tensor, dispersion: Tensor, knots: Tensor, log_size: Tensor, log_mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the natural parameters and mixture weights (B, G) of a denoiser's answer (B, 1 or 2, G)."""
+    wide = accumulation_dtype(answer.dtype)
+    answer, rates, dispersion, knots, log_size, log_mean = (
+        t.to(wide) for t in (answer, rates, dispersion, knots, log_size, log_mean)
+    )
+    if answer.shape[1] == 2:
+        dispersion = dispersion + answer[:, 1]
+    mixture = (knots + dispersion).sigmoid()
+    log_ratio = answer[:, 0] + rates - (torch.lerp(log_size[0], log_size[1], mixture) - log_mean)
+    return -F.softplus(-log_ratio), mixture
 
 
 def count_nll(

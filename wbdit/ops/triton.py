@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbdit.ops import dispatch
+from wbdit.ops import count_step, dispatch
 from wbdit.ops.layout import TYPES, dense
 
 MODULES = {  # pass -> module of wbdit.kernels
@@ -25,6 +25,7 @@ MODULES = {  # pass -> module of wbdit.kernels
     "sampler_step": "noise",
     "normal": "noise",
     "count_mean": "counts",
+    "count_mean_step": "count_step",
     "count_nll": "counts",
     "count_nll_backward": "counts",
     "count_draw": "counts",
@@ -35,7 +36,7 @@ MODULES = {  # pass -> module of wbdit.kernels
 }
 NO_ROWS = (  # ops whose kernels keep no whole row in registers, so the row length is not limited
     *("noising", "sampler_step", "normal", "fold", "fold_backward"),
-    *("count_mean", "count_nll", "count_nll_backward", "count_draw"),
+    *("count_mean", "count_mean_step", "count_nll", "count_nll_backward", "count_draw"),
 )
 
 
@@ -76,12 +77,13 @@ def version() -> str:
 
 def register(device: str = "cuda") -> None:
     """Register the kernels for a device type: "cuda", or another one for Triton's interpreter in the tests."""
-    whole: dict[str, Callable[..., Any]] = {
+    fused: dict[str, Callable[..., Any]] = {
         "run_blocks": _run_blocks,
         "denoise": _denoise,
         "denoise_step": _denoise_step,
+        "count_mean_step": count_step.one_pass,
     }
-    dispatch.add_engine(device, "triton", Triton(), available, _fits, whole)
+    dispatch.add_engine(device, "triton", Triton(), available, _fits, fused)
 
 
 def _run_blocks(engine: Triton, *args: Any) -> Tensor:

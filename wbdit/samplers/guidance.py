@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from wbdit.samplers.loop import FusedSteps
 from wbdit.schedule import Prediction
 
 
@@ -96,21 +97,29 @@ class GuidedModel:
             return model.embed(kept, covariates=left).detach()  # type: ignore[attr-defined]
 
         self._given: dict[str, Tensor]  # labels or conditioning vectors of all terms, concatenated
+        self._labels: Tensor | None = None  # labels of all terms, if they alone are given
         ends = [y] if toward is None or mix == 0 else [toward] if mix == 1 else [y, toward]
         if len(ends) == 2:
             own, other = map(embedded, ends)
             self._given = {"conditioning": torch.lerp(own, other, mix)}
         elif covariates is None:
-            self._given = {"y": given(*ends)}
+            self._labels = given(*ends)
+            once = getattr(model, "embeds_once", False)
+            self._given = {"conditioning": embedded(*ends)} if once else {"y": self._labels}
         else:
             self._given = {"conditioning": embedded(*ends)}
 
     @property
     def conditioning(self) -> Tensor:
         """Conditioning of the model given every label, ``(B, ...)``."""
-        ((name, every),) = self._given.items()
-        fullest = every[: len(every) // len(self._factors)]
-        return fullest if name == "conditioning" else self.model.embed(fullest)  # type: ignore[attr-defined]
+        ((_, every),) = self._given.items()
+        batch = len(every) // len(self._factors)
+        return every[:batch] if self._labels is None else self.model.embed(self._labels[:batch])  # type: ignore[attr-defined]
+
+    def fuse_steps(self, x: Tensor, times: Tensor) -> FusedSteps | None:
+        """Prepare the calls of a sampler as the model itself does, if there is only one term; else return None."""
+        prepare = getattr(self.model, "fuse_steps", None)
+        return None if prepare is None or len(self._factors) > 1 else prepare(x, times, **self._given)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the guided output for noised cells ``(B, C, G)`` at timesteps ``(B,)``."""

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,22 @@ class Update(NamedTuple):
     c: float = 0.0
     d: float = 0.0
     e: float = 0.0
+
+
+class FusedSteps(Protocol):
+    """The model calls of a whole run, each fused with the sampler's update: what ``fuse_steps`` of a model returns.
+
+    A model may have this method. It is called once per run, as ``fuse_steps(x, times)`` with the initial state and the
+    timesteps ``(T,)`` of the model calls, on a CPU. It returns None where the model must be called step by step.
+    """
+
+    def step(
+        self, i: int, x: Tensor, *, clean: tuple[float, float] | None, **update: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the next state and the estimate of x_0 ``clean[0] x + clean[1] out``, which None leaves out.
+
+        `out` is the model's output at timestep i, `update` the arguments of :func:`wbdit.ops.sampler_step` by name.
+        """
 
 
 # returns the update from path[step] to path[step + 1]; path ends with the final timestep
@@ -77,22 +93,42 @@ def sampling_loop(
     path = _path(schedule, timesteps, stop)
     whole = all(isinstance(t, int) for t in path[:-1])
     dtype = torch.int64 if whole else torch.promote_types(x.dtype, torch.float32)
+    prepare: Callable[[Tensor, Tensor], FusedSteps | None] | None = getattr(model, "fuse_steps", None)
+    fused = None if prepare is None else prepare(x, torch.tensor(path[:-1], dtype=dtype))
     kept: deque[Tensor] = deque(maxlen=estimates)
     for i, (t, after) in enumerate(pairwise(path)):
-        # an expanded view (stride 0): models detect that all samples share the timestep
-        out = model(x, torch.full((1,), t, dtype=dtype, device=x.device).expand(x.shape[0]))
-        a, b, c, d, e = plan(path, i)
-        drawn = {} if after == 0 or e == 0 else _noise(noise, i, x)
-        lowest = clamp_min if after == 0 else None
-        with span("sampler step"):
-            new = ops.sampler_step(x, out, *kept, a=a, b=b, c=c, d=d, e=e, clamp_min=lowest, **drawn)
-            if estimates and i + 2 < len(path):
-                clean = schedule.clean(prediction, t)
-                kept.appendleft(out if clean == Mix(0, 1) else ops.sampler_step(x, out, a=clean.x, b=clean.out))
-        x = new
+        out = None
+        if fused is None:
+            # an expanded view (stride 0): models detect that all samples share the timestep
+            out = model(x, torch.full((1,), t, dtype=dtype, device=x.device).expand(x.shape[0]))
+        factors = plan(path, i)
+        drawn = {} if after == 0 or factors.e == 0 else _noise(noise, i, x)
+        update: dict[str, Any] = {
+            **dict(zip(("previous", "earlier"), kept, strict=False)),
+            **factors._asdict(),
+            **drawn,
+            "clamp_min": clamp_min if after == 0 else None,
+        }
+        clean = schedule.clean(prediction, t) if estimates and i + 2 < len(path) else None
+        if fused is not None:
+            x, estimate = fused.step(i, x, clean=clean, **update)
+        else:
+            assert out is not None
+            with span("sampler step"):
+                x, estimate = _separately(x, out, clean, update)
+        if estimate is not None:
+            kept.appendleft(estimate)
         if callback is not None:
             callback(i, t, x)
     return x
+
+
+def _separately(x: Tensor, out: Tensor, clean: Mix | None, update: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Return the next state and the estimate of x_0, given the model's output."""
+    new = ops.sampler_step(x, out, **update)
+    if clean is None or clean == Mix(0, 1):
+        return new, None if clean is None else out
+    return new, ops.sampler_step(x, out, a=clean.x, b=clean.out)
 
 
 def _path(schedule: NoiseSchedule, timesteps: Iterable[float] | None, stop: float) -> list[float]:
