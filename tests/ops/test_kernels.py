@@ -244,7 +244,7 @@ def test_run_blocks(tokens, d, heads, rows, dtype):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the C++ kernels have one implementation")
-@pytest.mark.parametrize("way", range(5))
+@pytest.mark.parametrize("way", range(8))
 def test_every_way_of_the_blocks(way, monkeypatch):
     """Each block size, and op by op; a tile covers rows of two or more samples."""
     from wbdit.kernels import blocks as fused_blocks
@@ -294,6 +294,100 @@ def test_run_blocks_is_its_parts():
         stream, z = ops.gated_adaln(stream, step, gate1, shift2, scale2)
         stream, z = ops.ista_adaln(stream, z, folded[i], gate2, shift, scale)
     assert relative_error(ops.run_blocks(x, parts, projections, outs, biases, folded, heads), z) < 1e-5
+
+
+# a whole denoiser
+
+
+def denoiser_inputs(cells, channels, genes, patch, d, heads, *, width=None, cell=True, own=True, rows=None, depth=2):
+    """Return the arguments of ``ops.denoise`` with bf16 products; the embedding's weights have bf16's digits too."""
+    patches, inner = -(-genes // patch), heads * (width or d // heads)
+    n, spans = patches if own else 1, (channels * patch, channels * genes)
+    table = [0.3 * rand(rows or cells, 6 * d, seed=i) for i in range(depth)] + [0.3 * rand(rows or cells, 2 * d)]
+    parts = [part.expand(cells, -1) for row in table for part in row.chunk(row.shape[1] // d, 1)]
+    embedding = [rounded(rand(n, spans[0], d).mT / spans[0] ** 0.5), 0.1 * rand(n, d), rand(patches + cell, d)]
+    readout = [rounded(rand(n, channels * patch, d) / d**0.5), 0.1 * rand(n, channels * patch)]
+    if cell:
+        embedding += [rounded(rand(d, spans[1]) / spans[1] ** 0.5), 0.1 * rand(d, seed=1)]
+        readout += [rounded(rand(spans[1], d) / d**0.5), 0.1 * rand(spans[1])]
+    weights = [
+        [(rand(rows, columns, seed=9 * block + i) / columns**0.5).bfloat16() for block in range(depth)]
+        for i, (rows, columns) in enumerate([(inner, d), (d, inner), (d, d)])
+    ]
+    biases = [0.1 * rand(d, seed=block) for block in range(depth)]
+    return rand(cells, channels, genes), parts, embedding, *weights[:2], biases, weights[2], readout, heads
+
+
+def rounded(t):
+    return t.bfloat16().float()
+
+
+def wide(given):
+    x, *lists, heads = given
+    return x.double(), *([t.double() for t in ts] for ts in lists), heads
+
+
+# ragged last patches; rows of all samples that fill no tile, more than one, and exactly a row
+NARROW = {
+    "own": ((3, 1, 20, 8, 64, 2), {}),
+    "common": ((1, 2, 30, 8, 48, 3), {"cell": False, "own": False, "rows": 1}),
+    "several tiles": ((2, 1, 67, 2, 32, 2), {"depth": 1}),
+    "one row": ((3, 1, 20, 8, 64, 2), {"rows": 1, "own": False}),
+    "thin": ((2, 2, 9, 4, 64, 2), {"width": 16, "cell": False}),
+    "widest": ((2, 1, 33, 8, 256, 4), {}),
+    "three pieces": ((2, 1, 20, 8, 144, 3), {}),
+}
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_narrow_denoiser(case):
+    """Compare with fp64 on weights that are rounded first, so that only the arithmetic is measured."""
+    sizes, options = NARROW[case]
+    given = denoiser_inputs(*sizes, **options)
+    out = ops.denoise(*given)
+    assert out.dtype == torch.float32
+    assert relative_error(out, ops.denoise(*wide(given))) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the C++ kernels have one implementation")
+@pytest.mark.parametrize("rows", range(3))
+def test_narrow_candidates(rows, monkeypatch):
+    """Each block size, with tiles that cover rows of several samples."""
+    from wbdit.kernels import narrow
+
+    given = denoiser_inputs(3, 1, 67, 2, 64, 2, depth=1)
+    monkeypatch.setattr(narrow, "ROWS", narrow.ROWS[rows : rows + 1])
+    assert relative_error(ops.denoise(*given), ops.denoise(*wide(given))) < 2e-2
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="counts launches of Triton's kernels")
+def test_narrow_launches(monkeypatch):
+    """1 + 2 launches per block, none of PyTorch's between them, and the same for a step of a sampler."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from triton.runtime.interpreter import GridExecutor
+    from wbdit.kernels import narrow
+
+    launched, run = [], GridExecutor.__call__
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            launched.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def launch(self, *args, **named):
+        with torch.utils._python_dispatch._disable_current_modes():
+            launched.append(self.fn.__name__)
+            return run(self, *args, **named)
+
+    monkeypatch.setattr(GridExecutor, "__call__", launch)
+    x, *network, readout, heads = denoiser_inputs(2, 1, 20, 8, 32, 2)
+    expected = ["_narrow_embed", *["_mssa_forward", "_narrow_chain"] * 2]
+    with Recorder():
+        narrow.run_denoiser(x, *network, heads, 0.1, 0.1, 1e-6)
+    assert [name for name in launched if name not in ("empty", "new_empty", "empty_like")] == expected
+    launched.clear()
+    ops.denoise_step(x, *network, readout, heads, a=0.5, b=0.5)
+    assert launched[:-1] == expected
 
 
 # the noise schedule's updates

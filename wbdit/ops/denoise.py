@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -164,9 +164,11 @@ def _denoise_on(
     return reference.read_patches(z, x.shape[2], embedding[0].shape[2] // x.shape[1], *readout).to(x.dtype)
 
 
-def _denoise_step_on(engine: Any, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+def _denoise_step_on(
+    engine: Any, x: Tensor, *given: Any, denoise: Callable[..., Tensor] = _denoise_on
+) -> tuple[Tensor, Tensor]:
     network, update, clean = given[:11], given[11:-1], given[-1]
-    out = adapter("denoise")(engine, x, *network)
+    out = denoise(engine, x, *network)
     new = adapter("sampler_step")(engine, x, out, *update)
     return new, x.new_empty(0) if clean is None else clean[0] * x + clean[1] * out
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wbdit.ops import dispatch
+from wbdit.ops import dispatch, reference
 from wbdit.ops.layout import TYPES
 
 MODULES = {  # pass -> module of wbdit.kernels
@@ -29,6 +29,7 @@ MODULES = {  # pass -> module of wbdit.kernels
     "count_nll_backward": "counts",
     "count_draw": "counts",
     "run_blocks": "blocks",
+    "run_denoiser": "narrow",
 }
 NO_ROWS = (  # ops whose kernels keep no whole row in registers, so the row length is not limited
     *("noising", "sampler_step", "normal", "fold", "fold_backward"),
@@ -73,12 +74,25 @@ def version() -> str:
 
 def register(device: str = "cuda") -> None:
     """Register the kernels for a device type: "cuda", or another one for Triton's interpreter in the tests."""
-    dispatch.add_engine(device, "triton", Triton(), available, _fits, {"run_blocks": _run_blocks})
+    step = functools.partial(dispatch.adapter("denoise_step"), denoise=_denoise)
+    overrides = {"run_blocks": _run_blocks, "denoise": _denoise, "denoise_step": step}
+    dispatch.add_engine(device, "triton", Triton(), available, _fits, overrides)
 
 
 def _run_blocks(engine: Triton, *args: Any) -> Tensor:
     """Run all blocks, fused if :mod:`wbdit.kernels.blocks` supports them, else op by op."""
     return engine.run_blocks(*args) if _is_one(*args) else dispatch.adapter("run_blocks")(engine, *args)
+
+
+def _denoise(engine: Triton, x: Tensor, modulations: Any, embedding: Any, *given: Any) -> Tensor:
+    """Run a denoiser: narrow ones by :mod:`wbdit.kernels.narrow` up to the last norm, others by their blocks."""
+    (*weights, readout), settings = given[:5], given[5:]
+    if _is_one(x, modulations, *weights) and _is_narrow(weights[0], x.device):
+        z = engine.run_denoiser(x, modulations, embedding, *weights, *settings)
+    else:
+        tokens = reference.embed_patches(x, weights[-1][0].dtype, *embedding)
+        z = _run_blocks(engine, tokens, modulations, *weights, *settings)
+    return reference.read_patches(z, x.shape[2], embedding[0].shape[2] // x.shape[1], *readout).to(x.dtype)
 
 
 def _fits(name: str, args: tuple[Any, ...]) -> bool:
@@ -93,10 +107,10 @@ def _fits(name: str, args: tuple[Any, ...]) -> bool:
     rows = args[2] if name.endswith("adaln_backward") and name != "adaln_backward" else args[0]
     if name.startswith("mssa"):
         return _attends(rows.shape[-1] // args[-1], rows.dtype, device, backward=name == "mssa_backward")
-    if name == "run_blocks":
-        projections, heads = args[2], args[6]
-        width, dtype = projections[0].shape[0] // heads, args[5][0].dtype
-        return rows.shape[-1] <= adaln.WIDEST and _attends(width, dtype, device, backward=False)
+    if name in ("run_blocks", "denoise", "denoise_step"):
+        projections, folded, heads = (args[i] for i in ((2, 5, 6) if name == "run_blocks" else (3, 6, 8)))
+        inner, d = projections[0].shape
+        return d <= adaln.WIDEST and _attends(inner // heads, folded[0].dtype, device, backward=False)
     return rows.shape[-1] <= adaln.WIDEST
 
 
@@ -121,3 +135,9 @@ def _is_one(x: Tensor, *others: Any) -> bool:
     _, projections, _, _, folded, *_ = others
     low = all(t.dtype == torch.bfloat16 for t in (*projections, *folded))
     return low and x.dtype in TYPES and x.numel() > 0
+
+
+def _is_narrow(projections: list[Tensor], device: torch.device) -> bool:
+    from wbdit.kernels import narrow
+
+    return narrow.fits(projections, device)
