@@ -20,6 +20,7 @@ import triton
 from torch import Tensor
 from wbdit.kernels import card, mssa, narrow_kernels, tuning
 
+STEP = 64  # inputs of the embedding per step
 WIDEST = 256  # columns of a row; wider rows do not fit in registers
 
 Weights = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # per block
@@ -30,19 +31,27 @@ Run = tuple[Tensor, list[Any]]  # the result, and the compiled kernels
 class Rows:
     """Block sizes: rows of a program, columns it computes at a time, warps and pipeline stages.
 
-    If a program's rows belong to at most `broadcast` samples, their modulations are broadcast, otherwise gathered.
+    The embedding has stages of its own: a whole cell takes many short steps, so more of them must be on their way. If
+    a program's rows belong to at most `broadcast` samples, their modulations are broadcast, otherwise gathered.
     """
 
     rows: int
     piece: int
     warps: int
     stages: int
+    embedding_stages: int
     broadcast: int
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory per program: left operand, columns of a weight for each stage, and an exchange."""
-        return 2 * (self.rows * WIDEST + self.stages * WIDEST * self.piece + self.rows * self.piece)
+        """Bytes of shared memory per program, the larger of two products' needs.
+
+        A product of the stream holds its left operand, columns of a weight for each stage, and an exchange. The
+        embedding holds both operands in fp32 for each stage, and in bf16.
+        """
+        stream = self.rows * WIDEST + self.stages * WIDEST * self.piece + self.rows * self.piece
+        embedding = (2 * self.embedding_stages + 1) * STEP * (self.rows + self.piece)
+        return 2 * max(stream, embedding)
 
     def samples(self, batch: int, tokens: int, shared: bool) -> int:
         """Return the largest number of samples per program, 0 for more than are broadcast."""
@@ -50,15 +59,16 @@ class Rows:
         return most if most <= max(1, self.broadcast) else 0
 
 
-# All need 200 to 255 registers per thread. With pieces of 64 columns, a broadcast would spill, as on generation 10 with
-# any. The last one fits every GPU, and gives small batches enough programs.
-ROWS = (Rows(64, 64, 8, 2, 0), Rows(64, 32, 8, 2, 4), Rows(32, 32, 4, 2, 4))
+# All need 200 to 255 registers per thread. The second would spill with a broadcast, and on Hopper with Triton 3.6 without
+# one; the others spill on generation 10. The last fits every GPU, and gives small batches enough programs.
+ROWS = (Rows(64, 32, 8, 2, 3, 4), Rows(64, 64, 8, 2, 4, 0), Rows(32, 32, 4, 2, 3, 4))
 
 
 def candidates(device: torch.device) -> tuple[Rows, ...]:
     """Return the block sizes that fit a device, the expected fastest first; possibly none."""
     limits = card.card_of(device)
-    return tuple(r for r in ROWS if r.shared <= limits.shared and not (r.broadcast and limits.generation == 10))
+    spilling = {9: ROWS[1:2], 10: (ROWS[0], ROWS[2])}.get(limits.generation, ())
+    return tuple(rows for rows in ROWS if rows.shared <= limits.shared and rows not in spilling)
 
 
 def fits(projections: Sequence[Tensor], device: torch.device) -> bool:
@@ -160,7 +170,8 @@ class _Launcher:
             *(positions, self.stream, self.w, self.projections[0], (shift, scale), self.batch, self.tokens),
             *(self.tokens - bool(cell), weight.shape[2] // channels, genes, self.eps, self.steps),
             **self.options(1 if self.samples == 1 else 0),
-            STEP=max(16, min(64, triton.next_power_of_2(weight.shape[2]))),
+            STEP=STEP,
+            STAGES=self.rows.embedding_stages,
             CHANNELS=channels,
         )
         self.kernels.append(kernel)

@@ -281,13 +281,14 @@ def _embed(
     genes,
     column,
     STEP: tl.constexpr,
+    STAGES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Return the product of `span` genes of each channel, from `start` on, with columns of a weight ``(C span, d)``."""
     w_ptr, w_column, w_inner = weight
     x_sample, x_channel, x_gene = x_strides
     total = tl.zeros((there.shape[0], column.shape[0]), tl.float32)
-    for begin in range(0, CHANNELS * span, STEP):
+    for begin in tl.range(0, CHANNELS * span, STEP, num_stages=STAGES):
         inner = begin + tl.arange(0, STEP)
         channel = inner // span if CHANNELS > 1 else 0
         gene = start + inner - channel * span
@@ -327,6 +328,7 @@ def _narrow_embed(
     COUNT: tl.constexpr,
     SAMPLES: tl.constexpr,
     STEP: tl.constexpr,
+    STAGES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Compute one token of ROWS samples, and its first norm and projection.
@@ -350,10 +352,10 @@ def _narrow_embed(
         known = tl.load(position_ptr + token * width + column).to(tl.float32)
         if token == patches:
             known += tl.load(cell_bias_ptr + column).to(tl.float32)
-            new = _embed(x_ptr, x_strides, there, cell_weight, 0, genes, genes, column, STEP, CHANNELS)
+            new = _embed(x_ptr, x_strides, there, cell_weight, 0, genes, genes, column, STEP, STAGES, CHANNELS)
         else:
             known += tl.load(bias_ptr + token * bias_patch + column).to(tl.float32)
-            new = _embed(x_ptr, x_strides, there, own, token * patch, patch, genes, column, STEP, CHANNELS)
+            new = _embed(x_ptr, x_strides, there, own, token * patch, patch, genes, column, STEP, STAGES, CHANNELS)
         new += known[None, :]
         _store_piece(stream_ptr + (first * tokens + token) * width, at, keep, new, start, width, PIECE)
         x = _set(x, index, _inside(new, start, width, PIECE))

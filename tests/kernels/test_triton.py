@@ -319,10 +319,10 @@ def test_tiles_never_exceed_the_card(monkeypatch):
         ragged = [torch.empty(250, 256, dtype=bf16, device="cuda")]
         wider = [torch.empty(272, 256, dtype=bf16, device="cuda")]
     for capability, shared, rows, first in (
-        ((9, 0), 232448, narrow.ROWS, fused_blocks.TILES[0]),
-        ((10, 0), 232448, narrow.ROWS[:1], fused_blocks.TILES[0]),
+        ((9, 0), 232448, narrow.ROWS[::2], fused_blocks.TILES[0]),
+        ((10, 0), 232448, narrow.ROWS[1:2], fused_blocks.TILES[0]),
         ((8, 0), 166912, narrow.ROWS, fused_blocks.TILES[1]),
-        ((8, 6), 101376, narrow.ROWS[1:], fused_blocks.TILES[1]),
+        ((8, 6), 101376, narrow.ROWS[::2], fused_blocks.TILES[1]),
         ((8, 6), 8192, (), fused_blocks.Unfused()),
     ):
         made_up_card(monkeypatch, capability, shared)

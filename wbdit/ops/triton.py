@@ -75,7 +75,7 @@ def version() -> str:
 def register(device: str = "cuda") -> None:
     """Register the kernels for a device type: "cuda", or another one for Triton's interpreter in the tests."""
     step = functools.partial(dispatch.adapter("denoise_step"), denoise=_denoise)
-    overrides = {"run_blocks": _run_blocks, "denoise": _denoise, "denoise_step": step}
+    overrides: dict[str, Callable[..., Any]] = {"run_blocks": _run_blocks, "denoise": _denoise, "denoise_step": step}
     dispatch.add_engine(device, "triton", Triton(), available, _fits, overrides)
 
 
