@@ -59,16 +59,17 @@ class Rows:
         return most if most <= max(1, self.broadcast) else 0
 
 
-# All need 200 to 255 registers per thread. The second would spill with a broadcast, and on Hopper with Triton 3.6 without
-# one; the others spill on generation 10. The last fits every GPU, and gives small batches enough programs.
-ROWS = (Rows(64, 32, 8, 2, 3, 4), Rows(64, 64, 8, 2, 4, 0), Rows(32, 32, 4, 2, 3, 4))
+# They need 200 to 255 registers per thread; with wider pieces or more samples broadcast they would spill. The second
+# fits every GPU, and gives small batches enough programs.
+ROWS = (Rows(64, 32, 8, 2, 3, 3), Rows(32, 32, 4, 2, 3, 3))
 
 
 def candidates(device: torch.device) -> tuple[Rows, ...]:
     """Return the block sizes that fit a device, the expected fastest first; possibly none."""
     limits = card.card_of(device)
-    spilling = {9: ROWS[1:2], 10: (ROWS[0], ROWS[2])}.get(limits.generation, ())
-    return tuple(rows for rows in ROWS if rows.shared <= limits.shared and rows not in spilling)
+    if limits.generation == 10:
+        return ()  # all spill with Triton 3.6
+    return tuple(rows for rows in ROWS if rows.shared <= limits.shared)
 
 
 def fits(projections: Sequence[Tensor], device: torch.device) -> bool:

@@ -110,6 +110,8 @@ def test_every_op_compiles_and_keeps_to_its_registers(codegen, compiled, arch, d
     from drylaunch import SHARED
 
     for op in codegen.launches(dtype):
+        if (op, arch) == ("denoise", 100):
+            continue  # not offered there
         kernels = compiled(op, arch, dtype)
         assert kernels, op
         for kernel in kernels:
@@ -136,7 +138,7 @@ def test_the_blocks_products_are_too(compiled, arch):
         assert kernels[name].asynchronous > 0, kernels[name]
 
 
-@pytest.mark.parametrize("arch", SOME_SLOWLY)
+@pytest.mark.parametrize("arch", SOME_SLOWLY[:2])
 def test_narrow_rows_use_matrix_instructions_and_asynchronous_copies(compiled, arch):
     """The three launches are the first, one with a next block, and the last one."""
     kernels = [kernel for kernel in compiled("denoise", arch, torch.bfloat16) if kernel.name.startswith("narrow")]
@@ -170,7 +172,8 @@ def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
         offered += [("mssa_backward", mssa, blocks) for blocks in mssa.candidates(True, bf16, 96, cpu)]
         offered += [("run_blocks", fused_blocks, tiles) for tiles in fused_blocks.candidates(cpu)]
         offered += [("denoise", narrow, rows) for rows in narrow.candidates(cpu)]
-    assert {op for op, *_ in offered} == {"mssa", "mssa_backward", "run_blocks", "denoise"}
+    expected = {"mssa", "mssa_backward", "run_blocks"} | ({"denoise"} if arch != 100 else set())
+    assert {op for op, *_ in offered} == expected
     for op, module, candidate in offered:
         with monkeypatch.context() as patched:
             patched.setattr(module, "candidates", lambda *_, only=candidate: (only,))
@@ -319,10 +322,10 @@ def test_tiles_never_exceed_the_card(monkeypatch):
         ragged = [torch.empty(250, 256, dtype=bf16, device="cuda")]
         wider = [torch.empty(272, 256, dtype=bf16, device="cuda")]
     for capability, shared, rows, first in (
-        ((9, 0), 232448, narrow.ROWS[::2], fused_blocks.TILES[0]),
-        ((10, 0), 232448, narrow.ROWS[1:2], fused_blocks.TILES[0]),
+        ((9, 0), 232448, narrow.ROWS, fused_blocks.TILES[0]),
+        ((10, 0), 232448, (), fused_blocks.TILES[0]),
         ((8, 0), 166912, narrow.ROWS, fused_blocks.TILES[1]),
-        ((8, 6), 101376, narrow.ROWS[::2], fused_blocks.TILES[1]),
+        ((8, 6), 101376, narrow.ROWS, fused_blocks.TILES[1]),
         ((8, 6), 8192, (), fused_blocks.Unfused()),
     ):
         made_up_card(monkeypatch, capability, shared)

@@ -350,7 +350,7 @@ def test_narrow_denoiser(case):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the C++ kernels have one implementation")
-@pytest.mark.parametrize("rows", range(3))
+@pytest.mark.parametrize("rows", range(2))
 def test_narrow_candidates(rows, monkeypatch):
     """Each block size, with tiles that cover rows of several samples."""
     from wbdit.kernels import narrow
