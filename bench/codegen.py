@@ -7,6 +7,7 @@ This prints a Markdown table of the launches of one block of the published model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import click
@@ -111,6 +112,7 @@ def launches(
         **({"mssa_backward": op("mssa_backward", other, z, result, lse, heads)} if is_low else {}),
         **({"run_blocks": run_blocks} if is_low and d % 16 == 0 else {}),
         **(ends if is_low else {}),
+        **({"denoise": narrow_denoiser(batch, d, heads, genes, device)} if is_low and d % 16 == 0 else {}),
         "noising": op("noising", cells, cells, alpha, alpha),
         "sampler_step": op("sampler_step", cells, cells, cells, None, None, samples, *scalars),
         "normal": op("normal", 7, samples, 3, genes),
@@ -120,6 +122,30 @@ def launches(
         "count_nll_backward": op("count_nll_backward", values, values, values, values, *tables, target),
         "count_draw": op("count_draw", values, values, values, *tables, edges, edges, values, alpha, 4),
     }
+
+
+def narrow_denoiser(batch: int, d: int, heads: int, genes: int, device: torch.device | str) -> Callable[[], object]:
+    """Return a function that runs two blocks of the preset `small`, unless `d` and `heads` are smaller still."""
+    from wbdit.kernels import narrow
+
+    d, heads, patch = min(d, narrow.WIDEST), min(heads, 4), 64
+    patches = math.ceil(genes / patch)
+
+    def wide(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device)
+
+    def run() -> object:
+        if not narrow.candidates(torch.device(device)):
+            return None  # such a GPU runs narrow models op by op
+        own = wide(patches, patch, d).mT, wide(patches, d)
+        embedding = *own, wide(patches + 1, d), wide(d, genes), wide(d)
+        parts = [part for _ in range(2) for part in wide(batch, 6 * d).chunk(6, 1)] + [*wide(batch, 2 * d).chunk(2, 1)]
+        matrices = [wide(d, d).bfloat16() for _ in range(2)]
+        weights = matrices, matrices, [wide(d)] * 2, matrices
+        rows, *_ = narrow.candidates(torch.device(device))
+        return narrow.run_denoiser(wide(batch, 1, genes), parts, embedding, *weights, heads, 0.1, 0.1, 1e-6, rows)
+
+    return run
 
 
 def compile_op(name: str, arch: int, dtype: torch.dtype, **sizes: int) -> list[Resources]:

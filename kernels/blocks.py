@@ -1,7 +1,7 @@
-"""All blocks of a white-box denoiser without gradients, op by op or in four launches per block.
+"""All blocks of a white-box denoiser without gradients: op by op, or in four or two launches per block.
 
-Wide models run op by op (:class:`Unfused`). Narrow models use four launches per block if autotuning finds them faster.
-These launches have no separate LayerNorm kernel.
+Wide models run op by op (:class:`Unfused`). For others, autotuning chooses. Up to 256 columns, two launches per block
+are the expected fastest (:mod:`wbdit.kernels.narrow`). The four launches of this module have no LayerNorm kernel.
 
 Each matrix product z W follows a modulated LayerNorm, z = (x - mu) r (1 + s) + b per row. Its mean mu and reciprocal
 standard deviation r need not be known before the product. With u = (x - c) (1 + s) for any c close to mu,
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from wbdit.kernels import adaln, block_kernels, card, mssa, tuning
+from wbdit.kernels import adaln, block_kernels, card, mssa, narrow, tuning
 
 Weights = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # per block
 
@@ -75,10 +75,12 @@ class Unfused:
 WIDE = 512  # from this width on tiles are not tried: a search takes 15 s to compile, and cuBLAS is faster
 
 
-def ways(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tiles | Unfused, ...]:
-    """Return the ways to run blocks with these weights, the expected fastest first."""
-    ragged = any(size % 16 for weight in weights for size in weight.shape)  # tiles load without masks
-    return (Unfused(),) if ragged or x.shape[-1] >= WIDE else (*candidates(x.device), Unfused())
+def ways(x: Tensor, projections: Sequence[Tensor]) -> tuple[narrow.Rows | Tiles | Unfused, ...]:
+    """Return the ways to run blocks with these projections ``(h * p, d)``, the expected fastest first."""
+    if x.shape[-1] >= WIDE or any(size % 16 for weight in projections for size in weight.shape):
+        return (Unfused(),)  # tiles load without masks
+    rows = narrow.candidates(x.device) if narrow.fits(projections, x.device) else ()
+    return (*rows, *candidates(x.device), Unfused())
 
 
 class _State:
@@ -120,11 +122,13 @@ def run_blocks(
     weights = projections, outs, [bias.contiguous() for bias in biases], folded
     given = x, modulations, weights, heads, eta, lam, eps
 
-    offered = ways(x, (*projections, *folded))
+    offered = ways(x, projections)
     once = z if len(offered) == 1 else None  # a search repeats the run, so it must not overwrite its inputs
 
-    def run(way: Tiles | Unfused) -> tuple[Tensor, list[Any]]:
-        return (run_unfused(*given, once), []) if isinstance(way, Unfused) else run_fused(*given, way)
+    def run(way: narrow.Rows | Tiles | Unfused) -> tuple[Tensor, list[Any]]:
+        if isinstance(way, Unfused):
+            return run_unfused(*given, once), []
+        return (narrow.run_blocks if isinstance(way, narrow.Rows) else run_fused)(*given, way)
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
     return run(tuning.choose("run_blocks", shape, offered, lambda way: run(way)[1], x.device))[0]

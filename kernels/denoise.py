@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
-from wbdit.kernels import blocks, ends
+from wbdit.kernels import blocks, ends, narrow, tuning
 
 
 def denoise(
@@ -27,6 +28,29 @@ def denoise(
 
     The arguments are those of :func:`wbdit.ops.denoise`, then those of :func:`wbdit.kernels.ends.read_patches`.
     """
+    network = modulations, embedding, projections, outs, biases, folded, *settings
+    tokens, d = embedding[2].shape
+    shape = tokens, d, settings[0], min(2**10, triton.next_power_of_2(len(cells)))
+    rows = narrow.candidates(cells.device) if narrow.fits(projections, cells.device) else ()
+
+    def run(way: narrow.Rows | None) -> tuple[Tensor, list[Any]]:
+        return _run_wide(cells, *network) if way is None else narrow.run_denoiser(cells, *network, way)
+
+    z, _ = run(tuning.choose("denoise", shape, (*rows, None), lambda way: run(way)[1], cells.device))
+    ends.read_patches(z, *readout, new=new, **update)
+
+
+def _run_wide(
+    cells: Tensor,
+    modulations: Sequence[Tensor],
+    embedding: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    folded: Sequence[Tensor],
+    *settings: Any,
+) -> tuple[Tensor, list[Any]]:
+    """Return the last modulated norm, with the launches of :mod:`wbdit.kernels.blocks`, and no kernels to inspect."""
     cells = cells.contiguous()
     tokens, d = embedding[2].shape
     stream = torch.empty((len(cells), tokens, d), dtype=folded[0].dtype, device=cells.device)
@@ -34,5 +58,4 @@ def denoise(
     modulations = [m if m.stride(-1) == 1 else m.contiguous() for m in modulations]
     shift, scale = modulations[:2]
     ends.embed_patches(cells, *embedding, shift=shift, scale=scale, stream=stream, z=z, eps=settings[-1])
-    z = blocks.run_blocks(stream, modulations, projections, outs, biases, folded, *settings, z=z)
-    ends.read_patches(z, *readout, new=new, **update)
+    return blocks.run_blocks(stream, modulations, projections, outs, biases, folded, *settings, z=z), []

@@ -15,7 +15,7 @@ from rows import AbsentError, Line
 from setting import Setting
 
 Step = Callable[[], object]
-BY_CANDIDATE = ("run_blocks", "mssa", "mssa_backward")
+BY_CANDIDATE = ("run_blocks", "denoise", "mssa", "mssa_backward")
 BF16 = torch.bfloat16
 
 

@@ -36,12 +36,13 @@ def compile_all(s: Setting) -> None:
 def _jobs() -> list[Job]:
     from codegen import launches
     from wbdit.kernels import blocks as fused_blocks
-    from wbdit.kernels import mssa
+    from wbdit.kernels import mssa, narrow
 
     counts = {
         "mssa": len(mssa.WHOLE_HEADS) + len(mssa.FORWARD),
         "mssa_backward": len(mssa.BACKWARD),
         "run_blocks": len(fused_blocks.TILES),
+        "denoise": len(narrow.ROWS),
     }
     # the slowest to compile first
     names = sorted(launches(torch.bfloat16, batch=1), key=lambda op: -counts.get(op, 0))
@@ -55,11 +56,11 @@ def compile_job(job: Job, arch: int) -> Line:
     from codegen import launches
     from drylaunch import dry
     from wbdit.kernels import blocks as fused_blocks
-    from wbdit.kernels import mssa
+    from wbdit.kernels import mssa, narrow
 
     op, index = job
     kernels = 0
-    with offering(mssa, index), offering(fused_blocks, index):
+    with offering(mssa, index), offering(fused_blocks, index), offering(narrow, index):
         for dtype in (torch.bfloat16, torch.float32)[: 1 if index else 2]:
             launch = launches(dtype).get(op)
             if launch is not None:

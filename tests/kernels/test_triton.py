@@ -34,7 +34,8 @@ def run(*arguments, **environment):
 # the interpreter is slow: `make test` runs a test per kernel, `make test-triton` runs all
 SOME = (
     "bf16 and (test_mssa or gated_adaln or ista_adaln or test_ista) or test_counts[ or test_count_draw[ or "
-    "draws_its_noise or its_parts or test_count_mean_step["
+    "draws_its_noise or its_parts or test_count_mean_step[ or narrow_launches or "
+    "narrow_denoiser and (common or tiles) or test_denoise_step"
 )
 # other shapes have more chunks of tokens, more cells, more genes and as many levels, and are as ragged
 LEFT_OUT = ("test_gated_adaln[(3, 17, 48)-bf16]", "test_ista_adaln[(3, 17, 48)-bf16]", "test_counts[(64, 34, 27)]")
@@ -110,6 +111,8 @@ def test_every_op_compiles_and_keeps_to_its_registers(codegen, compiled, arch, d
     from drylaunch import SHARED
 
     for op in codegen.launches(dtype):
+        if (op, arch) == ("denoise", 100):
+            continue  # not offered there
         kernels = compiled(op, arch, dtype)
         assert kernels, op
         for kernel in kernels:
@@ -136,11 +139,22 @@ def test_the_blocks_products_are_too(compiled, arch):
         assert kernels[name].asynchronous > 0, kernels[name]
 
 
+@pytest.mark.parametrize("arch", SOME_SLOWLY[:2])
+def test_narrow_rows_use_matrix_instructions_and_asynchronous_copies(compiled, arch):
+    """The three launches are the first, one with a next block, and the last one."""
+    kernels = [kernel for kernel in compiled("denoise", arch, torch.bfloat16) if kernel.name.startswith("narrow")]
+    assert [kernel.name for kernel in kernels] == ["narrow_embed", "narrow_chain", "narrow_chain"]
+    for kernel in kernels:
+        assert kernel.matrix > 0, kernel
+        assert kernel.asynchronous > 0, kernel
+
+
 @pytest.mark.slow
 def test_sizes_of_one_compile(codegen):
     """Triton turns arguments of 1 into constants. The interpreter does not, so only compiling shows such errors."""
     dtype = torch.bfloat16
-    for op, d in (*dict.fromkeys(codegen.launches(dtype, d=1, heads=1), 1).items(), ("run_blocks", 16)):
+    ops = *dict.fromkeys(codegen.launches(dtype, d=1, heads=1), 1).items(), ("run_blocks", 16), ("denoise", 16)
+    for op, d in ops:
         assert codegen.compile_op(op, 90, dtype, batch=1, tokens=1, d=d, heads=1, genes=1, levels=1), op
 
 
@@ -150,7 +164,7 @@ def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
     """Each candidate block size of an architecture compiles, fits in shared memory and does not spill."""
     from drylaunch import dry
     from wbdit.kernels import blocks as fused_blocks
-    from wbdit.kernels import mssa
+    from wbdit.kernels import mssa, narrow
 
     cpu, bf16 = torch.device("cpu"), torch.bfloat16
     with dry(arch):
@@ -158,7 +172,9 @@ def test_every_candidate_fits_its_card(codegen, arch, monkeypatch):
         offered = [entry for entry in offered if entry[2] != mssa.WholeHead(168)]  # spills; it is for smaller heads
         offered += [("mssa_backward", mssa, blocks) for blocks in mssa.candidates(True, bf16, 96, cpu)]
         offered += [("run_blocks", fused_blocks, tiles) for tiles in fused_blocks.candidates(cpu)]
-    assert {op for op, *_ in offered} == {"mssa", "mssa_backward", "run_blocks"}
+        offered += [("denoise", narrow, rows) for rows in narrow.candidates(cpu)]
+    expected = {"mssa", "mssa_backward", "run_blocks"} | ({"denoise"} if arch != 100 else set())
+    assert {op for op, *_ in offered} == expected
     for op, module, candidate in offered:
         with monkeypatch.context() as patched:
             patched.setattr(module, "candidates", lambda *_, only=candidate: (only,))
@@ -299,20 +315,24 @@ def test_attention_fits_what_the_card_has(fits):
 def test_tiles_never_exceed_the_card(monkeypatch):
     """A tile of 144 KB is not offered first on a card with 99 KB. If no tile fits, the blocks run op by op."""
     from wbdit.kernels import blocks as fused_blocks
+    from wbdit.kernels import narrow
 
     bf16 = torch.bfloat16
     with FakeTensorMode():
         x, weights = torch.empty(2, 200, 256, device="cuda"), [torch.empty(256, 256, dtype=bf16, device="cuda")]
         ragged = [torch.empty(250, 256, dtype=bf16, device="cuda")]
-    for capability, shared, first in (
-        ((9, 0), 232448, fused_blocks.TILES[0]),
-        ((8, 0), 166912, fused_blocks.TILES[1]),
-        ((8, 6), 101376, fused_blocks.TILES[1]),
-        ((8, 6), 8192, fused_blocks.Unfused()),
+        wider = [torch.empty(272, 256, dtype=bf16, device="cuda")]
+    for capability, shared, rows, first in (
+        ((9, 0), 232448, narrow.ROWS, fused_blocks.TILES[0]),
+        ((10, 0), 232448, (), fused_blocks.TILES[0]),
+        ((8, 0), 166912, narrow.ROWS, fused_blocks.TILES[1]),
+        ((8, 6), 101376, narrow.ROWS, fused_blocks.TILES[1]),
+        ((8, 6), 8192, (), fused_blocks.Unfused()),
     ):
         made_up_card(monkeypatch, capability, shared)
         offered = fused_blocks.ways(x, weights)
-        assert offered[0] == first
+        assert offered[: len(rows)] == rows
+        assert offered[len(rows)] == fused_blocks.ways(x, wider)[0] == first
         assert offered[-1] == fused_blocks.Unfused()
         assert fused_blocks.ways(x, ragged) == (fused_blocks.Unfused(),)
 

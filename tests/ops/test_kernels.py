@@ -244,7 +244,7 @@ def test_run_blocks(tokens, d, heads, rows, dtype):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the C++ kernels have one implementation")
-@pytest.mark.parametrize("way", range(5))
+@pytest.mark.parametrize("way", range(7))
 def test_every_way_of_the_blocks(way, monkeypatch):
     """Each block size, and op by op; a tile covers rows of two or more samples."""
     from wbdit.kernels import blocks as fused_blocks
@@ -299,53 +299,88 @@ def test_run_blocks_is_its_parts():
 # a whole denoiser
 
 
-def denoiser_inputs(genes, patch, d, *, channels=1, outputs=1, own=False, cell=False, batch=3, rows=None):
-    """Return the arguments of ``denoise``: one map for all patches or `own` ones, and a token for the whole cell."""
-    n = -(-genes // patch)
-    maps = n if own else 1
-    embedding = [rand(maps, d, channels * patch), rand(maps, d, seed=1), rand(n + cell, d, seed=2)]
-    readout = [rand(maps, patch * outputs, d, seed=3) / d**0.5, rand(maps, patch * outputs, seed=4)]
+def denoiser_inputs(
+    cells, channels, genes, patch, d, heads, *, outputs=None, width=None, cell=True, own=True, rows=None, depth=2
+):
+    """Return the arguments of ``ops.denoise`` with bf16 products; the ends' weights have bf16's digits too."""
+    outputs = outputs or channels
+    patches, inner = -(-genes // patch), heads * (width or d // heads)
+    n, spans = patches if own else 1, (channels * patch, channels * genes)
+    table = [0.3 * rand(rows or cells, 6 * d, seed=i) for i in range(depth)] + [0.3 * rand(rows or cells, 2 * d)]
+    parts = [part.expand(cells, -1) for row in table for part in row.chunk(row.shape[1] // d, 1)]
+    embedding = [rounded(rand(n, spans[0], d).mT / spans[0] ** 0.5), 0.1 * rand(n, d), rand(patches + cell, d)]
+    readout = [rounded(rand(n, outputs * patch, d) / d**0.5), 0.1 * rand(n, outputs * patch)]
     if cell:
-        embedding += [rand(d, channels * genes, seed=5) / genes**0.5, rand(d, seed=6)]
-        readout += [rand(outputs * genes, d, seed=7) / d**0.5, rand(outputs * genes, seed=8)]
-    if own:  # the layout of a model's own maps
-        embedding[0], readout[0] = (t.mT.contiguous().mT for t in (embedding[0], readout[0]))
-    _, modulations, *blocks, heads = blocks_inputs(n + cell, d, 2, batch=batch, rows=rows)
-    return rand(batch, channels, genes, seed=9), modulations, embedding, *blocks, readout, heads
+        embedding += [rounded(rand(d, spans[1]) / spans[1] ** 0.5), 0.1 * rand(d, seed=1)]
+        readout += [rounded(rand(outputs * genes, d) / d**0.5), 0.1 * rand(outputs * genes)]
+    weights = [
+        [(rand(rows, columns, seed=9 * block + i) / columns**0.5).bfloat16() for block in range(depth)]
+        for i, (rows, columns) in enumerate([(inner, d), (d, inner), (d, d)])
+    ]
+    biases = [0.1 * rand(d, seed=block) for block in range(depth)]
+    return rand(cells, channels, genes), parts, embedding, *weights[:2], biases, weights[2], readout, heads
 
 
-def denoiser_in(inputs, dtype):
-    """Return `inputs` with products in `dtype`, and all else at least in fp32."""
-    wide = dtype if dtype == torch.float64 else torch.float32
-    types = (wide, wide, dtype, dtype, wide, dtype, wide)
-    return (inputs[0].to(wide), *([t.to(to) for t in ts] for ts, to in zip(inputs[1:8], types, strict=True)), inputs[8])
+def rounded(t):
+    return t.bfloat16().float()
 
 
-DENOISERS = [
-    {"genes": 40, "patch": 10, "d": 48},
-    {"genes": 39, "patch": 10, "d": 64, "rows": 1, "batch": 2},
-    {"genes": 12, "patch": 5, "d": 32, "own": True, "cell": True},
-    {"genes": 6, "patch": 3, "d": 16, "own": True, "cell": True, "batch": 35},  # more than a program's rows
-    {"genes": 12, "patch": 4, "d": 32, "channels": 2, "outputs": 2, "cell": True},
-]
+def wide(given):
+    x, *lists, heads = given
+    return x.double(), *([t.double() for t in ts] for ts in lists), heads
 
 
-@DTYPES
-@pytest.mark.parametrize("sizes", DENOISERS, ids=str)
-def test_denoise(sizes, dtype):
-    inputs = denoiser_inputs(**sizes)
-    rounded = [[t.to(dtype).float() for t in ts] for ts in inputs[1:8]]
-    inputs = (inputs[0].to(dtype).float(), *rounded, inputs[8])
-    out = ops.denoise(*denoiser_in(inputs, dtype))
+# ragged last patches; rows of all samples that fill no tile, more than one, and exactly a row
+NARROW = {
+    "own": ((3, 1, 20, 8, 64, 2), {}),
+    "common": ((1, 2, 30, 8, 48, 3), {"cell": False, "own": False, "rows": 1}),
+    "several tiles": ((2, 1, 67, 2, 32, 2), {"depth": 1}),
+    "one row": ((3, 1, 20, 8, 64, 2), {"rows": 1, "own": False}),
+    "thin": ((2, 2, 9, 4, 64, 2), {"width": 16, "cell": False}),
+    "widest": ((2, 1, 33, 8, 256, 4), {}),
+    "three pieces": ((2, 1, 20, 8, 144, 3), {}),
+}
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_narrow_denoiser(case):
+    """Compare with fp64 on weights that are rounded first, so that only the arithmetic is measured."""
+    sizes, options = NARROW[case]
+    given = denoiser_inputs(*sizes, **options)
+    out = ops.denoise(*given)
     assert out.dtype == torch.float32
-    assert relative_error(out, ops.denoise(*denoiser_in(inputs, torch.float64))) < TOLERANCE[dtype]
+    assert relative_error(out, ops.denoise(*wide(given))) < TOLERANCE[torch.bfloat16]
 
 
-@DTYPES
-@pytest.mark.parametrize("clean", [None, (0.25, 1.5)], ids=["the state", "the state and x_0"])
-def test_denoise_step(clean, dtype):
+# the chain of narrow models needs widths that 16 divides
+WIDE = {
+    "common": ((3, 1, 39, 10, 40, 2), {"cell": False, "own": False}),
+    "one row": ((2, 1, 40, 10, 72, 3), {"cell": False, "own": False, "rows": 1}),
+    "own": ((3, 2, 12, 5, 24, 2), {}),
+    "several tiles": ((35, 1, 6, 3, 24, 2), {"depth": 1}),
+    "two outputs": ((2, 1, 12, 4, 24, 2), {"outputs": 2}),
+}
+
+
+@pytest.mark.parametrize("case", WIDE)
+def test_wide_denoiser(case):
+    sizes, options = WIDE[case]
+    given = denoiser_inputs(*sizes, **options)
+    out = ops.denoise(*given)
+    assert out.dtype == torch.float32
+    assert relative_error(out, ops.denoise(*wide(given))) < TOLERANCE[torch.bfloat16]
+
+
+def test_denoise_in_fp32():
+    x, *lists, heads = denoiser_inputs(3, 2, 12, 5, 24, 2)
+    given = x, *([t.float() for t in ts] for ts in lists), heads
+    assert relative_error(ops.denoise(*given), ops.denoise(*wide(given))) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("clean", [None, (0.25, 1.5)], ids=["state", "state and estimate"])
+def test_denoise_step(clean):
     """The update equals that of ``sampler_step`` on the output of ``denoise``; the noise is that of its address."""
-    inputs = denoiser_in(denoiser_inputs(genes=9, patch=4, d=16, cell=True), dtype)
+    inputs = denoiser_inputs(3, 1, 9, 4, 24, 2, depth=1)
     x = inputs[0]
     terms = ["previous", "earlier", "noise"] if clean else ["previous"]
     given = {name: rand(*x.shape, seed=20 + i) for i, name in enumerate(terms)}
@@ -359,6 +394,48 @@ def test_denoise_step(clean, dtype):
         assert estimate is None
     else:
         torch.testing.assert_close(estimate, 0.25 * x + 1.5 * out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the C++ kernels have one implementation")
+@pytest.mark.parametrize("rows", range(2))
+def test_narrow_candidates(rows, monkeypatch):
+    """Each block size, with tiles that cover rows of several samples."""
+    from wbdit.kernels import narrow
+
+    given = denoiser_inputs(3, 1, 67, 2, 64, 2, depth=1)
+    monkeypatch.setattr(narrow, "candidates", lambda _, only=narrow.ROWS[rows]: (only,))
+    assert relative_error(ops.denoise(*given), ops.denoise(*wide(given))) < 2e-2
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="counts launches of Triton's kernels")
+def test_narrow_launches(monkeypatch):
+    """1 + 2 launches per block, none of PyTorch's between them, and the same for a step of a sampler."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from triton.runtime.interpreter import GridExecutor
+    from wbdit.kernels import narrow
+
+    launched, run = [], GridExecutor.__call__
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            launched.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def launch(self, *args, **named):
+        with torch.utils._python_dispatch._disable_current_modes():
+            launched.append(self.fn.__name__)
+            return run(self, *args, **named)
+
+    monkeypatch.setattr(GridExecutor, "__call__", launch)
+    x, *network, readout, heads = denoiser_inputs(2, 1, 20, 8, 32, 2)
+    empty, expected = ("empty", "new_empty", "empty_like"), ["_narrow_embed", *["_mssa_forward", "_narrow_chain"] * 2]
+    with Recorder():
+        narrow.run_denoiser(x, *network, heads, 0.1, 0.1, 1e-6, narrow.ROWS[0])
+    assert [name for name in launched if name not in empty] == expected
+    launched.clear()
+    with Recorder():
+        ops.denoise_step(x, *network, readout, heads, a=0.5, b=0.5)
+    assert [name for name in launched[1:] if name not in empty] == [*expected, "_read_patches"]
 
 
 # the noise schedule's updates

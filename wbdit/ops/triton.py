@@ -182,5 +182,5 @@ def _is_whole(x: Tensor, *network: Any) -> bool:
     from wbdit.kernels import ends
 
     _, embedding, projections, _, _, folded, *_ = network
-    narrow = embedding[2].shape[1] <= ends.WIDEST
-    return narrow and x.dtype in TYPES and x.numel() > 0 and _are_low(projections, folded)
+    fits = embedding[2].shape[1] <= ends.WIDEST
+    return fits and x.dtype in TYPES and x.numel() > 0 and _are_low(projections, folded)
