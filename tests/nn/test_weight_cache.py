@@ -414,16 +414,15 @@ def test_one_step_of_a_fused_optimizer_is_seen_on_a_gpu(monkeypatch):
     assert torch.equal(after, sample(fresh_copy(model)))
 
 
-def test_no_new_weight_has_the_address_of_a_known_one(monkeypatch):
-    """Without reading values, a weight is known by its address: its memory is held until the next look."""
+def test_the_memory_of_a_known_weight_is_held(monkeypatch):
+    """Without reading values, a weight is known by its address: no new weight may get it before the next look."""
     simulate_gpu(monkeypatch)
     cache, weight = WeightCache(), torch.nn.Parameter(torch.zeros(1000))
     assert cache.get("key", [weight], lambda: "old") == "old"
-    known = weight.data_ptr()
-    for _ in range(10):
-        weight.data = weight.data.clone()
-        assert weight.data_ptr() != known
+    known, weight.data = weight.data_ptr(), weight.data.clone()
+    assert [held.data_ptr() for held in cache._held] == [known]
     assert cache.get("key", [weight], lambda: "new") == "new"
+    assert [held.data_ptr() for held in cache._held] == [weight.data_ptr()]
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside a graph", "inside"])
