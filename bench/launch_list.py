@@ -22,11 +22,13 @@ from typing import Any
 
 import click
 import uninstalled  # noqa: F401
+from machine import commit
 from roofline import H200, Cost
 
 BF16 = 2  # bytes
 MULTIPROCESSORS = 132  # of an H100 and an H200, as their L2 cache
 L2 = 50.0  # MB
+SHORT = 1.0  # us: PyTorch's ops below are not listed one by one in Markdown
 BLOCKS = ("unfused", "fused")
 OVERVIEW = (("published", "step"), ("small", "step"), ("published", "forward"), ("small", "forward"))
 BEGIN, END = "<!-- launches: python bench/launch_list.py --markdown --into kernels/README.md -->", "<!-- /launches -->"
@@ -187,10 +189,8 @@ def as_json(found: Listing) -> str:
 def as_markdown(cells: int, card: Card, blocks: str | None) -> Iterator[str]:
     """Yield the section of kernels/README.md: the totals of some tasks, and the launches of a step of each model."""
     listings = [listing(model, task, cells, card, blocks) for model, task in OVERVIEW]
-    yield (
-        f"Predicted for {cells:,} cells on sm_{card.arch} from the code alone: the longer of bytes at "
-        f"{card.bandwidth / 1e12:g} TB/s and FLOPs at {card.speed / 1e12:g} TFLOP/s, launch by launch.\n"
-    )
+    yield f"{cells:,} cells on sm_{card.arch}, code of commit {commit()}. The time of a launch is the longer of bytes at"
+    yield f"{card.bandwidth / 1e12:g} TB/s and FLOPs at {card.speed / 1e12:g} TFLOP/s. `bench/README.md` explains more.\n"
     yield "| model | task | launches | ours | PyTorch's | in the graph | token tensors moved | ms | ms, L2 reads free |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for found in listings:
@@ -205,16 +205,22 @@ def as_markdown(cells: int, card: Card, blocks: str | None) -> Iterator[str]:
 
 
 def _grouped(found: Listing) -> Iterator[str]:
-    groups: dict[tuple[Any, ...], int] = {}
+    """Yield a table of equal launches; PyTorch's short ones are one row."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in found.rows:
-        flops = "?" if row["flops"] is None else f"{row['flops'] / 1e9:.2f}"
-        sizes = f"{row['read'] / 1e6:.2f}", f"{row['written'] / 1e6:.2f}", flops, f"{row['microseconds']:.1f}"
-        key = f"`{row['kernel']}`", *_programs(row), *sizes
-        groups[key] = groups.get(key, 0) + 1
+        alike = row["kernel"], row["grid"] and tuple(row["grid"]), row["read"], row["written"], row["flops"]
+        is_short = not row["ours"] and row["microseconds"] < SHORT
+        groups.setdefault(() if is_short else alike, []).append(row)
+    short = groups.pop((), [])
     yield "| launches | kernel | programs | per SM | MB read | MB written | GFLOP | us each |"
     yield "|---|---|---|---|---|---|---|---|"
-    for key, count in groups.items():
-        yield _cells(count, *key)
+    for rows in groups.values():
+        first = rows[0]
+        flops = "?" if first["flops"] is None else f"{first['flops'] / 1e9:.1f}"
+        sizes = f"{first['read'] / 1e6:.1f}", f"{first['written'] / 1e6:.1f}", flops, f"{first['microseconds']:.1f}"
+        yield _cells(len(rows), f"`{first['kernel']}`", *_programs(first), *sizes)
+    if short:
+        yield _cells(len(short), f"others of PyTorch's, under {SHORT:g} us each", *[""] * 6)
 
 
 def _cells(*values: object) -> str:
