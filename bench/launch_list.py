@@ -189,8 +189,8 @@ def as_json(found: Listing) -> str:
 def as_markdown(cells: int, card: Card, blocks: str | None) -> Iterator[str]:
     """Yield the section of kernels/README.md: the totals of some tasks, and the launches of a step of each model."""
     listings = [listing(model, task, cells, card, blocks) for model, task in OVERVIEW]
-    yield f"{cells:,} cells on sm_{card.arch}, code of commit {commit()}. The time of a launch is the longer of bytes at"
-    yield f"{card.bandwidth / 1e12:g} TB/s and FLOPs at {card.speed / 1e12:g} TFLOP/s. `bench/README.md` explains more.\n"
+    yield f"{cells:,} cells on sm_{card.arch}, code of commit {commit()}. A launch takes the longer of its bytes at"
+    yield f"{card.bandwidth / 1e12:g} TB/s and its FLOPs at {card.speed / 1e12:g} TFLOP/s; see `bench/README.md`.\n"
     yield "| model | task | launches | ours | PyTorch's | in the graph | token tensors moved | ms | ms, L2 reads free |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for found in listings:

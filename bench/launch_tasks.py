@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from pretend import DEVICE
 from recorder import Launch, Recorder
+from torch import nn
 
 from wbdit import NoiseSchedule
 from wbdit.counts.denoiser import CountDenoiser
@@ -22,6 +25,7 @@ from wbdit.training.config import PRESETS, Preset
 from wbdit.training.losses import CountNLL, LossFunction, SquaredError
 from wbdit.training.trainer import Trainer
 
+BATCHES = 3
 CALLS = 4  # of the walk from which the last step but one is taken: it reads and writes all estimates of a solver
 LEVELS = 27  # count levels of a gene at most
 
@@ -64,9 +68,16 @@ MODELS = {
 
 
 def network_of(model: Model) -> Denoiser | CountDenoiser:
-    """Return the model on the pretended GPU."""
-    with DEVICE:
-        return make_model(model.config)
+    """Return the model on the pretended GPU; :meth:`torch.nn.Module.to` cannot move real tensors to fake ones."""
+    network = make_model(model.config)
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                moved = torch.empty_like(weight, device=DEVICE)
+                module._parameters[name] = nn.Parameter(moved, requires_grad=weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device=DEVICE)
+    return network
 
 
 def generator_of(model: Model) -> CellGenerator:
@@ -89,37 +100,38 @@ def forward(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
 
 
 def walk(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
-    """Return the launches of a batch's whole walk, from its noise to its cells.
-
-    It is the second batch of a generation, which does not record the CUDA graph any more.
-    """
-    one, _ = _generation(recorder, model, cells, batches=1)
-    two, _ = _generation(recorder, model, cells, batches=2)
-    return two[len(one) :]
+    """Return the launches of a batch's whole walk, from its noise to its cells."""
+    launches, begun, _ = _last_batch(recorder, model, cells)
+    return launches[begun:]
 
 
 def step(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
     """Return the launches of one step in the middle of a walk: the model's call and the sampler's update."""
-    launches, ends = _generation(recorder, model, cells, batches=1, calls=CALLS)
-    return launches[ends[CALLS - 3] : ends[CALLS - 2]]
+    launches, _, ends = _last_batch(recorder, model, cells, CALLS)
+    return launches[ends[-3] : ends[-2]]
 
 
-def _generation(
-    recorder: Recorder, model: Model, cells: int, batches: int, calls: int | None = None
-) -> tuple[list[Launch], list[int]]:
-    """Return the launches of a generation, and where each step of its walks ends."""
+def _last_batch(
+    recorder: Recorder, model: Model, cells: int, calls: int | None = None
+) -> tuple[list[Launch], int, list[int]]:
+    """Return the launches of a generation, where its last batch begins, and where each step ends.
+
+    The batches before have prepared what all share: a CUDA graph is recorded in the first or the second.
+    """
     generator = generator_of(model)
-    sampling, n = generator._resolve_sampler(None, calls, None), batches * cells
+    sampling, n = generator._resolve_sampler(None, calls, None), BATCHES * cells
     codes = np.zeros((n, 1 if model.labels else 0), dtype=np.int64)
     asked = GenerationRequest(codes, [1.0] * codes.shape[1], np.empty((n, 0)))
-    begun, ends = len(recorder.launches), list[int]()
+    launches, begun, ends = recorder.launches, list[int](), list[int]()
+    own = generator._sample_batch
 
-    def end_step(share: float, text: str) -> None:
-        ends.append(len(recorder.launches) - begun)
+    def sample_batch(*given: Any) -> Any:
+        begun.append(len(launches))
+        return own(*given)
 
-    with recorder.recording():
-        generator._sample(asked, np.ones(n), sampling, 0, cells, end_step)
-    return recorder.launches[begun:], ends
+    with recorder.recording(), patch.object(generator, "_sample_batch", sample_batch):
+        generator._sample(asked, np.ones(n), sampling, 0, cells, lambda share, text: ends.append(len(launches)))
+    return launches, begun[-1], ends
 
 
 def train(recorder: Recorder, model: Model, cells: int) -> list[Launch]:

@@ -47,8 +47,6 @@ def _substitutes(arch: int, recorder: Recorder) -> Iterator[tuple[Any, str, Any]
     """Yield the functions that would ask a GPU: what holds them, their name and what answers instead."""
     from wbdit.kernels import tuning
 
-    from wbdit.nn import cuda_graph
-
     addresses = _Addresses()
     yield torch.cuda, "get_device_capability", lambda device=None: divmod(arch, 10)
     yield torch.cuda, "device_of", lambda tensor: contextlib.nullcontext()
@@ -61,20 +59,20 @@ def _substitutes(arch: int, recorder: Recorder) -> Iterator[tuple[Any, str, Any]
     yield Tensor, "backward", _backward(Tensor.backward, recorder)
     yield FakeTensor, "data_ptr", lambda tensor: addresses.of(tensor)
     yield FakeTensor, "numpy", lambda tensor: np.zeros(tensor.shape)
-    yield cuda_graph, "capture", lambda call: _replayed(call, recorder)
+    yield torch.cuda, "Stream", lambda *given, **named: _Stream()
+    yield torch.cuda, "current_stream", lambda device=None: _Stream()
+    yield torch.cuda, "stream", lambda stream: contextlib.nullcontext()
+    yield torch.cuda, "CUDAGraph", recorder.graph
+    yield torch.cuda, "graph", lambda graph, **named: graph.capturing()
+    yield torch.cuda, "graph_pool_handle", lambda: (0, 0)
     yield tuning, "choose", lambda op, shape, candidates, launch, device: recorder.choose(op, candidates)
 
 
-def _replayed(call: Callable[[], object], recorder: Recorder) -> Callable[[], None]:
-    """Return a function that runs a captured call again, which launches what a replay of its CUDA graph would."""
+class _Stream:
+    """A stream of the pretended GPU, on which nothing has to wait."""
 
-    def replay() -> None:
-        with recorder.replaying():
-            torch.clear_autocast_cache()  # as while capturing: the graph casts the weights itself
-            call()
-            torch.clear_autocast_cache()
-
-    return replay
+    def wait_stream(self, other: Any) -> None:
+        pass
 
 
 def _backward(own: Callable[..., None], recorder: Recorder) -> Callable[..., None]:

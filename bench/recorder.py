@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from access import Access, access_of
 from roofline import FLOPS, Cost
 from torch import Tensor
 from torch._C import DispatchKey
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -60,7 +60,7 @@ class Launch:
     reads: tuple[Operand, ...]
     writes: tuple[Operand, ...]
     flops: float | None
-    replayed: bool
+    replayed: bool = False
 
     @property
     def read(self) -> int:
@@ -78,6 +78,29 @@ class Launch:
         return Cost(self.read + self.written, self.flops or 0.0)
 
 
+class Graph:
+    """A CUDA graph: the launches that it captured, which each replay makes."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.captured: list[Launch] = []
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Capture the launches inside a ``with`` block, which do not run."""
+        launches = self.recorder.launches
+        begun = len(launches)
+        with self.recorder.recording():
+            yield
+        self.captured = [replace(launch, replayed=True) for launch in launches[begun:]]
+        del launches[begun:]
+
+    def replay(self) -> None:
+        """Run the captured launches."""
+        if self.recorder.is_recording:
+            self.recorder.launches += self.captured
+
+
 class Recorder(TorchDispatchMode):
     """The launches so far, in order, of the ``with`` blocks of :meth:`recording`.
 
@@ -91,15 +114,15 @@ class Recorder(TorchDispatchMode):
         self.compiled: list[Any] = []  # Triton's compiled kernels
         self.choose: Callable[[str, Sequence[Any]], Any] = lambda op, candidates: candidates[0]
         self._access: dict[int, tuple[Any, Access]] = {}
-        self._records = self._replays = self._is_backward = False
+        self.is_recording = self._is_backward = False
 
     def recording(self) -> contextlib.AbstractContextManager[None]:
         """Record the launches inside a ``with`` block."""
-        return self._with("_records")
+        return self._with("is_recording")
 
-    def replaying(self) -> contextlib.AbstractContextManager[None]:
-        """Mark launches inside a ``with`` block as replayed by a CUDA graph."""
-        return self._with("_replays")
+    def graph(self) -> Graph:
+        """Return a new CUDA graph."""
+        return Graph(self)
 
     def going_back(self) -> contextlib.AbstractContextManager[None]:
         """Run autograd's engine inside a ``with`` block.
@@ -119,7 +142,7 @@ class Recorder(TorchDispatchMode):
 
     def on_launch(self, source: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         """Record a launch of one of our kernels."""
-        if not self._records:
+        if not self.is_recording:
             return
         kernel, access = self._look_up(source)
         tensors = [t for t in map(_tensor, arguments.values()) if t is not None]
@@ -133,7 +156,6 @@ class Recorder(TorchDispatchMode):
                 _operands(t for t, used in zip(tensors, access.reads, strict=True) if used),
                 _operands(t for t, used in zip(tensors, access.writes, strict=True) if used),
                 flops if count or access.multiplies else 0.0,
-                self._replays,
             )
         )
 
@@ -160,8 +182,11 @@ class Recorder(TorchDispatchMode):
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         if self._is_backward and func is aten._to_copy.default and _is_unchanged(args[0], **kwargs):
             return args[0]  # a copy to the device on which the tensor is
-        out = func(*args, **kwargs)
-        if self._records and func.namespace == "aten" and _runs_a_kernel(func, args, kwargs, out):
+        try:
+            out = func(*args, **kwargs)
+        except DataDependentOutputException as error:
+            raise RuntimeError(f"{func} reads a value from the GPU: the host would wait for it") from error
+        if self.is_recording and func.namespace == "aten" and _runs_a_kernel(func, args, kwargs, out):
             self.launches += self._of_pytorch(func, args, kwargs, out)
         return out
 
@@ -175,7 +200,7 @@ class Recorder(TorchDispatchMode):
         if not changed and (name.startswith("new_") or name.endswith("_like")):
             read = []
         if name in ADDING and not changed and read[0].ndim > 1:  # PyTorch first copies what it adds to
-            yield Launch("aten::copy_", False, None, _operands(read[:1]), _operands(written), 0.0, self._replays)
+            yield Launch("aten::copy_", False, None, _operands(read[:1]), _operands(written), 0.0)
             read[0] = written[0]
         reads = _operands(read)
         if name in GATHERED:  # at most as much of the table as there are results
@@ -183,7 +208,7 @@ class Recorder(TorchDispatchMode):
             reads = tuple(operand._replace(bytes=min(operand.bytes, most)) for operand in reads)
         count = flop_registry.get(func.overloadpacket)
         flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
-        yield Launch(f"aten::{name}", False, None, reads, _operands(written), flops, self._replays)
+        yield Launch(f"aten::{name}", False, None, reads, _operands(written), flops)
 
 
 def _tensor(value: Any, otherwise: Any = None) -> Any:

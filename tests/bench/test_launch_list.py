@@ -190,6 +190,26 @@ def test_pytorchs_ops_count_if_they_run_a_kernel(bench):
     ]
 
 
+def test_a_wait_for_the_gpu_is_named(bench):
+    with bench.pretend.gpu(90), pytest.raises(RuntimeError, match="the host would wait"):
+        float(torch.empty(1, device="cuda:0"))
+
+
+def test_a_graph_replays_what_it_captured(bench):
+    with bench.pretend.gpu(90) as recorder:
+        x = torch.empty(4, device="cuda:0")
+        with recorder.recording():
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                x.mul_(2)
+            assert not recorder.launches
+            x.add_(1)
+            graph.replay()
+            graph.replay()
+    assert [launch.kernel for launch in recorder.launches] == ["aten::add_", "aten::mul_", "aten::mul_"]
+    assert [launch.replayed for launch in recorder.launches] == [False, True, True]
+
+
 def test_the_cache_drops_what_was_used_longest_ago(bench):
     operand, launch = bench.recorder.Operand, bench.recorder.Launch
 
