@@ -195,7 +195,7 @@ class Recorder(TorchDispatchMode):
         changed = _written(func, args, kwargs)
         written = changed or _tensors(out)
         read = _tensors(args, kwargs)
-        if changed and (name in OVERWRITTEN or "out" in func._overloadname):
+        if changed and (name in OVERWRITTEN or func._overloadname.endswith("out")):
             read = [t for t in read if not any(t is other for other in changed)]
         if not changed and (name.startswith("new_") or name.endswith("_like")):
             read = []
