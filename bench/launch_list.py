@@ -251,7 +251,7 @@ def put_between(page: Path, lines: Iterator[str]) -> None:
 
 @click.command()
 @click.option("--model", type=click.Choice(["published", "base", "small"]), default="published", show_default=True)
-@click.option("--task", type=click.Choice(["forward", "step", "walk", "train"]), default="step", show_default=True)
+@click.option("--task", type=click.Choice(["forward", "step", "sampling", "train"]), default="step", show_default=True)
 @click.option("--cells", type=click.IntRange(1), default=1024, show_default=True, help="Cells per batch.")
 @click.option("--arch", type=click.Choice(["80", "86", "90", "100", "120"]), default="90", show_default=True)
 @click.option("--blocks", type=click.Choice(BLOCKS), help="How to run the blocks.  [default: the way expected fastest]")

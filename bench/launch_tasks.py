@@ -1,4 +1,4 @@
-"""The calls whose launches are listed: a forward, a step of a sampler, its whole walk, and a training step."""
+"""The calls whose launches are listed: a forward, a step of a sampler, all its steps, and a training step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wbdit.training.losses import CountNLL, LossFunction, SquaredError
 from wbdit.training.trainer import Trainer
 
 BATCHES = 3
-CALLS = 4  # of the walk from which the last step but one is taken: it reads and writes all estimates of a solver
+CALLS = 4  # of the sampling from which the last step but one is taken: it reads and writes all estimates of a solver
 LEVELS = 27  # count levels of a gene at most
 
 
@@ -99,14 +99,14 @@ def forward(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
     return recorder.launches
 
 
-def walk(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
-    """Return the launches of a batch's whole walk, from its noise to its cells."""
+def sampling(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
+    """Return the launches of a batch's whole sampling, from its noise to its cells."""
     launches, begun, _ = _last_batch(recorder, model, cells)
     return launches[begun:]
 
 
 def step(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
-    """Return the launches of one step in the middle of a walk: the model's call and the sampler's update."""
+    """Return the launches of one step in the middle of sampling: the model's call and the sampler's update."""
     launches, _, ends = _last_batch(recorder, model, cells, CALLS)
     return launches[ends[-3] : ends[-2]]
 
@@ -158,6 +158,6 @@ def train(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
 TASKS: dict[str, Callable[[Recorder, Model, int], list[Launch]]] = {
     "forward": forward,
     "step": step,
-    "walk": walk,
+    "sampling": sampling,
     "train": train,
 }

@@ -309,10 +309,10 @@ def test_the_costs_by_hand_are_those_of_the_launches(bench, recorded):
 
 
 @pytest.mark.slow
-def test_a_walk(tiny):
-    walk = [launch.kernel for launch in tiny("walk").launches]
-    assert walk.count("_sampler_step") == 50  # the published sampler's calls
-    assert walk[0] == "aten::_to_copy"  # the cells' numbers go to the GPU
+def test_all_steps(tiny):
+    kernels = [launch.kernel for launch in tiny("sampling").launches]
+    assert kernels.count("_sampler_step") == 50  # the published sampler's calls
+    assert kernels[0] == "aten::_to_copy"  # the cells' numbers go to the GPU
 
 
 @pytest.mark.slow
