@@ -6,12 +6,13 @@ nothing, every launch only compiles, with the same arguments, options and specia
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,19 +25,24 @@ from triton.backends.driver import DriverBase
 
 # shared memory available to one program, in bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA)
 SHARED = {75: 65536, 80: 166912, 86: 101376, 90: 232448, 100: 232448, 120: 101376, "gfx942": 65536}
+MULTIPROCESSORS = 132
+OnLaunch = Callable[[Any, tuple[int, ...], dict[str, Any]], object]  # source, grid, arguments by name
 _serial = itertools.count()
 
 
 class DryDriver(DriverBase):
-    """Driver of one GPU of an architecture: an int for NVIDIA's compute capability, a name for AMD."""
+    """Driver of one GPU of an architecture: an int for NVIDIA's compute capability, a name for AMD.
 
-    def __init__(self, arch: int | str) -> None:
+    `on_launch` is called in place of a launch.
+    """
+
+    def __init__(self, arch: int | str, on_launch: OnLaunch = lambda source, grid, arguments: None) -> None:
         backend, warp = ("cuda", 32) if isinstance(arch, int) else ("hip", 64)
         self.target = GPUTarget(backend, arch, warp)
         self.device = (arch, next(_serial))  # a new key each time, so that nothing counts as already compiled
         properties = {
             "max_shared_mem": SHARED[arch],
-            "multiprocessor_count": 132,
+            "multiprocessor_count": MULTIPROCESSORS,
             "max_num_regs": 65536,
             "warpSize": warp,
             "sm_clock_rate": 1_700_000,
@@ -48,7 +54,7 @@ class DryDriver(DriverBase):
             load_binary=lambda name, binary, shared, device: (0, 0, 0, 0, 1024),
             unload_module=lambda module: None,
         )
-        self.launcher_cls = lambda source, metadata: lambda *args, **kwargs: None
+        self.launcher_cls = lambda source, metadata: functools.partial(_launch, on_launch, source)
 
     @classmethod
     def is_active(cls) -> bool:
@@ -87,11 +93,20 @@ class DryDriver(DriverBase):
         return args
 
 
+def _launch(on_launch: OnLaunch, source: Any, *given: Any) -> None:
+    """Take a launch's arguments: grid, stream, function, two kinds of metadata, two hooks, the kernel's own."""
+    on_launch(source, given[:3], dict(zip(source.fn.arg_names, given[9:], strict=True)))
+
+
 @contextmanager
-def dry(arch: int | str) -> Iterator[list[Any]]:
-    """Compile every launch inside a ``with`` block for `arch`; yield the list of compiled kernels."""
+def dry(arch: int | str, on_launch: OnLaunch = lambda source, grid, arguments: None) -> Iterator[list[Any]]:
+    """Compile every launch inside a ``with`` block for `arch`; yield the list of compiled kernels.
+
+    Each launch calls `on_launch` with the kernel's source (the attribute ``src`` of a compiled kernel), grid and
+    arguments.
+    """
     compiled: list[Any] = []
-    driver = DryDriver(arch)
+    driver = DryDriver(arch, on_launch)
 
     def note(*, fn: Any, **_: Any) -> None:
         compiled.append(list(fn.jit_function.device_caches[driver.device][0].values())[-1])

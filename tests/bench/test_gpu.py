@@ -144,9 +144,10 @@ def test_a_roofline_is_the_slower_of_two(bench):
     assert cost.seconds(3e12, 8e14) == pytest.approx(1e-3)
     assert cost.seconds(1e12, 8e14) == pytest.approx(3e-3)
     published = roofline.Shape(1024, 200, 768, 8, 2000)
+    costs = roofline.costs(published)
     # by hand: a product of 204,800 tokens by 768 x 768 is 242 GFLOP, which takes 0.30 ms at 800 TFLOP/s
-    assert roofline.predicted("block_project Tiles(...)", published) == pytest.approx(0.302e-3, rel=0.01)
-    assert roofline.predicted("block_compress", published) == pytest.approx(0.419e-3, rel=0.01)
+    assert costs["block_project"].seconds(3e12, 8e14) == pytest.approx(0.302e-3, rel=0.01)
+    assert costs["block_compress"].seconds(3e12, 8e14) == pytest.approx(0.419e-3, rel=0.01)
 
 
 def test_predicted_beside_measured(bench, tmp_path, capsys):
