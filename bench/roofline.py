@@ -74,8 +74,8 @@ def _ends(given: Mapping[str, Any]) -> float:
 def _narrow_embed(given: Mapping[str, Any]) -> float:
     whole = given["tokens"] - given["patches"]
     genes = given["CHANNELS"] * (given["patches"] * given["patch"] + whole * given["genes"])
-    projection = product(given["batch"] * given["tokens"], given["inner"], given["width"])
-    return product(given["batch"], genes, given["width"]) + projection
+    projection = product(given["samples"] * given["tokens"], given["inner"], given["width"])
+    return product(given["samples"], genes, given["width"]) + projection
 
 
 def _narrow_chain(given: Mapping[str, Any]) -> float:
