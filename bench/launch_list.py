@@ -138,8 +138,10 @@ def chooser(blocks: str | None) -> Callable[[str, Sequence[Any]], Any]:
     from wbdit.kernels import blocks as ways
 
     def choose(op: str, candidates: Sequence[Any]) -> Any:
-        if op != "run_blocks" or blocks is None:
+        if op not in ("denoise", "run_blocks") or blocks is None:
             return candidates[0]
+        if op == "denoise":  # the last leaves the blocks to run_blocks
+            return candidates[-1 if blocks == "unfused" else 0]
         offered = *candidates, *ways.candidates(DEVICE)  # wide models are not offered the latter
         return next(way for way in offered if isinstance(way, ways.Unfused) == (blocks == "unfused"))
 

@@ -145,7 +145,7 @@ class Recorder(TorchDispatchMode):
         if not self.is_recording:
             return
         kernel, access = self._look_up(source)
-        tensors = [t for t in map(_tensor, arguments.values()) if t is not None]
+        tensors = [t for t in map(_tensor, _flat(arguments.values())) if t is not None]
         count = FLOPS.get(source.fn.__name__)
         flops = count({name: _tensor(value, value) for name, value in arguments.items()}) if count else None
         self.launches.append(
@@ -209,6 +209,15 @@ class Recorder(TorchDispatchMode):
         count = flop_registry.get(func.overloadpacket)
         flops = float(count(*args, **kwargs, out_val=out)) if count else 0.0
         yield Launch(f"aten::{name}", False, None, reads, _operands(written), flops)
+
+
+def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+    """Return arguments one by one, those in tuples too."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _flat(argument)
+        else:
+            yield argument
 
 
 def _tensor(value: Any, otherwise: Any = None) -> Any:

@@ -123,15 +123,16 @@ def run_blocks(
     given = x, modulations, weights, heads, eta, lam, eps
 
     offered = ways(x, projections)
-    once = z if len(offered) == 1 else None  # a search repeats the run, so it must not overwrite its inputs
 
-    def run(way: narrow.Rows | Tiles | Unfused) -> tuple[Tensor, list[Any]]:
+    def run(way: narrow.Rows | Tiles | Unfused, z: Tensor | None) -> tuple[Tensor, list[Any]]:
         if isinstance(way, Unfused):
-            return run_unfused(*given, once), []
+            return run_unfused(*given, z), []
         return (narrow.run_blocks if isinstance(way, narrow.Rows) else run_fused)(*given, way)
 
     shape = (*x.shape[1:], heads, min(2**10, triton.next_power_of_2(x.shape[0])))
-    return run(tuning.choose("run_blocks", shape, offered, lambda way: run(way)[1], x.device))[0]
+    # a search repeats the run, so it must not overwrite its inputs
+    chosen = tuning.choose("run_blocks", shape, offered, lambda way: run(way, None)[1], x.device)
+    return run(chosen, z)[0]
 
 
 def run_fused(
