@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from configs import Config, Inputs, make_model, make_schedule
@@ -25,6 +26,23 @@ def own_forward(model: nn.Module, x: Tensor, t: Tensor, y: Tensor | None = None)
 
 
 @dataclass(frozen=True)
+class Call:
+    """A denoiser as a function of (x, t, y), and how a sampler prepares its calls, if it can fuse them."""
+
+    forward: Forward
+    precision: str
+    fuse_steps: Callable[..., Any] | None
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        with self.context(x.device):
+            return self.forward(x, t, y)
+
+    def context(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return a context with the products' precision."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
+@dataclass(frozen=True)
 class Row:
     name: str
     forward: Forward  # (model, x, t, y)
@@ -33,18 +51,11 @@ class Row:
     compiled: bool = False
     ours: bool = False
 
-    def call(self, model: nn.Module) -> Forward:
+    def call(self, model: nn.Module) -> Call:
         """Return the row's denoiser with a model's weights, as a function of (x, t, y)."""
         forward = functools.partial(self.forward, model)
         forward = torch.compile(forward, dynamic=False) if self.compiled else forward
-        if self.precision == "fp32":
-            return forward
-
-        def in_bf16(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16):
-                return forward(x, t, y)
-
-        return in_bf16
+        return Call(forward, self.precision, getattr(model, "fuse_steps", None) if self.ours else None)
 
     @property
     def blocks(self) -> str:
@@ -113,6 +124,10 @@ class AtLabels:
         self.call = call
         self.y = y
         self.prediction = prediction
+        self.prepare = getattr(call, "fuse_steps", None)
+
+    def fuse_steps(self, x: Tensor, times: Tensor) -> Any:
+        return self.prepare and self.prepare(x, times, **({} if self.y is None else {"y": self.y}))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.call(x, t, self.y)
@@ -124,7 +139,8 @@ def sample(call: Forward, config: Config, inputs: Inputs, calls: int) -> Tensor:
     noise = samplers.PhiloxNoise(0, torch.arange(cells, device=device), (1, config.model["input_size"]))
     denoiser = AtLabels(call, inputs.y, config.model["prediction"])
     path = samplers.timesteps(schedule, calls)
-    return samplers.ddim(denoiser, noise(-1), schedule, path, clamp_min=config.clamp_min, noise=noise)
+    with call.context(device) if isinstance(call, Call) else nullcontext():
+        return samplers.ddim(denoiser, noise(-1), schedule, path, clamp_min=config.clamp_min, noise=noise)
 
 
 class Expected:

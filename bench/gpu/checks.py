@@ -1,4 +1,4 @@
-"""Comparison with fp64, in memory filled with NaN: every op, all blocks at once, the graph path, a batch of 1,024."""
+"""Comparison with fp64, in memory filled with NaN: ops, all blocks at once, sampling, the graph path, a large batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 from agreement import TOLERANCE, gradient_error, relative_error
-from configs import Config, make_inputs, make_model
-from denoisers import EAGER, ROWS, Expected, gradients_of, trained
+from configs import Config, configs, make_inputs, make_model
+from denoisers import EAGER, ROWS, Expected, gradients_of, sample, trained
 from operations import OPERATIONS, Draw, Operation, cast
 from rows import Line
 from setting import Setting
@@ -22,6 +22,7 @@ from wbdit.nn.cuda_graph import CUDAGraphModel
 
 BF16 = ROWS["ours, bf16"]
 FEW = 4  # cells that are computed in fp64
+PATH = 5  # calls of a sampling path
 
 
 def checks(s: Setting) -> None:
@@ -38,6 +39,11 @@ def checks(s: Setting) -> None:
         for name in (EAGER, "ours, fp32", "ours, bf16"):
             s.rows.attempt(f"forward {name}", lambda name=name: check_row(s, ROWS[name], config, "forward"))
             s.rows.attempt(f"train {name}", lambda name=name: check_row(s, ROWS[name], config, "train"))
+        small = configs(s.quick)["small"]
+        s.rows.attempt("forward ours, bf16, small", lambda: check_row(s, BF16, small, "forward"))
+        s.rows.attempt("forward ours, bf16, small, cell token", lambda: _check_cell_token(s, small))
+        for one in (config, small):
+            s.rows.attempt(f"sampling ours, bf16, {one.name}", lambda one=one: _check_sampling(s, one))
         s.rows.attempt("graph, bf16", lambda: _check_graph(s, config))
         s.rows.attempt(f"forward ours, bf16, {s.batch} cells", lambda: _check_batch(s, config))
 
@@ -145,6 +151,29 @@ def _check_graph(s: Setting, config: Config) -> Line:
         found = call(inputs.x, t, inputs.y)
     expected = Expected(BF16, config, s.device).forward(inputs._replace(t=t))
     return checked(relative_error([found], [expected]), TOLERANCE["bf16"]["forward"])
+
+
+def _check_cell_token(s: Setting, config: Config) -> Line:
+    """Compare a model with a token for the whole cell, which the published formula lacks, with itself in fp64."""
+    with_token = replace(config, model={**config.model, "cell_token": True})
+    inputs = make_inputs(with_token, FEW).to(s.device)
+    model = make_model(BF16.kind, with_token).to(s.device).eval()
+    with torch.no_grad():
+        found = BF16.call(model)(inputs.x, inputs.t, inputs.y)
+        with wbdit.backend("reference"):
+            expected = model.double()(inputs.x.double(), inputs.t, inputs.y)
+    return checked(relative_error([found], [expected]), TOLERANCE["bf16"]["forward"])
+
+
+def _check_sampling(s: Setting, config: Config) -> Line:
+    """Compare whole sampling paths with fp64: called directly, then recorded as CUDA graphs, then replayed."""
+    inputs = make_inputs(config, FEW).to(s.device)
+    call = BF16.call(CUDAGraphModel(make_model(BF16.kind, config).to(s.device).eval()))
+    with torch.no_grad():
+        found = [sample(call, config, inputs, PATH) for _ in range(3)]
+        exact = Expected(BF16, config, s.device).call
+        expected = sample(lambda x, t, y: exact(x.double(), t, y).to(x.dtype), config, inputs, PATH)
+    return checked(max(relative_error([one], [expected]) for one in found), TOLERANCE["bf16"]["path"])
 
 
 def _check_batch(s: Setting, config: Config) -> Line:
