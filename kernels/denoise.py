@@ -28,6 +28,9 @@ def denoise(
 
     The arguments are those of :func:`wbdit.ops.denoise`, then those of :func:`wbdit.kernels.ends.read_patches`.
     """
+    # maps may have any strides; their biases and the positions are read as dense
+    embedding = [t if i in (0, 3) else t.contiguous() for i, t in enumerate(embedding)]
+    readout = [t if i in (0, 2) else t.contiguous() for i, t in enumerate(readout)]
     network = modulations, embedding, projections, outs, biases, folded, *settings
     tokens, d = embedding[2].shape
     shape = tokens, d, settings[0], min(2**10, triton.next_power_of_2(len(cells)))

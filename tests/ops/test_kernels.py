@@ -371,6 +371,13 @@ def test_wide_denoiser(case):
     assert relative_error(out, ops.denoise(*wide(given))) < TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.parametrize("d", [24, 32], ids=["wide", "narrow"])
+def test_the_inputs_of_denoise_may_have_gaps(d):
+    x, *lists, heads = denoiser_inputs(2, 1, 9, 4, d, 2, depth=1)
+    strided = with_gaps(x), *([with_gaps(t) for t in ts] for ts in lists), heads
+    assert torch.equal(ops.denoise(*strided), ops.denoise(x, *lists, heads))
+
+
 def test_denoise_in_fp32():
     x, *lists, heads = denoiser_inputs(3, 2, 12, 5, 24, 2)
     given = x, *([t.float() for t in ts] for ts in lists), heads
