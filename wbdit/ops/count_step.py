@@ -9,8 +9,8 @@ from torch import Tensor
 
 from wbdit.ops import reference
 from wbdit.ops.dispatch import adapter, define_op
-from wbdit.ops.layout import dense, dense_rows, fresh
-from wbdit.ops.sampling import SEED_BITS
+from wbdit.ops.layout import dense_rows, fresh
+from wbdit.ops.sampling import SEED_BITS, update_on_engine
 
 
 def count_mean_step(
@@ -131,21 +131,10 @@ def one_pass(
     n_levels: Tensor,
     alpha: float,
     sigma: float,
-    previous: Tensor | None,
-    earlier: Tensor | None,
-    noise: Tensor | None,
-    samples: Tensor | None,
-    a: float,
-    b: float,
-    c: float,
-    d: float,
-    e: float,
-    clamp_min: float | None,
-    seed: int,
-    step: int,
-    keep: bool,
+    *given: Any,
 ) -> tuple[Tensor, Tensor]:
     """Run the op on an engine that has it as one pass; the arguments are those of the op."""
+    *update, keep = given
     new, mean = fresh(x), torch.empty(x.shape if keep else 0, device=x.device)
     engine.count_mean_step(
         x.contiguous(),
@@ -157,22 +146,11 @@ def one_pass(
         log_mean.contiguous(),
         *(table.float().contiguous() for table in (log_base0, log_base1, values, counts)),
         n_levels.to(torch.int32).contiguous(),
-        previous=dense(previous),
-        earlier=dense(earlier),
-        noise=dense(noise),
-        samples=None if samples is None else samples.to(torch.int64).contiguous(),
         new=new,
         mean=mean if keep else None,
         alpha=alpha,
         sigma=sigma,
-        a=a,
-        b=b,
-        c=c,
-        d=d,
-        e=e,
-        clamp_min=-torch.inf if clamp_min is None else clamp_min,
-        seed=seed,
-        step=step,
+        **update_on_engine(*update),
     )
     return new, mean
 

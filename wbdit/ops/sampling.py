@@ -134,10 +134,13 @@ def _noising_on(engine: Any, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Te
     return xt
 
 
-def _sampler_step_on(
-    engine: Any,
-    x: Tensor,
-    out: Tensor,
+def _sampler_step_on(engine: Any, x: Tensor, out: Tensor, *update: Any) -> Tensor:
+    new = fresh(x)
+    engine.sampler_step(x.contiguous(), out.contiguous(), new=new, **update_on_engine(*update))
+    return new
+
+
+def update_on_engine(
     previous: Tensor | None,
     earlier: Tensor | None,
     noise: Tensor | None,
@@ -150,26 +153,22 @@ def _sampler_step_on(
     clamp_min: float | None,
     seed: int,
     step: int,
-) -> Tensor:
-    new = fresh(x)
-    engine.sampler_step(
-        x.contiguous(),
-        out.contiguous(),
-        previous=dense(previous),
-        earlier=dense(earlier),
-        noise=dense(noise),
-        samples=None if samples is None else _numbers(samples),
-        new=new,
-        a=a,
-        b=b,
-        c=c,
-        d=d,
-        e=e,
-        clamp_min=-torch.inf if clamp_min is None else clamp_min,
-        seed=seed,
-        step=step,
-    )
-    return new
+) -> dict[str, Any]:
+    """Return the arguments of a sampler's update by name, as the engines' passes take them: dense, with a bound."""
+    return {
+        "previous": dense(previous),
+        "earlier": dense(earlier),
+        "noise": dense(noise),
+        "samples": None if samples is None else _numbers(samples),
+        "a": a,
+        "b": b,
+        "c": c,
+        "d": d,
+        "e": e,
+        "clamp_min": -torch.inf if clamp_min is None else clamp_min,
+        "seed": seed,
+        "step": step,
+    }
 
 
 def _normal_on(engine: Any, seed: int, samples: Tensor, step: int, length: int) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from wbdit.ops import count_step, dispatch
-from wbdit.ops.layout import TYPES, dense
+from wbdit.ops.layout import TYPES
+from wbdit.ops.sampling import update_on_engine
 
 MODULES = {  # pass -> module of wbdit.kernels
     "residual_adaln": "adaln",
@@ -110,29 +111,10 @@ def _denoise_step(engine: Triton, x: Tensor, *given: Any) -> tuple[Tensor, Tenso
     network, update, factors = given[:11], given[11:-1], given[-1]
     if not _is_whole(x, *network):
         return dispatch.adapter("denoise_step")(engine, x, *given)
-    previous, earlier, noise, samples, a, b, c, d, e, clamp_min, seed, step = update
     new = torch.empty_like(x, memory_format=torch.contiguous_format)
     clean = None if factors is None else torch.empty_like(new)
-    engine.denoise(
-        x,
-        *network,
-        new=new,
-        x=x.contiguous(),
-        previous=dense(previous),
-        earlier=dense(earlier),
-        noise=dense(noise),
-        samples=None if samples is None else samples.to(torch.int64).contiguous(),
-        a=a,
-        b=b,
-        c=c,
-        d=d,
-        e=e,
-        clamp_min=-torch.inf if clamp_min is None else clamp_min,
-        seed=seed,
-        step=step,
-        clean=clean,
-        factors=factors or (0.0, 0.0),
-    )
+    estimate = {"clean": clean, "factors": factors or (0.0, 0.0)}
+    engine.denoise(x, *network, new=new, x=x.contiguous(), **update_on_engine(*update), **estimate)
     return new, x.new_empty(0) if clean is None else clean
 
 
