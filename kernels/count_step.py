@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from wbdit.kernels.counts import _log_sigmoid, _logit
-from wbdit.kernels.noise import _normals
+from wbdit.kernels.noise import _add_terms, _normals
 
 CELLS = 32  # per program
 GENES = 16  # a multiple of 4: four genes share a counter of the noise
@@ -111,12 +111,7 @@ def _count_mean_step(
     mean = mean / total
 
     new = a * x + b * mean
-    if previous_ptr is not None:
-        new += c * tl.load(previous_ptr + to, mask=inside, other=0.0).to(tl.float32)
-    if earlier_ptr is not None:
-        new += d * tl.load(earlier_ptr + to, mask=inside, other=0.0).to(tl.float32)
-    if noise_ptr is not None:
-        new += e * tl.load(noise_ptr + to, mask=inside, other=0.0).to(tl.float32)
+    new = _add_terms(new, to, inside, previous_ptr, earlier_ptr, noise_ptr, c, d, e)
     if samples_ptr is not None:
         sample = tl.load(samples_ptr + cell, mask=there, other=0)
         quads = tl.broadcast_to((first // 4 + tl.arange(0, GENES // 4))[None, :], (CELLS, GENES // 4))

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from wbdit.kernels.noise import _normal_at
+from wbdit.kernels.noise import _add_terms, _normal_at
 
 WIDEST = 1024  # values per token: a program of the first launch keeps whole tokens in registers, at least 16 of them
 VALUES = 2**14  # per program of the first launch, 32 per thread
@@ -217,12 +217,7 @@ def _read_patches(
         new = a * x + b * out
         if clean_ptr is not None:
             tl.store(clean_ptr + at, (clean_x * x + clean_out * out).to(clean_ptr.dtype.element_ty), mask=keep)
-        if previous_ptr is not None:
-            new += c * tl.load(previous_ptr + at, mask=keep, other=0.0).to(tl.float32)
-        if earlier_ptr is not None:
-            new += on_earlier * tl.load(earlier_ptr + at, mask=keep, other=0.0).to(tl.float32)
-        if noise_ptr is not None:
-            new += e * tl.load(noise_ptr + at, mask=keep, other=0.0).to(tl.float32)
+        new = _add_terms(new, at, keep, previous_ptr, earlier_ptr, noise_ptr, c, on_earlier, e)
         if samples_ptr is not None:
             number = tl.load(samples_ptr + sample, mask=there, other=0)
             new += e * _normal_at(seed, number[:, None], step, position[None, :])

@@ -76,6 +76,18 @@ def _normal_at(seed, sample, step, position):
     return tl.where(position % 2 == 0, even, odd)
 
 
+@triton.jit
+def _add_terms(new, at, inside, previous_ptr, earlier_ptr, noise_ptr, c, d, e):
+    """Return a sampler's next state with those of its terms added that are given."""
+    if previous_ptr is not None:
+        new += c * tl.load(previous_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if earlier_ptr is not None:
+        new += d * tl.load(earlier_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if noise_ptr is not None:
+        new += e * tl.load(noise_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    return new
+
+
 @triton.jit(do_not_specialize=["seed", "step"])
 def _normal(
     samples_ptr,  # [B] int64
@@ -120,12 +132,7 @@ def _sampler_step(
     inside = position < length
     at = row * length + position
     new = a * tl.load(x_ptr + at, mask=inside).to(tl.float32) + b * tl.load(out_ptr + at, mask=inside).to(tl.float32)
-    if previous_ptr is not None:
-        new += c * tl.load(previous_ptr + at, mask=inside).to(tl.float32)
-    if earlier_ptr is not None:
-        new += d * tl.load(earlier_ptr + at, mask=inside).to(tl.float32)
-    if noise_ptr is not None:
-        new += e * tl.load(noise_ptr + at, mask=inside).to(tl.float32)
+    new = _add_terms(new, at, inside, previous_ptr, earlier_ptr, noise_ptr, c, d, e)
     if samples_ptr is not None:
         new += e * _normals(seed, tl.load(samples_ptr + row), step, part * QUADS + tl.arange(0, QUADS))
     new = tl.where(new < clamp_min, clamp_min, new)  # keeps NaN
