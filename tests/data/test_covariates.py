@@ -69,9 +69,10 @@ def test_covariates_are_read_beside_chosen_genes_and_values():
     cells.obs["donor"] = np.where(np.arange(300) % 2, "a", "b")
     genes = list(cells.var_names[:18])
     how = {"source": Source("doubled"), "genes": genes, "batch_key": "donor", "max_genes": 12}
-    preprocessor, matrix = Preprocessor.fit_matrix(cells, label="type", continuous="age", **how)
+    preprocessor, matrix, _ = Preprocessor.fit_cells(cells, label="type", continuous="age", **how)
     assert set(preprocessor.genes) < set(genes)
-    np.testing.assert_array_equal(matrix, 2 * cells[:, list(preprocessor.genes)].X)
+    doubled = 2 * cells[:, list(preprocessor.genes)].X
+    np.testing.assert_array_equal(matrix.rows(np.arange(len(cells))).toarray(), doubled)
     np.testing.assert_array_equal(preprocessor.covariates.read(cells)[:, 0], cells.obs["age"])
 
 

@@ -144,11 +144,11 @@ def test_what_is_read(adata, source, matrix, space, values):
     data = TrainingData.fit(adata, source=source, max_genes=None)
     assert data.preprocessor.space == space
     assert matrix in (None, data.preprocessor.source.name)
-    assert np.isfinite(data.values).all()
+    assert np.isfinite(data.values()).all()
     if values is not None:
-        np.testing.assert_allclose(data.matrix, values, rtol=1e-3)
+        np.testing.assert_allclose(data.dense(), values, rtol=1e-3)
     again = TrainingData.of(data.preprocessor, adata)  # a resumed run and `explain` find the same values
-    np.testing.assert_array_equal(again.matrix, data.matrix)
+    np.testing.assert_array_equal(again.dense(), data.dense())
 
 
 REFUSED = [  # cells, arguments, words
@@ -300,7 +300,7 @@ def test_evaluation_reads_the_real_cells_as_told():
 
 def test_a_file_that_stays_on_disk(tmp_path):
     adata = backed(tmp_path)
-    np.testing.assert_array_equal(TrainingData.fit(adata, label="type").matrix, COUNTS)
+    np.testing.assert_array_equal(TrainingData.fit(adata, label="type").dense(), COUNTS)
     adata.file.close()
 
 
@@ -330,7 +330,7 @@ def test_genes_by_name_and_by_column():
     by_name = TrainingData.fit(adata, genes=list(adata.var_names[adata.var["marker"]][::-1]))
     by_column = TrainingData.fit(adata, genes="marker")
     assert by_name.preprocessor.genes == by_column.preprocessor.genes == tuple(adata.var_names[::8])
-    np.testing.assert_array_equal(by_column.matrix, COUNTS[:, ::8])
+    np.testing.assert_array_equal(by_column.dense(), COUNTS[:, ::8])
     adata.var["mean"] = 0.5
     with pytest.raises(InputError, match="column 'mean' of var holds float64"):
         TrainingData.fit(adata, genes="mean")
@@ -343,7 +343,7 @@ def test_a_column_of_x_chooses_genes_of_raw():
     adata = cells(LOG, COUNTS, 9)
     adata.var["highly_variable"] = np.arange(G) < 7
     data = TrainingData.fit(adata, genes="highly_variable")
-    np.testing.assert_array_equal(data.matrix, COUNTS[:, :7])
+    np.testing.assert_array_equal(data.dense(), COUNTS[:, :7])
 
 
 def test_variable_genes_within_batches(monkeypatch):

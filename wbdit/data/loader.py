@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wbdit.data.normalize import log_library_sizes
 from wbdit.data.sources import TrainingData
 
 
@@ -59,7 +58,7 @@ class Batches:
     @classmethod
     def of_values(cls, data: TrainingData, batch_size: int, device: torch.device) -> Batches:
         """Return batches of model values on a device."""
-        x = torch.from_numpy(data.values).to(device)
+        x = _stored(data, data.preprocessor.scaled, device)
         return cls(x, _labels(data, device), batch_size, covariates=_covariates(data, device))
 
     @classmethod
@@ -67,8 +66,8 @@ class Batches:
         cls, data: TrainingData, bin_of: Callable[[np.ndarray], np.ndarray], batch_size: int, device: torch.device
     ) -> Batches:
         """Return batches of count levels with library sizes, on a device."""
-        x = torch.from_numpy(bin_of(data.matrix)).to(device)
-        log_library = torch.from_numpy(log_library_sizes(data.matrix)).to(device)
+        log_library = torch.from_numpy(data.log_library).to(device)
+        x = _stored(data, bin_of, device)
         return cls(x, _labels(data, device), batch_size, log_library, _covariates(data, device))
 
     @property
@@ -90,6 +89,17 @@ class Batches:
         """Return the cells at the given rows ``(B,)`` int64, on the cells' device."""
         taken = (None if of is None else of[rows] for of in (self.y, self.log_library, self.covariates))
         return Batch(self.x[rows][:, None], *taken)
+
+
+def _stored(data: TrainingData, convert: Callable[[np.ndarray], np.ndarray], device: torch.device) -> Tensor:
+    """Return all cells ``(n, G)`` on the device, converted chunk by chunk from their expression."""
+    parts = ((part, torch.from_numpy(convert(dense))) for part, dense in data.chunks())
+    first, start = next(parts)
+    x = torch.empty((len(data), start.shape[1]), dtype=start.dtype, device=device)
+    x[first] = start
+    for part, converted in parts:
+        x[part] = converted
+    return x
 
 
 def _labels(data: TrainingData, device: torch.device) -> Tensor | None:

@@ -26,14 +26,16 @@ import pandas as pd
 import scipy.sparse as sp
 
 from wbdit.data.annotations import Annotations
+from wbdit.data.cell_matrix import CellMatrix, MemoryMatrix
 from wbdit.data.covariates import Covariates
 from wbdit.data.draws import Drawn, TrainingDraws
-from wbdit.data.expression import check_cells, check_labels, to_dense
+from wbdit.data.expression import check_cells, check_labels
 from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source, find_again, find_expression
 from wbdit.data.normalize import TARGET_SUM, Values, transformed
 from wbdit.data.space import Space
+from wbdit.data.statistics import Statistics
 from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
@@ -109,8 +111,8 @@ class Preprocessor:
         genes: str | Sequence[str] | None = None,
         batch_key: str | None = None,
     ) -> Preprocessor:
-        """Learn genes, labels and values from training cells; arguments as in :meth:`fit_matrix`."""
-        return cls.fit_matrix(
+        """Learn genes, labels and values from training cells; arguments as in :meth:`fit_cells`."""
+        return cls.fit_cells(
             adata,
             label=label,
             continuous=continuous,
@@ -123,7 +125,7 @@ class Preprocessor:
         )[0]
 
     @classmethod
-    def fit_matrix(
+    def fit_cells(
         cls,
         adata: ad.AnnData,
         *,
@@ -135,7 +137,7 @@ class Preprocessor:
         source: Source | None = None,
         genes: str | Sequence[str] | None = None,
         batch_key: str | None = None,
-    ) -> tuple[Preprocessor, np.ndarray]:
+    ) -> tuple[Preprocessor, CellMatrix, Statistics]:
         """Learn genes, labels and values from training cells.
 
         The logger "wbdit" reports the expression space and the selection of genes.
@@ -164,7 +166,7 @@ class Preprocessor:
 
         Returns
         -------
-        The preprocessor, and the result of its :meth:`matrix` for these cells.
+        The preprocessor, the cells with its genes, see :meth:`cells`, and their statistics.
 
         Raises
         ------
@@ -194,27 +196,25 @@ class Preprocessor:
         for line in said:
             logger.info(line)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
-        dense = to_dense(X)
-        totals = dense.sum(1)
-        seen = transformed(dense, values)
-        center = seen.mean(0) if centered else np.zeros(len(var), np.float32)
-        scale = float((seen - center).std()) if centered else 1.0
-        order = np.lexsort((totals, labels.combination_index(labels.codes(adata))))
+        cells = MemoryMatrix(X)
+        found = Statistics.of(cells, values)
+        scale = float(np.sqrt(found.variance.mean())) if centered else 1.0
+        order = np.lexsort((found.totals, labels.combination_index(labels.codes(adata))))
         preprocessor = cls(
             space=space,
             values=values,
             genes=tuple(var.index),
             labels=labels,
-            center=center.astype(np.float32),
+            center=(found.mean if centered else np.zeros(len(var))).astype(np.float32),
             scale=scale if scale > 0 else 1.0,
-            smallest=np.where(seen > 0, seen, np.inf).min(0).astype(np.float32),
-            library=totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
+            smallest=found.smallest,
+            library=found.totals[order].astype(np.float32) if space == "counts" else np.zeros(0, np.float32),
             covariates=replace(covariates, values=covariates.values[order]),
             source=expression.source,
             found=expression.found,
             annotations=Annotations.of(var, adata, labels),
         )
-        return preprocessor, dense
+        return preprocessor, cells, found
 
     def encode(self, adata: ad.AnnData) -> np.ndarray:
         """Return the model's input for cells, ``(cells, G)`` fp32.
@@ -232,6 +232,11 @@ class Preprocessor:
 
     def matrix(self, adata: ad.AnnData) -> np.ndarray:
         """Return the expression of the run's genes, ``(cells, G)`` fp32; raises the errors of :meth:`encode`."""
+        cells = self.cells(adata)
+        return cells.rows(np.arange(cells.shape[0])).toarray()
+
+    def cells(self, adata: ad.AnnData) -> CellMatrix:
+        """Return the cells with the run's genes, to be read by rows; raises the errors of :meth:`encode`."""
         check_cells(adata)
         expression = find_again(adata, self.source, self.space)
         if expression.name != (self.source.name or "X"):
@@ -242,7 +247,7 @@ class Preprocessor:
             raise InputError(
                 f"{len(missing)} of the run's {len(self.genes)} genes are missing, {self.genes[missing[0]]!r} first"
             )
-        return to_dense(expression.X[:, columns])
+        return MemoryMatrix(expression.X).select(genes=columns)
 
     def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
         """Convert a model's output to cells, without labels.

@@ -1,37 +1,45 @@
-"""Training cells in memory: checked, preprocessed and dense."""
+"""Training cells: checked and preprocessed, made dense only where they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import anndata as ad
 import numpy as np
 
+from wbdit.data.cell_matrix import CellMatrix, MemoryMatrix, chunks, dense_chunks
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
+from wbdit.data.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training cells as arrays, with their preprocessor.
+    """Training cells with their preprocessor.
 
     Attributes
     ----------
     preprocessor
         Genes, labels and values.
-    matrix
-        Expression of the preprocessor's genes, in the cells' own space, ``(n, G)`` fp32.
+    cells
+        Expression of the preprocessor's genes, in the cells' own space.
     codes
         Labels ``(n, C)`` int64, see :class:`wbdit.data.labels.Labels`.
     covariates
         Covariates ``(n, K)`` fp64 in the cells' own units, see :class:`wbdit.data.covariates.Covariates`.
+    totals
+        Sum of each cell's expression over the genes, ``(n,)`` fp64: the library sizes of counts.
+    known
+        Statistics of the cells, if they were learned before.
     """
 
     preprocessor: Preprocessor
-    matrix: np.ndarray
+    cells: CellMatrix
     codes: np.ndarray
     covariates: np.ndarray
+    totals: np.ndarray
+    known: Statistics | None = None
 
     @classmethod
     def fit(
@@ -47,8 +55,8 @@ class TrainingData:
         genes: str | Sequence[str] | None = None,
         batch_key: str | None = None,
     ) -> TrainingData:
-        """Fit a preprocessor and apply it; arguments and errors as in :meth:`Preprocessor.fit_matrix`."""
-        preprocessor, matrix = Preprocessor.fit_matrix(
+        """Fit a preprocessor and apply it; arguments and errors as in :meth:`Preprocessor.fit_cells`."""
+        preprocessor, cells, found = Preprocessor.fit_cells(
             adata,
             label=label,
             continuous=continuous,
@@ -59,7 +67,8 @@ class TrainingData:
             genes=genes,
             batch_key=batch_key,
         )
-        return cls(preprocessor, matrix, preprocessor.labels.codes(adata), preprocessor.covariates.read(adata))
+        codes, covariates = preprocessor.labels.codes(adata), preprocessor.covariates.read(adata)
+        return cls(preprocessor, cells, codes, covariates, found.totals, found)
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, adata: ad.AnnData) -> TrainingData:
@@ -70,21 +79,39 @@ class TrainingData:
         InputError
             If genes, labels or covariates are missing, or the cells are in another expression space.
         """
-        matrix, covariates = preprocessor.matrix(adata), preprocessor.covariates.read(adata)
-        return cls(preprocessor, matrix, preprocessor.labels.codes(adata), covariates)
+        cells, covariates = preprocessor.cells(adata), preprocessor.covariates.read(adata)
+        totals = np.concatenate([np.asarray(X.sum(1, dtype=np.float64)).ravel() for _, X in chunks(cells)])
+        return cls(preprocessor, cells, preprocessor.labels.codes(adata), covariates, totals)
 
     def __len__(self) -> int:
-        return len(self.matrix)
+        return self.cells.shape[0]
 
     @property
-    def counts(self) -> np.ndarray | None:
-        """Raw counts ``(n, G)`` fp32 if the model has a count likelihood, else None."""
-        return self.matrix if self.preprocessor.values == "log1p" else None
+    def has_counts(self) -> bool:
+        """Whether the model has a count likelihood, so that it is trained on the counts themselves."""
+        return self.preprocessor.values == "log1p"
 
     @property
-    def values(self) -> np.ndarray:
-        """The model's input, ``(n, G)`` fp32."""
-        return self.preprocessor.scaled(self.matrix)
+    def statistics(self) -> Statistics:
+        """Statistics of the cells; learned in one pass if they are not known."""
+        return self.known or Statistics.of(self.cells, self.preprocessor.values)
+
+    @property
+    def log_library(self) -> np.ndarray:
+        """Natural logarithm of the library sizes, ``(n,)`` fp32; 0 for an empty cell."""
+        return np.log(np.maximum(self.totals, 1)).astype(np.float32)
+
+    def dense(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the expression of the cells with these indices, ``(B, G)`` fp32."""
+        return self.cells.rows(np.arange(len(self))[rows]).toarray()
+
+    def values(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the model's input for the cells with these indices, ``(B, G)`` fp32."""
+        return self.preprocessor.scaled(self.dense(rows))
+
+    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the expression of all cells in order, as slices of their indices and dense fp32 chunks."""
+        return dense_chunks(self.cells)
 
     @property
     def scaled_covariates(self) -> np.ndarray | None:
@@ -94,4 +121,10 @@ class TrainingData:
 
     def take(self, rows: np.ndarray) -> TrainingData:
         """Return the cells at the given rows."""
-        return TrainingData(self.preprocessor, self.matrix[rows], self.codes[rows], self.covariates[rows])
+        parts = self.codes[rows], self.covariates[rows], self.totals[rows]
+        return TrainingData(self.preprocessor, self.cells.select(rows), *parts)
+
+    def with_counts(self, counts: np.ndarray) -> TrainingData:
+        """Return cells with the same labels and covariates, and these counts ``(n, G)``."""
+        totals = counts.sum(1, dtype=np.float64)
+        return TrainingData(self.preprocessor, MemoryMatrix(counts), self.codes, self.covariates, totals)

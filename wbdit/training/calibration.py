@@ -16,7 +16,6 @@ overfit the cells that they come from.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from torch import Tensor
 from wbdit._progress import Show, progress_bar
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.trend import spline_basis
-from wbdit.data.normalize import log_library_sizes
 from wbdit.data.sources import TrainingData
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     model.noise_factors.fill_(1)
     order = np.random.default_rng(generator.config.seed).permutation(len(data))
     one, other = (within_labels(data.take(half)) for half in np.array_split(order, 2))
-    k, genes = len(model.noise_factors), data.matrix.shape[1]
+    k, genes = len(model.noise_factors), data.cells.shape[1]
     if min(len(one), len(other)) < FEWEST or k >= genes:
         return noise
     # a fixed start vector makes the directions reproducible
@@ -83,7 +81,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
             counts = generator.sample(
                 *(like.codes, SEED + turn), batch_size=BATCH, show=_part_of(show, turn), covariates=like.covariates
             )
-            made = within_labels(replace(like, matrix=counts.astype(np.float32)))
+            made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
@@ -106,7 +104,7 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
 
 def calibration_bytes(data: TrainingData) -> int:
     """Return the memory of :func:`calibrate_noise` beyond that of sampling: the residuals of all cells."""
-    return data.matrix.nbytes
+    return 4 * data.cells.shape[0] * data.cells.shape[1]
 
 
 def within_labels(data: TrainingData) -> Array:
@@ -119,7 +117,7 @@ def within_labels(data: TrainingData) -> Array:
     -------
     ``(cells, G)`` fp32.
     """
-    values, log_library, trends = data.values, log_library_sizes(data.matrix), _trends(data)
+    values, log_library, trends = data.values(), data.log_library, _trends(data)
     combination = data.preprocessor.labels.combination_index(data.codes)
     beyond = [np.empty((0, values.shape[1]), values.dtype)]
     for label in np.unique(combination):

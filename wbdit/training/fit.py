@@ -274,7 +274,7 @@ class TrainingRun:
         model = make_model(config)
         if isinstance(model, CountDenoiser):
             model.init_from_data(
-                *(data.matrix, data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
+                *(data.dense(), data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
             )
         run = cls(model.to(device), data, config, held_out)
         conditions = f"{labels.summary()}{covariates.summary()}"
@@ -465,7 +465,7 @@ def _rounded(value: float | None, unit: float = 1.0) -> float | None:
 
 def _likelihood(preset: Preset, data: TrainingData) -> LikelihoodConfig | None:
     """Return the settings of the count likelihood; None if the model is not trained on counts."""
-    if data.counts is None:
+    if not data.has_counts:
         return None
-    n_bins = len(CountBins.up_to(float(data.counts.max())).lowest)
+    n_bins = len(CountBins.up_to(data.statistics.largest).lowest)
     return LikelihoodConfig(n_bins=n_bins, **asdict(preset.likelihood))
