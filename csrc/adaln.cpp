@@ -3,25 +3,7 @@
 // Bytes per value, with fp32 x and bf16 products: forward reads x and out (and z) and writes x' and z', 12 (14) bytes.
 // It is one pass over memory; eager PyTorch takes eight. A row (d floats) stays in L1 between its sweeps.
 
-#include "common.h"
-
-namespace wbdit {
-
-// The update before the normalization: none (without out), gate * (out + bias), or, with z and without bias,
-// gate * relu(z + eta * out - eta * lam).
-struct Forward {
-  Rows x, out, bias, z, gate, shift, scale, x_new, z_new;
-  int64_t tokens, d;
-  float eta, lam, eps;
-};
-
-struct Backward {
-  Rows dz_new, dx_new, x_new, out, bias, z, gate, scale, dx, dout;
-  int64_t tokens, d;
-  float eta, lam, eps;
-};
-
-}  // namespace wbdit
+#include "adaln.h"
 
 #define KERNEL "adaln_kernel.h"
 #include "foreach_target.h"

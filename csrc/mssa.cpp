@@ -4,7 +4,7 @@
 // L2, and a block of its scores stays in L1. Scores are never written to main memory. bf16 products use AMX or
 // AVX512-BF16 if the processor has it, else they are computed in fp32.
 
-#include "common.h"
+#include "mssa.h"
 
 #include <utility>
 #include <vector>
@@ -12,14 +12,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-
-namespace wbdit {
-
-struct Head {
-  int64_t tokens, p, stride;  // stride between tokens: h * p
-};
-
-}  // namespace wbdit
 
 #define KERNEL "mssa_fp32.h"
 #include "foreach_target.h"

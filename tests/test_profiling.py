@@ -37,9 +37,16 @@ def model():
 def test_the_parts_of_a_forward(ranges):
     model()(torch.randn(2, 1, 12), torch.tensor([3, 7]))
     opened = [name for name in ranges if name]
-    assert opened == ["denoiser", "conditioning", "embedding", *["mssa", "ista"] * 2, "read-out"]
+    assert opened == ["denoiser", "conditioning", "embedding", "run_blocks", "read-out"]
     assert ranges.count(None) == len(opened)
     assert ranges[-1] is None  # the whole forward closes last
+
+
+def test_the_parts_of_blocks_with_hooks(ranges):
+    denoiser = model()
+    denoiser.blocks[0].register_forward_hook(lambda *args: None)
+    denoiser(torch.randn(2, 1, 12), torch.tensor([3, 7]))
+    assert [name for name in ranges if name in ("mssa", "ista", "run_blocks")] == ["mssa", "ista"] * 2
 
 
 def test_the_parts_of_a_training_step(ranges):
@@ -65,7 +72,7 @@ def test_torch_profiler_sees_the_parts(ranges):
     assert (len(calls), len(steps)) == (2, 2)
     inside = [child.name for child in calls[0].cpu_children]
     parts = [name for name in inside if "::" not in name]
-    assert parts == ["conditioning", "embedding", *["mssa", "ista"] * 2, "read-out"]
+    assert parts == ["conditioning", "embedding", "run_blocks", "read-out"]
     assert "wbdit::sampler_step" in {child.name for child in steps[0].cpu_children}
     assert ranges == []
     denoiser(torch.randn(2, 1, 12), torch.tensor([3, 7]))

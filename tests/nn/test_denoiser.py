@@ -7,7 +7,7 @@ import torch
 from helpers import SMALL, batch, relative_error, stirred
 from published import published_forward
 
-from wbdit import DiT, WBDiT
+from wbdit import DiT, WBDiT, ops
 
 BOTH = pytest.mark.parametrize("kind", [WBDiT, DiT])
 
@@ -291,6 +291,30 @@ def test_a_model_as_one_op(monkeypatch, options):
     expected = model(x, t, y)
     monkeypatch.setattr(WBDiT, "_is_one_op", lambda self, x: True)
     assert relative_error(model(x, t, y), expected) < 1e-5
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("change", [{}, {"tie_out": True}, {"num_heads": 1}], ids=str)
+def test_training_takes_all_blocks_as_one_op(monkeypatch, change, low):
+    """It gives the outputs and gradients of the blocks one by one, as they run with hooks on them."""
+    calls, one_op = [], ops.training_blocks
+    monkeypatch.setattr(ops, "training_blocks", lambda *args, **more: calls.append(0) or one_op(*args, **more))
+    model = stirred(WBDiT(**{**SMALL, **change}))
+
+    def step():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = model(*batch())
+        out.float().square().mean().backward()
+        return [out, *(p.grad for p in model.parameters() if p.requires_grad)]
+
+    found = step()
+    assert len(calls) == ("num_heads" not in change)
+    hook = model.blocks[0].register_forward_hook(lambda *args: None)
+    expected = step()
+    assert len(calls) == ("num_heads" not in change)
+    hook.remove()
+    assert max(map(relative_error, found, expected)) < (2e-2 if low else 1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(), (2,), (9,)])

@@ -13,7 +13,7 @@ import torch
 from helpers import relative_error
 
 from wbdit import WBDiT, ops
-from wbdit.ops import build, cpu, reference
+from wbdit.ops import build, cpu, dispatch, reference
 
 pytestmark = pytest.mark.skipif(not build.available(), reason="the kernels cannot be built here")
 
@@ -294,6 +294,61 @@ def test_run_blocks_is_its_parts():
         stream, z = ops.gated_adaln(stream, step, gate1, shift2, scale2)
         stream, z = ops.ista_adaln(stream, z, folded[i], gate2, shift, scale)
     assert relative_error(ops.run_blocks(x, parts, projections, outs, biases, folded, heads), z) < 1e-5
+
+
+def trained(inputs, dtype=None):
+    """Run blocks with gradients, on inputs of :func:`blocks_inputs`; return the function of flat tensors, and these."""
+    x, parts, *weights, heads = inputs
+    sizes = [len(parts), *map(len, weights)]
+
+    def function(x, *flat):
+        given = [list(of) for of in torch.split(torch.arange(len(flat)), sizes)]
+        return ops.training_blocks(x, *([flat[i] for i in of] for of in given), heads, dtype=dtype)
+
+    return function, [x, *parts, *(t for of in weights for t in of)]
+
+
+# all samples in a task, one sample in several tiles of rows, fewer rows than a tile, and widths that the kernel refuses
+@pytest.mark.parametrize(
+    ("batch", "tokens", "d", "heads", "depth"),
+    [(5, 33, 64, 2, 2), (2, 130, 96, 3, 1), (1, 1, 32, 1, 1), (3, 7, 48, 3, 2)],
+    ids=str,
+)
+def test_training_blocks(batch, tokens, d, heads, depth):
+    check(*trained(blocks_inputs(tokens, d, heads, depth, batch)), TOLERANCE[torch.float32])
+
+
+def test_training_blocks_in_bf16():
+    """The weights and the stream stay fp32, the products are in bf16: as op by op."""
+    inputs = blocks_inputs(9, 32, 2)
+    function, flat = trained(inputs, torch.bfloat16)
+    exact, _ = trained(inputs)
+    low, wide = ([t.detach().to(to).requires_grad_() for t in flat] for to in (torch.float32, torch.float64))
+    out, expected = function(*low), exact(*wide)
+    assert out.dtype == torch.bfloat16
+    assert relative_error(out, expected) < 2e-2
+    grads, wanted = torch.autograd.grad(out.float().sum(), low), torch.autograd.grad(expected.sum(), wide)
+    assert max(map(relative_error, grads, wanted)) < 0.1
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has one thread")
+def test_blocks_do_not_depend_on_the_threads_or_the_batch(monkeypatch):
+    """The C++ kernel takes tasks of a few samples: their number and order change no bit."""
+    for op in ("run_blocks", "training_blocks", "training_blocks_backward"):
+        monkeypatch.setitem(dispatch._adapters, op, lambda *args, op=op: pytest.fail(f"{op} ran op by op"))
+    function, flat = trained(blocks_inputs(9, 32, 2, batch=11))
+    flat, many, results = [t.detach().requires_grad_() for t in flat], torch.get_num_threads(), []
+    for threads in (1, max(2, many)):
+        torch.set_num_threads(threads)
+        out = function(*flat)
+        results.append((out, *torch.autograd.grad(out.square().sum(), flat)))
+    torch.set_num_threads(many)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    x, parts, *weights, heads = blocks_inputs(9, 32, 2, batch=11)
+    with torch.no_grad():
+        all_at_once = ops.run_blocks(x, parts, *weights, heads)
+        alone = ops.run_blocks(x[4:5], [part[4:5] for part in parts], *weights, heads)
+    assert torch.equal(all_at_once[4:5], alone)
 
 
 # a whole denoiser

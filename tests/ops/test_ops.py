@@ -235,6 +235,10 @@ GRADIENTS = {
     "fold": (ops.fold, lambda: (rand(6, 6, grad=True),)),
     "ista": (lambda z, d: ops.ista(z, ops.fold(d)), lambda: (rand(2, 3, 6, grad=True), rand(6, 6, grad=True))),
     "ista_adaln": (ops.ista_adaln, lambda: (*leaves((2, 3, 8), 2), *leaves((8, 8), 1), *leaves((2, 8), 3))),
+    "training_blocks": (
+        lambda x, w, o, bias, d, *parts: ops.training_blocks(x, parts, [w], [o], [bias], [d], 2),
+        lambda: (*leaves((2, 3, 4), 1), *leaves((4, 4), 2), *leaves((4,), 1), *leaves((4, 4), 1), *leaves((2, 4), 8)),
+    ),
     "noising": (
         lambda x, n: ops.noising(x, n, rand(2), rand(3)[:2]),
         lambda: (rand(2, 1, 4, grad=True), rand(2, 1, 5)[..., :4].detach().requires_grad_()),
@@ -283,6 +287,8 @@ REGISTERED = {
     ),
     "denoise": network,
     "denoise_step": lambda: (*network(), *(None,) * 4, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0, 0, [0.1, 0.9]),
+    "training_blocks": lambda: (*blocks(), torch.float32),
+    "training_blocks_backward": lambda: blocks_backward(),
     "noising": lambda: (rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), rand(2, **F32), rand(2, **F32)),
     "sampler_step": lambda: (
         *(rand(2, 1, 4, grad=True, **F32), rand(2, 1, 4, **F32), None, None, rand(2, 1, 4, **F32), None),
@@ -297,6 +303,18 @@ REGISTERED = {
     "count_nll": lambda: counts(torch.float32, grad=True),
     "count_draw": lambda: (*draws(), 4),
 }
+
+
+def blocks():
+    """Return the arguments of training_blocks for one block, without the dtype."""
+    matrices = [[rand(8, 8, **F32)] for _ in range(3)]
+    x, parts = rand(2, 3, 8, **F32), [rand(2 + i, 8, **F32)[:2] for i in range(8)]
+    return x, parts, *matrices[:2], [rand(8, **F32)], matrices[2], 2, ETA, LAM, 1e-6
+
+
+def blocks_backward():
+    given = blocks()
+    return rand(2, 3, 8, **F32), *given[:6], torch.ops.wbdit.training_blocks(*given, torch.float32)[1], *given[6:]
 
 
 @pytest.mark.parametrize("op", REGISTERED)

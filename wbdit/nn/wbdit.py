@@ -191,6 +191,32 @@ class WBDiT(Denoiser):
             blocks[0].mlp.lam,
         )
 
+    def run_blocks(self, x: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Apply all blocks, on a CPU as one op if possible; see :meth:`Denoiser.run_blocks`."""
+        if not self._is_one_op_on_cpu(x):
+            return super().run_blocks(x, modulations)
+        with span("run_blocks"):
+            blocks = cast(list[WhiteBoxBlock], list(self.blocks))
+            steps = [block.mlp for block in blocks]
+            outs = [cast(LinearMap, block.attn.out) for block in blocks]
+            no_bias = x.new_zeros(self.hidden_size)
+            parts, projections = _flat(modulations), [block.attn.qkv.weight for block in blocks]
+            matrices, biases = [out.weight for out in outs], [no_bias if out.bias is None else out.bias for out in outs]
+            scalars = self.num_heads, steps[0].eta, steps[0].lam
+            if torch.is_grad_enabled():
+                given = projections, matrices, biases, [step.weight for step in steps]
+                return ops.training_blocks(x, parts, *given, *scalars, dtype=product_dtype(self.pos_embed))
+            return ops.run_blocks(x, parts, projections, matrices, biases, [step.folded() for step in steps], *scalars)
+
+    def _is_one_op_on_cpu(self, x: Tensor) -> bool:
+        """Return whether one op runs all blocks on a CPU: with gradients, or in fp32 without them."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if not torch.is_grad_enabled() and product_dtype(self.pos_embed) != torch.float32:
+            return False
+        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
+        return not watched and all(block.fits_denoise for block in cast(list[WhiteBoxBlock], self.blocks))
+
     def _is_one_op(self, x: Tensor) -> bool:
         """Return whether one op can run the model: on a GPU in bf16, without gradients or hooks on its parts."""
         if torch.is_grad_enabled() or not x.is_cuda or product_dtype(self.pos_embed) != torch.bfloat16:

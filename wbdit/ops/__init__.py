@@ -15,6 +15,7 @@ from wbdit.ops.dispatch import active_backend, backend, register_kernel, serving
 from wbdit.ops.ista import fold, ista, ista_adaln, ista_adaln_
 from wbdit.ops.mssa import mssa
 from wbdit.ops.sampling import noising, normal, sampler_step
+from wbdit.ops.training_blocks import training_blocks
 
 __all__ = [
     "active_backend",
@@ -39,6 +40,7 @@ __all__ = [
     "run_blocks",
     "sampler_step",
     "serving",
+    "training_blocks",
 ]
 
 cpu.register()

@@ -7,7 +7,7 @@ import os
 import torch
 
 from wbdit.errors import InputError
-from wbdit.ops import build, dispatch
+from wbdit.ops import build, dispatch, fused_blocks
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
@@ -33,6 +33,13 @@ def has_fast_bf16() -> bool:
     return cpu_level() in ("avx512_bf16", "amx")
 
 
+def serves(*tensors: torch.Tensor) -> bool:
+    """Return whether the kernels can be called on these tensors: contiguous, in fp32, on a CPU."""
+    if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
+        return False
+    return dispatch.active_backend() == "auto" and build.available()
+
+
 def register() -> None:
     """Register the kernels for tensors on a CPU."""
-    dispatch.add_engine("cpu", "csrc", torch.ops.wbdit_csrc, build.available)
+    dispatch.add_engine("cpu", "csrc", torch.ops.wbdit_csrc, build.available, overrides=fused_blocks.OVERRIDES)

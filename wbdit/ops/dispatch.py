@@ -27,6 +27,7 @@ _ops: dict[str, CustomOpDef] = {}
 _references: dict[str, Callable[..., Any]] = {}
 _adapters: dict[str, Callable[..., Any]] = {}
 _kernels: dict[tuple[str, str], str] = {}  # (op, device type) -> backend name
+_served: dict[tuple[str, str], Callable[..., Any]] = {}  # (op, device type) -> its kernel or reference
 _available: dict[str, Callable[[], bool]] = {}  # by backend name
 _forced: str | None = None  # process-wide, so that autograd's own threads see it too
 
@@ -69,6 +70,14 @@ def define_op(
 def adapter(op: str) -> Callable[..., Any]:
     """Return the function that runs an op on an engine; it takes the engine, then the op's arguments."""
     return _adapters[op]
+
+
+def served(op: str, device: str) -> Callable[..., Any]:
+    """Return the function that computes an op on a device type, to call it without PyTorch's dispatcher.
+
+    For ops with long lists of tensors, the dispatcher takes a millisecond per call. It also gives no gradients here.
+    """
+    return _served.get((op, device), _references[op])
 
 
 def add_engine(
@@ -152,6 +161,7 @@ def register_kernel(
             return (plain if served else _references[op])(*args)
 
         _ops[op].register_kernel(device, kernel_or_reference)
+        _served[op, device] = kernel_or_reference
         _kernels[op, device] = backend
         _available[backend] = available
         return kernel

@@ -1,0 +1,133 @@
+"""Stacks of blocks in fp32 on a CPU, by one C++ kernel that takes a few samples at a time through all blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbdit.ops.dispatch import adapter
+from wbdit.ops.layout import dense_rows, fresh
+from wbdit.ops.training_blocks import Kept
+
+MULTIPLE = 32  # of the widths: two vectors of AVX-512
+WIDEST = 256  # width of a token, as far as it is measured; beyond it the weights leave L2
+LARGEST = 1 << 16  # numbers per sample
+
+
+def run_blocks(
+    engine: Any,
+    x: Tensor,
+    modulations: list[Tensor],
+    projections: list[Tensor],
+    outs: list[Tensor],
+    biases: list[Tensor],
+    folded: list[Tensor],
+    *scalars: Any,
+) -> Tensor:
+    """Run :func:`wbdit.ops.run_blocks`."""
+    if not _fits(x, folded[0].dtype, modulations, projections, outs, biases, folded):
+        return adapter("run_blocks")(engine, x, modulations, projections, outs, biases, folded, *scalars)
+    heads, eta, lam, eps = scalars
+    weights = [_dense(given) for given in (projections, outs, biases, folded)]
+    z = fresh(x)
+    rows = [dense_rows(part) for part in modulations]
+    engine.blocks(x.contiguous(), rows, *weights, z=z, kept=[], heads=heads, eta=eta, lam=lam, eps=eps)
+    return z
+
+
+def training_blocks(
+    engine: Any,
+    x: Tensor,
+    modulations: list[Tensor],
+    projections: list[Tensor],
+    outs: list[Tensor],
+    biases: list[Tensor],
+    dictionaries: list[Tensor],
+    *scalars: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    """Run :func:`wbdit.ops.training_blocks`; the first result is its own, the second is kept for the gradients."""
+    heads, eta, lam, eps, dtype = scalars
+    if not _fits(x, dtype, modulations, projections, outs, biases, dictionaries):
+        given = modulations, projections, outs, biases, dictionaries
+        return adapter("training_blocks")(engine, x, *given, *scalars)
+    folded = [adapter("fold")(engine, dictionary) for dictionary in dictionaries]
+    kept: list[Tensor] = []
+    for projection, dictionary in zip(projections, folded, strict=True):
+        w = x.new_empty(*x.shape[:2], len(projection))
+        lse = x.new_empty(x.shape[0], heads, x.shape[1])
+        kept += Kept(fresh(x), w, fresh(w), lse, *(fresh(x) for _ in range(3)), dictionary, fresh(x), fresh(x))
+    weights = [_dense(given) for given in (projections, outs, biases, folded)]
+    z = fresh(x)
+    rows = [dense_rows(part) for part in modulations]
+    engine.blocks(x.contiguous(), rows, *weights, z=z, kept=kept, heads=heads, eta=eta, lam=lam, eps=eps)
+    return z, kept
+
+
+def training_blocks_backward(
+    engine: Any,
+    dz: Tensor,
+    x: Tensor,
+    modulations: list[Tensor],
+    projections: list[Tensor],
+    outs: list[Tensor],
+    biases: list[Tensor],
+    dictionaries: list[Tensor],
+    kept: list[Tensor],
+    *scalars: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Compute the gradients of :func:`training_blocks`."""
+    heads, eta, lam, eps = scalars
+    blocks = [Kept(*kept[i : i + 10]) for i in range(0, len(kept), 10)]
+    if not _fits(x, blocks[0].w.dtype, modulations, projections, outs, biases, dictionaries):
+        given = modulations, projections, outs, biases, dictionaries
+        return adapter("training_blocks_backward")(engine, dz, x, *given, kept, *scalars)
+    batch, _, d = x.shape
+    steps = [torch.diag_embed(torch.ones(d)).add_(own.folded, alpha=eta) for own in blocks]
+    dproducts = [fresh(t) for own in blocks for t in (own.w, own.out, own.product)]
+    dbiases = [x.new_empty(batch, d) for _ in blocks]
+    dx, dmodulations = fresh(x), [fresh(part) for part in modulations]
+    engine.blocks_backward(
+        dz.contiguous(),
+        x.contiguous(),
+        [dense_rows(part) for part in modulations],
+        *(_dense(given) for given in (projections, outs, biases, steps)),
+        kept,
+        dx=dx,
+        dmodulations=dmodulations,
+        dproducts=dproducts,
+        dbiases=dbiases,
+        heads=heads,
+        eta=eta,
+        lam=lam,
+        eps=eps,
+    )
+    flat = [t.flatten(0, 1) for t in dproducts]
+    dprojections = [dw.mT @ own.normed.flatten(0, 1) for dw, own in zip(flat[::3], blocks, strict=True)]
+    douts = [dout.mT @ own.subspaces.flatten(0, 1) for dout, own in zip(flat[1::3], blocks, strict=True)]
+    ddictionaries = [
+        adapter("fold_backward")(engine, (own.halfway.flatten(0, 1).mT @ dproduct).mul_(eta), dictionary)
+        for dproduct, own, dictionary in zip(flat[2::3], blocks, dictionaries, strict=True)
+    ]
+    return dx, dmodulations, dprojections, douts, [rows.sum(0) for rows in dbiases], ddictionaries
+
+
+def _fits(x: Tensor, dtype: torch.dtype, *lists: list[Tensor]) -> bool:
+    """Return whether the kernel takes these sizes and dtypes, and is faster: a sample's rows must stay in L2."""
+    _, tokens, d = x.shape
+    widths = d, lists[1][0].shape[0]
+    if x.numel() == 0 or any(width % MULTIPLE or width > WIDEST for width in widths) or tokens * d > LARGEST:
+        return False
+    return dtype == torch.float32 and all(t.dtype == torch.float32 for t in (x, *(t for of in lists for t in of)))
+
+
+def _dense(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
+
+
+OVERRIDES = {
+    "run_blocks": run_blocks,
+    "training_blocks": training_blocks,
+    "training_blocks_backward": training_blocks_backward,
+}
