@@ -20,6 +20,7 @@ from wbdit.ops import cpu
 from wbdit.profiling import span
 from wbdit.training.config import Budget, Training
 from wbdit.training.losses import LossFunction
+from wbdit.training.optimizer import AveragingAdamW
 from wbdit.training.validation import Validation
 
 LOG_SECONDS = 2.0
@@ -87,8 +88,12 @@ class Trainer:
         self.device = batches.x.device
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() if training.ema else p.detach() for n, p in self.weights.items()}
-        self.optimizer = torch.optim.AdamW(
-            loss_fn.groups(training.weight_decay), lr=training.learning_rate, betas=training.betas, fused=True
+        self.optimizer = AveragingAdamW(
+            loss_fn.groups(training.weight_decay),
+            {p: self.average[name] for name, p in self.weights.items()} if training.ema else None,
+            training.clip_norm,
+            lr=training.learning_rate,
+            betas=training.betas,
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
         self.diagnose = diagnose
@@ -327,15 +332,10 @@ class Trainer:
 
     def _descend(self) -> None:
         """Clip the gradient, update the weights and their average."""
-        if self.training.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.training.clip_norm)
-        self.optimizer.step()
         self.step += 1
-        if self.training.ema:
-            # a smaller decay in early steps, so that the initial weights do not bias the average
-            decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
+        # a smaller decay in early steps, so that the initial weights do not bias the average
+        self.optimizer.decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
+        self.optimizer.step()
 
     def _timesteps(self, n: int) -> Tensor:
         """Draw `n` timesteps from the lowest to T - 1, one from each of `n` equal parts."""

@@ -1,0 +1,105 @@
+"""AdamW with clipping and a moving average of the weights, in two passes over memory on a CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wbdit.ops import cpu
+
+
+class AveragingAdamW(torch.optim.AdamW):
+    """AdamW that clips the gradient by its norm and averages the weights in the same step.
+
+    On a CPU a C++ kernel does all of it: one pass for the norm, one for the rest. Elsewhere PyTorch's functions run.
+    The state has the layout of :class:`torch.optim.AdamW`.
+
+    Parameters
+    ----------
+    groups
+        Parameter groups. All have the same `betas`.
+    averages
+        Moving average of each weight, updated in place; empty for none.
+    clip_norm
+        Largest norm of the gradient of all weights; 0 for no limit.
+    **settings
+        Arguments of :class:`torch.optim.AdamW`.
+
+    Attributes
+    ----------
+    decay
+        Decay of the moving average in the next step: its new value is ``decay * average + (1 - decay) * weight``.
+
+    Examples
+    --------
+    >>> from wbdit.training.optimizer import AveragingAdamW
+    >>> weight, average = torch.ones(2, requires_grad=True), torch.zeros(2)
+    >>> optimizer = AveragingAdamW([{"params": [weight]}], {weight: average}, lr=0.5, weight_decay=0.0)
+    >>> optimizer.decay = 0.75
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> weight.detach(), average
+    (tensor([0.5000, 0.5000]), tensor([0.1250, 0.1250]))
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        averages: Mapping[Tensor, Tensor] | None = None,
+        clip_norm: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(groups, fused=True, **settings)
+        self.averages = dict(averages or {})
+        self.clip_norm = clip_norm
+        self.decay = 1.0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Clip the gradient, update the weights, then their average; `closure` computes the loss anew, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in weights]
+        averages = [self.averages[p] for p in weights] if self.averages else []
+        if weights and cpu.serves(*weights, *gradients, *averages):
+            self._step_at_once(weights, gradients, averages)
+            return loss
+        if self.clip_norm:
+            torch.nn.utils.clip_grad_norm_(weights, self.clip_norm)
+        super().step()
+        if averages:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        return loss
+
+    def _step_at_once(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
+        for p in weights:
+            if not self.state[p]:
+                zero = torch.zeros((), dtype=torch.float32)
+                self.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [self.state[p] for p in weights]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        settings = {p: group for group in self.param_groups for p in group["params"]}
+        groups, steps = [settings[p] for p in weights], [float(state["step"]) for state in states]
+        beta1, beta2 = groups[0]["betas"]
+        torch.ops.wbdit_csrc.adamw(
+            weights,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            averages,
+            [1 - group["lr"] * group["weight_decay"] for group in groups],
+            [group["lr"] / (1 - beta1**step) for group, step in zip(groups, steps, strict=True)],
+            [math.sqrt(1 - beta2**step) for step in steps],
+            beta1,
+            beta2,
+            groups[0]["eps"],
+            self.clip_norm,
+            1 - self.decay,
+        )
