@@ -17,8 +17,9 @@
 namespace wbdit {
 namespace {
 
-constexpr size_t kept_tensors = 10;  // per block
+constexpr size_t saved_tensors = 10;  // per block
 constexpr int64_t rows_a_task = 66;  // tokens; a task has at least one sample
+constexpr int64_t fewest_tasks = 16;  // for many threads, as far as there are samples
 
 float* data(const Tensor& t) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), "wbdit: blocks take contiguous fp32");
@@ -26,16 +27,16 @@ float* data(const Tensor& t) {
 }
 
 Blocks sizes(const Tensor& x, const std::vector<Tensor>& modulations, const std::vector<Tensor>& projections,
-             const std::vector<Tensor>& biases, const std::vector<Tensor>& kept, int64_t heads, double eta, double lam,
+             const std::vector<Tensor>& biases, const std::vector<Tensor>& saved, int64_t heads, double eta, double lam,
              double eps) {
   Blocks n{};
   n.batch = x.size(0), n.tokens = x.size(1), n.d = x.size(2), n.heads = heads;
   n.inner = projections[0].size(0), n.depth = static_cast<int64_t>(projections.size());
   n.eta = static_cast<float>(eta), n.lam = static_cast<float>(lam), n.eps = static_cast<float>(eps);
   n.x = data(x);
-  for (size_t i = 0; i + kept_tensors <= kept.size(); i += kept_tensors) {
-    const Tensor* t = &kept[i];  // the order of training_blocks.Kept, in which 7 is the folded dictionary
-    n.kept.push_back(
+  for (size_t i = 0; i + saved_tensors <= saved.size(); i += saved_tensors) {
+    const Tensor* t = &saved[i];  // the order of training_blocks.SavedActivations, in which 7 is the folded dictionary
+    n.saved.push_back(
         {data(t[0]), data(t[6]), data(t[1]), data(t[2]), data(t[3]), data(t[4]), data(t[8]), data(t[5]), data(t[9])});
   }
   for (const Tensor& part : modulations) n.modulations.push_back(rows(part));
@@ -71,7 +72,7 @@ std::vector<float> pack(Blocks& n, const std::vector<Operand>& operands) {
 // Call run(first sample, number of samples, memory) for all samples, a few at a time.
 template <class Run>
 void each_task(const Blocks& n, Run&& run) {
-  const int64_t count = std::max<int64_t>(1, rows_a_task / std::max<int64_t>(1, n.tokens));
+  const int64_t count = std::max<int64_t>(1, std::min(rows_a_task / n.tokens, n.batch / fewest_tasks));
   const int64_t floats = ON_LEVEL(blocks_floats(n, count));
   torch::stable::parallel_for(0, (n.batch + count - 1) / count, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> memory;
@@ -82,9 +83,9 @@ void each_task(const Blocks& n, Run&& run) {
 }
 
 void blocks(Tensor x, std::vector<Tensor> modulations, std::vector<Tensor> projections, std::vector<Tensor> outs,
-            std::vector<Tensor> biases, std::vector<Tensor> folded, Tensor z, std::vector<Tensor> kept, int64_t heads,
+            std::vector<Tensor> biases, std::vector<Tensor> folded, Tensor z, std::vector<Tensor> saved, int64_t heads,
             double eta, double lam, double eps) {
-  Blocks n = sizes(x, modulations, projections, biases, kept, heads, eta, lam, eps);
+  Blocks n = sizes(x, modulations, projections, biases, saved, heads, eta, lam, eps);
   n.z = data(z);
   std::vector<Operand> operands;
   for (int64_t k = 0; k < n.depth; ++k) {
@@ -102,10 +103,10 @@ void blocks(Tensor x, std::vector<Tensor> modulations, std::vector<Tensor> proje
 // `steps` are 1 + eta F. `dproducts` are the gradients of each block's products: projection, output map, dictionary.
 void blocks_backward(Tensor dz, Tensor x, std::vector<Tensor> modulations, std::vector<Tensor> projections,
                      std::vector<Tensor> outs, std::vector<Tensor> biases, std::vector<Tensor> steps,
-                     std::vector<Tensor> kept, Tensor dx, std::vector<Tensor> dmodulations,
+                     std::vector<Tensor> saved, Tensor dx, std::vector<Tensor> dmodulations,
                      std::vector<Tensor> dproducts, std::vector<Tensor> dbiases, int64_t heads, double eta, double lam,
                      double eps) {
-  Blocks n = sizes(x, modulations, projections, biases, kept, heads, eta, lam, eps);
+  Blocks n = sizes(x, modulations, projections, biases, saved, heads, eta, lam, eps);
   Gradients g{data(dz), data(dx), {}, {}};
   for (int64_t k = 0; k < n.depth; ++k)
     g.blocks.push_back(
@@ -130,10 +131,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wbdit_csrc, m) {
   m.def(
       "blocks(Tensor x, Tensor[] modulations, Tensor[] projections, Tensor[] outs, Tensor[] biases, Tensor[] folded, "
       "*, "
-      "Tensor(a!) z, Tensor(b!)[] kept, int heads, float eta, float lam, float eps) -> ()");
+      "Tensor(a!) z, Tensor(b!)[] saved, int heads, float eta, float lam, float eps) -> ()");
   m.def(
       "blocks_backward(Tensor dz, Tensor x, Tensor[] modulations, Tensor[] projections, Tensor[] outs, "
-      "Tensor[] biases, Tensor[] steps, Tensor[] kept, *, Tensor(a!) dx, Tensor(b!)[] dmodulations, "
+      "Tensor[] biases, Tensor[] steps, Tensor[] saved, *, Tensor(a!) dx, Tensor(b!)[] dmodulations, "
       "Tensor(c!)[] dproducts, Tensor(d!)[] dbiases, int heads, float eta, float lam, float eps) -> ()");
 }
 

@@ -12,22 +12,22 @@ struct PackedWeights {
   const float *first, *second, *third;  // forward: U^T, O^T and F; backward: (1 + eta F)^T, O and U
 };
 
-// What one block's forward pass keeps for its backward pass. All matrices are fp32 and contiguous.
-struct Kept {
+// What one block's forward pass saves for its backward pass. All matrices are fp32 and contiguous.
+struct SavedActivations {
   float *normed, *halfway;     // modulated norms before both half-steps
   float *w, *subspaces, *lse;  // projections, and attention of them
   float *out, *product;        // output map, and product with F
   float *middle, *last;        // residual stream after both half-steps
 };
 
-// A stack of blocks: sizes, parameters, input x and output z, and one entry of `kept` per block, or none for inference.
+// A stack of blocks: sizes, parameters, input x and output z, and one entry of `saved` per block, or none for inference.
 struct Blocks {
   int64_t batch, tokens, d, inner, heads, depth;
   float eta, lam, eps;
   std::vector<Rows> modulations;  // (B, d) each: six per block, then shift and scale of the final norm
   std::vector<PackedWeights> weights;
   std::vector<const float*> biases;
-  std::vector<Kept> kept;
+  std::vector<SavedActivations> saved;
   float *x, *z;
 };
 

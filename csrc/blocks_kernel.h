@@ -66,10 +66,10 @@ static int64_t blocks_floats(const Blocks& n, int64_t count) {
   return rows * (4 * n.d + 2 * n.inner + n.heads) + attention + 256;
 }
 
-// The rows of samples `first` on, in the activations that the forward pass keeps.
-static Kept kept_from(const Blocks& n, int64_t k, int64_t first) {
+// The rows of samples `first` on, in the activations that the forward pass saves.
+static SavedActivations saved_from(const Blocks& n, int64_t k, int64_t first) {
   const int64_t at = first * n.tokens * n.d, of_heads = first * n.tokens * n.inner;
-  const Kept& all = n.kept[k];
+  const SavedActivations& all = n.saved[k];
   return {all.normed + at,
           all.halfway + at,
           all.w + of_heads,
@@ -85,14 +85,14 @@ static Kept kept_from(const Blocks& n, int64_t k, int64_t first) {
 static void blocks_forward(const Blocks& n, int64_t first, int64_t count, float* memory, Scratch& scratch) {
   const int64_t d = n.d, rows = count * n.tokens, p = n.inner / n.heads, at = first * n.tokens * d;
   const Head head{n.tokens, p, n.inner};
-  const bool keeps = !n.kept.empty();
+  const bool saves = !n.saved.empty();
   Arena arena{memory};
-  Kept own{};
+  SavedActivations own{};
   own.normed = own.halfway = arena.floats(rows * d), own.middle = own.last = arena.floats(rows * d);
   own.out = own.product = arena.floats(rows * d), own.lse = arena.floats(count * n.heads * n.tokens);
   own.w = arena.floats(rows * n.inner), own.subspaces = arena.floats(rows * n.inner);
   float* attention = arena.floats(0);
-  const auto of_block = [&](int64_t k) { return keeps ? kept_from(n, k, first) : own; };
+  const auto of_block = [&](int64_t k) { return saves ? saved_from(n, k, first) : own; };
   const auto step = [&](const Forward& f) {
     for (int64_t b = 0; b < count; ++b) forward<float>(f, b, 0, n.tokens, scratch);
   };
@@ -105,7 +105,7 @@ static void blocks_forward(const Blocks& n, int64_t first, int64_t count, float*
   f.x = dense_from(n.x + at, d), f.z_new = dense_from(of_block(0).normed, d);
   step(f);
   for (int64_t k = 0; k < n.depth; ++k) {
-    const Kept to = of_block(k);
+    const SavedActivations to = of_block(k);
     product(to.normed, n.weights[k].first, to.w, rows, n.inner, d);
     for (int64_t i = 0; i < count * n.heads; ++i) {
       const int64_t number = i / n.heads * n.tokens * n.inner + i % n.heads * p;
@@ -159,7 +159,7 @@ static void blocks_backward(const Blocks& n, const Gradients& g, int64_t first, 
   Backward f{};
   f.dz_new = dense_from(g.dz + at, d);
   for (int64_t k = n.depth - 1; k >= 0; --k) {
-    const Kept from = kept_from(n, k, first);
+    const SavedActivations from = saved_from(n, k, first);
     const BlockGradients& to = g.blocks[k];
     float *dproduct = to.product + at, *dout = to.out + at, *dw = to.projection + first * n.tokens * n.inner;
     f.x_new = dense_from(from.last, d), f.out = dense_from(from.product, d);

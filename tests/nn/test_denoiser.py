@@ -310,11 +310,51 @@ def test_training_takes_all_blocks_as_one_op(monkeypatch, change, low):
 
     found = step()
     assert len(calls) == ("num_heads" not in change)
-    hook = model.blocks[0].register_forward_hook(lambda *args: None)
+    model.blocks[0].register_forward_hook(lambda *args: None)
     expected = step()
     assert len(calls) == ("num_heads" not in change)
-    hook.remove()
     assert max(map(relative_error, found, expected)) < (2e-2 if low else 1e-5)
+
+
+class Adapted(torch.nn.Linear):
+    """A linear map with an addend, as adapters make it of a model's own."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def adapt(model):
+    attn = model.blocks[1].attn
+    attn.qkv = Adapted(attn.qkv.in_features, attn.qkv.out_features, bias=False)
+
+
+OP_BY_OP = {
+    "frozen weight": lambda model: model.blocks[0].mlp.weight.requires_grad_(False),
+    "backward hook": lambda model: model.blocks[0].register_full_backward_hook(lambda *args: None),
+    "forward hook": lambda model: model.blocks[1].attn.register_forward_pre_hook(lambda *args: None),
+    "replaced part": adapt,
+}
+
+
+@pytest.mark.parametrize("case", OP_BY_OP)
+def test_blocks_that_are_not_plain_run_op_by_op(monkeypatch, case):
+    for op in ("training_blocks", "run_blocks"):
+        monkeypatch.setattr(ops, op, lambda *args, **more: pytest.fail("the blocks ran as one op"))
+    model = stirred(WBDiT(**SMALL))
+    OP_BY_OP[case](model)
+    out = model(*batch())
+    out.square().mean().backward()
+    assert (model.blocks[0].mlp.weight.grad is None) == (case == "frozen weight")
+
+
+def test_fake_tensors_train_op_by_op(monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(ops, "training_blocks", lambda *args, **more: pytest.fail("the blocks ran as one op"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        out = WBDiT(**SMALL)(*batch())
+        out.sum().backward()
+    assert isinstance(out, torch._subclasses.FakeTensor)
 
 
 @pytest.mark.parametrize("sizes", [(), (2,), (9,)])

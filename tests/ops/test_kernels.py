@@ -7,13 +7,14 @@ kernel leaves an element unwritten. ``make test-sanitized`` runs this file with 
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from helpers import relative_error
 
 from wbdit import WBDiT, ops
-from wbdit.ops import build, cpu, dispatch, reference
+from wbdit.ops import build, cpu, cpu_blocks, dispatch, reference
 
 pytestmark = pytest.mark.skipif(not build.available(), reason="the kernels cannot be built here")
 
@@ -30,6 +31,15 @@ HEADS = pytest.mark.parametrize(
     [(1, 1, 1, 1), (2, 3, 2, 5), (2, 17, 3, 16), (1, 33, 2, 96), (2, 64, 1, 128), (1, WHOLE, 2, 20), (1, LONG, 1, 33)],
     ids=str,
 )
+
+
+MEASURED = cpu_blocks.MEASURED
+
+
+@pytest.fixture(autouse=True)
+def every_level(monkeypatch):
+    """Test the kernel of whole blocks at each instruction set, also where others are preferred."""
+    monkeypatch.setattr(cpu_blocks, "MEASURED", range(len(cpu.LEVELS)))
 
 
 def rand(*shape, dtype=torch.float32, seed=0):
@@ -296,7 +306,7 @@ def test_run_blocks_is_its_parts():
     assert relative_error(ops.run_blocks(x, parts, projections, outs, biases, folded, heads), z) < 1e-5
 
 
-def trained(inputs, dtype=None):
+def with_gradients(inputs, dtype=None):
     """Run blocks with gradients, on inputs of :func:`blocks_inputs`; return the function of flat tensors, and these."""
     x, parts, *weights, heads = inputs
     sizes = [len(parts), *map(len, weights)]
@@ -315,14 +325,14 @@ def trained(inputs, dtype=None):
     ids=str,
 )
 def test_training_blocks(batch, tokens, d, heads, depth):
-    check(*trained(blocks_inputs(tokens, d, heads, depth, batch)), TOLERANCE[torch.float32])
+    check(*with_gradients(blocks_inputs(tokens, d, heads, depth, batch)), TOLERANCE[torch.float32])
 
 
 def test_training_blocks_in_bf16():
     """The weights and the stream stay fp32, the products are in bf16: as op by op."""
     inputs = blocks_inputs(9, 32, 2)
-    function, flat = trained(inputs, torch.bfloat16)
-    exact, _ = trained(inputs)
+    function, flat = with_gradients(inputs, torch.bfloat16)
+    exact, _ = with_gradients(inputs)
     low, wide = ([t.detach().to(to).requires_grad_() for t in flat] for to in (torch.float32, torch.float64))
     out, expected = function(*low), exact(*wide)
     assert out.dtype == torch.bfloat16
@@ -331,12 +341,52 @@ def test_training_blocks_in_bf16():
     assert max(map(relative_error, grads, wanted)) < 0.1
 
 
+def test_training_blocks_takes_each_dtype():
+    """No kernel computes in fp16: the reference does."""
+    function, flat = with_gradients(blocks_inputs(5, 32, 2), torch.float16)
+    assert function(*flat).dtype == torch.float16
+    function, (x, *flat) = with_gradients(blocks_inputs(5, 32, 2), torch.float16)
+    assert function(x, *(t.half() for t in flat)).dtype == torch.float16
+
+
+def test_training_blocks_has_no_second_derivative():
+    function, (x, *flat) = with_gradients(blocks_inputs(5, 32, 2))
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(function(x, *flat).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the C++ kernel")
+@pytest.mark.parametrize(
+    ("level", "threads", "chosen"), [(0, 2, False), (1, 2, True), (1, 10, True), (1, 11, False), (2, 2, False)]
+)
+def test_blocks_take_the_kernel_where_it_was_faster(monkeypatch, level, threads, chosen):
+    """The kernel runs with AVX2, and with at most twice as many threads as samples."""
+
+    class Chosen(Exception):
+        pass
+
+    class Engine:
+        cpu_level = staticmethod(lambda: level)
+
+        def blocks(self, *args, **named):
+            raise Chosen
+
+    monkeypatch.setattr(cpu_blocks, "MEASURED", MEASURED)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setitem(dispatch._adapters, "run_blocks", lambda engine, x, *args: x)
+    x, parts, *weights, heads = blocks_inputs(9, 32, 2, batch=5)
+    with pytest.raises(Chosen) if chosen else nullcontext():
+        cpu_blocks.run_blocks(Engine(), x, parts, *weights, heads, 0.1, 0.1, 1e-6)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter has one thread")
 def test_blocks_do_not_depend_on_the_threads_or_the_batch(monkeypatch):
     """The C++ kernel takes tasks of a few samples: their number and order change no bit."""
     for op in ("run_blocks", "training_blocks", "training_blocks_backward"):
         monkeypatch.setitem(dispatch._adapters, op, lambda *args, op=op: pytest.fail(f"{op} ran op by op"))
-    function, flat = trained(blocks_inputs(9, 32, 2, batch=11))
+    function, flat = with_gradients(blocks_inputs(9, 32, 2, batch=11))
     flat, many, results = [t.detach().requires_grad_() for t in flat], torch.get_num_threads(), []
     for threads in (1, max(2, many)):
         torch.set_num_threads(threads)

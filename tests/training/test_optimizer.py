@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import relative_error
 
+from wbdit.nn.weight_cache import WeightCache
 from wbdit.ops import build, cpu
 from wbdit.training.optimizer import AveragingAdamW
 
@@ -73,14 +74,29 @@ def test_the_state_is_that_of_adamw():
         assert torch.equal(a, b)
 
 
-def test_weights_without_a_gradient_stay():
+@pytest.mark.parametrize("served", [True, False], ids=["kernel", "pytorch"])
+def test_weights_without_a_gradient_stay(monkeypatch, served):
+    """Their averages still approach them."""
+    if not served:
+        monkeypatch.setattr(cpu, "serves", lambda *tensors: False)
     optimizer, weights, averages = setting()
-    kept = weights[1].detach().clone()
+    before = weights[1].detach().clone()
+    averages[weights[1]].zero_()
     weights[0].grad = torch.ones(SHAPES[0])
+    optimizer.decay = 0.75
     optimizer.step()
-    assert torch.equal(weights[1], kept)
-    assert torch.equal(averages[weights[1]], kept)
+    assert torch.equal(weights[1], before)
+    torch.testing.assert_close(averages[weights[1]], before / 4)
     assert not torch.equal(weights[0], averages[weights[0]])
+
+
+def test_a_step_clears_what_is_cached_of_weights():
+    optimizer, weights, _ = setting()
+    cache = WeightCache()
+    version = cache.version(weights)
+    weights[2].grad = torch.zeros(())
+    optimizer.step()
+    assert cache.version(weights) > version
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

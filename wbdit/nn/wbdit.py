@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from wbdit import ops
-from wbdit.nn.blocks import ModulatedBlock, gated_adaln
+from wbdit.nn.blocks import ModulatedBlock, Modulation, gated_adaln
 from wbdit.nn.crate import ISTA, MSSA, LinearMap, product_dtype
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.embeddings import per_patch
@@ -58,6 +60,10 @@ class WhiteBoxBlock(ModulatedBlock):
         with span("ista"):
             step = ops.ista_adaln if torch.is_grad_enabled() else ops.ista_adaln_
             return step(x, z, self.mlp.folded(), gate, *following, self.mlp.eta, self.mlp.lam)
+
+
+# of which the blocks consist, if nobody replaced a part: by an adapter, for example, or a parametrization
+PARTS = (nn.ModuleList, WhiteBoxBlock, MSSA, ISTA, Modulation, nn.Sequential, nn.Linear, nn.Identity, nn.SiLU)
 
 
 class WBDiT(Denoiser):
@@ -209,13 +215,15 @@ class WBDiT(Denoiser):
             return ops.run_blocks(x, parts, projections, matrices, biases, [step.folded() for step in steps], *scalars)
 
     def _is_one_op_on_cpu(self, x: Tensor) -> bool:
-        """Return whether one op runs all blocks on a CPU: with gradients, or in fp32 without them."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        """Return whether one op runs all blocks on a CPU: with all gradients, or in fp32 without any."""
+        if x.device.type != "cpu" or _is_recorded():
             return False
-        if not torch.is_grad_enabled() and product_dtype(self.pos_embed) != torch.float32:
-            return False
-        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
-        return not watched and all(block.fits_denoise for block in cast(list[WhiteBoxBlock], self.blocks))
+        if not torch.is_grad_enabled():
+            wanted = product_dtype(self.pos_embed) == torch.float32
+        else:  # op by op, frozen weights take no time for gradients
+            wanted = all(weight.requires_grad for weight in self.blocks.parameters())
+        plain = wanted and all(type(part) in PARTS and not _is_watched(part) for part in self.blocks.modules())
+        return plain and all(block.fits_denoise for block in cast(list[WhiteBoxBlock], self.blocks))
 
     def _is_one_op(self, x: Tensor) -> bool:
         """Return whether one op can run the model: on a GPU in bf16, without gradients or hooks on its parts."""
@@ -224,6 +232,16 @@ class WBDiT(Denoiser):
         parts = (module for module in self.modules() if module is not self)
         watched = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         return not watched and all(block.fits_denoise for block in cast(list[WhiteBoxBlock], self.blocks))
+
+
+def _is_recorded() -> bool:
+    """Return whether the ops of a call are compiled, traced, counted or seen by hooks on all modules."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    return recorded or bool(_has_any_global_hook())
+
+
+def _is_watched(part: nn.Module) -> bool:
+    return any((part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks))
 
 
 def _flat(modulations: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import os
 import torch
 
 from wbdit.errors import InputError
-from wbdit.ops import build, dispatch, fused_blocks
+from wbdit.ops import build, cpu_blocks, dispatch
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
@@ -42,4 +42,4 @@ def serves(*tensors: torch.Tensor) -> bool:
 
 def register() -> None:
     """Register the kernels for tensors on a CPU."""
-    dispatch.add_engine("cpu", "csrc", torch.ops.wbdit_csrc, build.available, overrides=fused_blocks.OVERRIDES)
+    dispatch.add_engine("cpu", "csrc", torch.ops.wbdit_csrc, build.available, overrides=cpu_blocks.OVERRIDES)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from wbdit.errors import InputError
 from wbdit.ops.layout import TYPES
@@ -73,10 +74,13 @@ def adapter(op: str) -> Callable[..., Any]:
 
 
 def served(op: str, device: str) -> Callable[..., Any]:
-    """Return the function that computes an op on a device type, to call it without PyTorch's dispatcher.
+    """Return the function that computes an op on a device type, without PyTorch's dispatcher and without gradients.
 
-    For ops with long lists of tensors, the dispatcher takes a millisecond per call. It also gives no gradients here.
+    For ops with long lists of tensors, the dispatcher takes a millisecond per call. Compilation, fake tensors and other
+    modes that must see the call get the op itself.
     """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return _ops[op]
     return _served.get((op, device), _references[op])
 
 
@@ -246,8 +250,14 @@ def serving(device: str) -> dict[str, str]:
 
 
 def _have_types(args: tuple[Any, ...]) -> bool:
-    """Return whether the engines support the dtypes of all tensors."""
-    return all(a.dtype in TYPES or not a.is_floating_point() for a in args if isinstance(a, Tensor))
+    """Return whether the engines support all dtypes: of tensors, of lists of them, and dtypes asked for."""
+    for a in args:
+        if isinstance(a, list) and not _have_types(tuple(a)):
+            return False
+        dtype = a.dtype if isinstance(a, Tensor) else a
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype not in TYPES:
+            return False
+    return True
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from wbdit.ops import reference
-from wbdit.ops.dispatch import adapter, define_op, served
+from wbdit.ops.dispatch import define_op, served
 
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
-class Kept(NamedTuple):
-    """What the forward pass of one block keeps for its gradients.
+class SavedActivations(NamedTuple):
+    """What the forward pass of one block saves for its gradients.
 
     Attributes
     ----------
@@ -43,6 +44,12 @@ class Kept(NamedTuple):
     last: Tensor
 
 
+def by_block(saved: list[Tensor]) -> list[SavedActivations]:
+    """Return the saved activations of each block."""
+    fields = len(SavedActivations._fields)
+    return [SavedActivations(*saved[i : i + fields]) for i in range(0, len(saved), fields)]
+
+
 def training_blocks(
     x: Tensor,
     modulations: Sequence[Tensor],
@@ -56,7 +63,7 @@ def training_blocks(
     eps: float = 1e-6,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Run a stack of white-box blocks as :func:`wbdit.ops.run_blocks` does, with gradients.
+    """Run a stack of white-box blocks as :func:`wbdit.ops.run_blocks` does, with gradients, but no second ones.
 
     Parameters
     ----------
@@ -89,11 +96,11 @@ def training_blocks(
     """
     scalars = heads, eta, lam, eps, x.dtype if dtype is None else dtype
     given = *modulations, *projections, *outs, *biases, *dictionaries
-    z: Tensor = _Blocks.apply(len(projections), scalars, x, *given)  # type: ignore[no-untyped-call]
+    z: Tensor = _Blocks.apply(len(projections), scalars, x, *given)
     return z
 
 
-# the same steps with the functions of the reference or of an engine
+# the same steps with the functions of the reference or of a device
 
 
 def _forward(
@@ -110,8 +117,9 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the result, and what the gradients need: ten tensors per block, see :class:`Kept`."""
-    z, kept = op("adaln")(x, modulations[0], modulations[1], eps, dtype), []
+    """Return the result, and what the gradients need: ten tensors per block, see :class:`SavedActivations`."""
+    z = op("adaln")(x, modulations[0], modulations[1], eps, dtype)
+    saved: list[Tensor] = []
     for block, (projection, out, bias, dictionary) in enumerate(
         zip(projections, outs, biases, dictionaries, strict=True)
     ):
@@ -122,9 +130,9 @@ def _forward(
         middle, halfway = op("gated_adaln")(x, step, bias, gate1, shift2, scale2, eps)
         folded = op("fold")(dictionary.to(dtype))
         x, after, product = op("ista_adaln")(middle, halfway, folded, gate2, shift, scale, eta, lam, eps)
-        kept += Kept(z, w, subspaces, lse, step, middle, halfway, folded, product, x)
+        saved += SavedActivations(z, w, subspaces, lse, step, middle, halfway, folded, product, x)
         z = after
-    return z, kept
+    return z, saved
 
 
 def _backward(
@@ -136,7 +144,7 @@ def _backward(
     outs: list[Tensor],
     biases: list[Tensor],
     dictionaries: list[Tensor],
-    kept: list[Tensor],
+    saved: list[Tensor],
     heads: int,
     eta: float,
     lam: float,
@@ -144,10 +152,10 @@ def _backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     dmodulations: list[Tensor] = []
     dprojections, douts, dbiases, ddictionaries = gradients = [], [], [], []  # type: Lists
-    dx = None
+    dx, activations = None, by_block(saved)
     for block in reversed(range(len(projections))):
         _, _, gate1, shift2, scale2, gate2, shift, scale = modulations[6 * block : 6 * block + 8]
-        own = Kept(*kept[10 * block : 10 * block + 10])
+        own = activations[block]
         projection, out, bias = projections[block], outs[block], biases[block]
         dictionary, dtype = dictionaries[block], own.w.dtype
         dx, dz, dfolded, *dmodulation = op("ista_adaln_backward")(
@@ -175,11 +183,11 @@ def _flat(t: Tensor) -> Tensor:
 
 
 def _of_reference(name: str) -> Callable[..., Any]:
-    return getattr(reference, name)  # type: ignore[no-any-return]
+    return getattr(reference, name)
 
 
-def _of_engine(engine: Any) -> Callable[[str], Callable[..., Any]]:
-    return lambda name: lambda *args: adapter(name)(engine, *args)
+def _of_device(device: torch.device) -> Callable[[str], Callable[..., Any]]:
+    return lambda name: served(name, device.type)  # an engine may support some of the ops only
 
 
 # shapes and types
@@ -187,14 +195,15 @@ def _of_engine(engine: Any) -> Callable[[str], Callable[..., Any]]:
 
 def _fake(x: Tensor, modulations: list[Tensor], projections: list[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
     heads, dtype, dictionaries = rest[3], rest[7], rest[2]
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     for projection, dictionary in zip(projections, dictionaries, strict=True):
         low, stream = torch.empty_like(x, dtype=dtype), torch.empty_like(x)
         w = x.new_empty((*x.shape[:2], projection.shape[0]), dtype=dtype)
         lse = x.new_empty((x.shape[0], heads, x.shape[1]), dtype=reference.accumulation_dtype(dtype))
         folded = torch.empty_like(dictionary, dtype=dtype)
-        kept += Kept(low, w, *(torch.empty_like(t) for t in (w, lse, low, stream, low, folded, low, stream)))
-    return torch.empty_like(x, dtype=dtype), kept
+        like = w, lse, low, stream, low, folded, low, stream
+        saved += SavedActivations(low, w, *(torch.empty_like(t) for t in like))
+    return torch.empty_like(x, dtype=dtype), saved
 
 
 def _fake_backward(
@@ -212,15 +221,15 @@ define_op(
     f"(Tensor x, {WEIGHTS}, int heads, float eta, float lam, float eps, ScalarType dtype) -> (Tensor, Tensor[])",
     lambda *args: _forward(_of_reference, *args),
     fake=_fake,
-    on_engine=lambda engine, *args: _forward(_of_engine(engine), *args),
+    on_engine=lambda engine, x, *args: _forward(_of_device(x.device), x, *args),
 )
 define_op(
     "training_blocks_backward",
-    f"(Tensor dz, Tensor x, {WEIGHTS}, Tensor[] kept, int heads, float eta, float lam, float eps) "
+    f"(Tensor dz, Tensor x, {WEIGHTS}, Tensor[] saved, int heads, float eta, float lam, float eps) "
     "-> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
     lambda *args: _backward(_of_reference, *args),
     fake=_fake_backward,
-    on_engine=lambda engine, *args: _backward(_of_engine(engine), *args),
+    on_engine=lambda engine, dz, *args: _backward(_of_device(dz.device), dz, *args),
 )
 
 
@@ -229,14 +238,15 @@ define_op(
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, depth: int, scalars: tuple[Any, ...], x: Tensor, *given: Tensor) -> Tensor:  # type: ignore[override]
-        z, kept = served("training_blocks", x.device.type)(x, *_split(given, depth)[:5], *scalars)
+    def forward(ctx: Any, depth: int, scalars: tuple[Any, ...], x: Tensor, *given: Tensor) -> Tensor:
+        z, saved = served("training_blocks", x.device.type)(x, *_split(given, depth)[:5], *scalars)
         ctx.depth, ctx.scalars = depth, scalars[:-1]
-        ctx.save_for_backward(x, *given, *kept)
-        return z  # type: ignore[no-any-return]
+        ctx.save_for_backward(x, *given, *saved)
+        return z
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
         x, *rest = ctx.saved_tensors
         gradient = served("training_blocks_backward", x.device.type)
         dx, *gradients = gradient(dz, x, *_split(rest, ctx.depth), *ctx.scalars)
@@ -244,6 +254,6 @@ class _Blocks(torch.autograd.Function):
 
 
 def _split(tensors: Sequence[Tensor], depth: int) -> list[list[Tensor]]:
-    """Return the lists of modulations, projections, outs, biases, dictionaries, and of what is kept."""
+    """Return the lists of modulations, projections, outs, biases, dictionaries, and of what is saved."""
     ends = [6 * depth + 2 + i * depth for i in range(5)]
     return [list(tensors[begin:end]) for begin, end in zip([0, *ends], [*ends, None], strict=True)]

@@ -15,19 +15,19 @@ from wbdit.ops import cpu
 class AveragingAdamW(torch.optim.AdamW):
     """AdamW that clips the gradient by its norm and averages the weights in the same step.
 
-    On a CPU a C++ kernel does all of it: one pass for the norm, one for the rest. Elsewhere PyTorch's functions run.
-    The state has the layout of :class:`torch.optim.AdamW`.
+    For dense fp32 weights on a CPU, a C++ kernel does all of it: one pass for the norm, one for the rest. It leaves the
+    gradients as they are. Elsewhere PyTorch's functions run. The state has the layout of :class:`torch.optim.AdamW`.
 
     Parameters
     ----------
     groups
-        Parameter groups. All have the same `betas`.
+        Parameter groups: `params`, and `weight_decay` and `lr` where they differ.
     averages
         Moving average of each weight, updated in place; empty for none.
     clip_norm
         Largest norm of the gradient of all weights; 0 for no limit.
-    **settings
-        Arguments of :class:`torch.optim.AdamW`.
+    lr, betas
+        Learning rate, and decays of the first and the second moment.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class AveragingAdamW(torch.optim.AdamW):
     --------
     >>> from wbdit.training.optimizer import AveragingAdamW
     >>> weight, average = torch.ones(2, requires_grad=True), torch.zeros(2)
-    >>> optimizer = AveragingAdamW([{"params": [weight]}], {weight: average}, lr=0.5, weight_decay=0.0)
+    >>> optimizer = AveragingAdamW([{"params": [weight], "weight_decay": 0.0}], {weight: average}, lr=0.5)
     >>> optimizer.decay = 0.75
     >>> weight.sum().backward()
     >>> optimizer.step()
@@ -51,16 +51,18 @@ class AveragingAdamW(torch.optim.AdamW):
         groups: list[dict[str, Any]],
         averages: Mapping[Tensor, Tensor] | None = None,
         clip_norm: float = 0.0,
-        **settings: Any,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        super().__init__(groups, fused=True, **settings)
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
         self.averages = dict(averages or {})
         self.clip_norm = clip_norm
         self.decay = 1.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Clip the gradient, update the weights, then their average; `closure` computes the loss anew, if given."""
+        """Clip the gradient, update the weights that have one, then all averages; `closure` computes the loss anew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -68,20 +70,22 @@ class AveragingAdamW(torch.optim.AdamW):
         weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in weights]
         averages = [self.averages[p] for p in weights] if self.averages else []
+        rest = self.averages
         if weights and cpu.serves(*weights, *gradients, *averages):
-            self._step_at_once(weights, gradients, averages)
-            return loss
-        if self.clip_norm:
-            torch.nn.utils.clip_grad_norm_(weights, self.clip_norm)
-        super().step()
-        if averages:
-            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+            self._step_in_two_passes(weights, gradients, averages)
+            rest = {p: average for p, average in rest.items() if p.grad is None}
+        else:
+            if self.clip_norm:
+                torch.nn.utils.clip_grad_norm_(weights, self.clip_norm)
+            super().step()
+        if rest:
+            torch._foreach_lerp_(list(rest.values()), list(rest), 1 - self.decay)
         return loss
 
-    def _step_at_once(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
+    def _step_in_two_passes(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
         for p in weights:
             if not self.state[p]:
-                zero = torch.zeros((), dtype=torch.float32)
+                zero = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [self.state[p] for p in weights]
         torch._foreach_add_([state["step"] for state in states], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor
 
 from wbdit.ops.dispatch import adapter
 from wbdit.ops.layout import dense_rows, fresh
-from wbdit.ops.training_blocks import Kept
+from wbdit.ops.training_blocks import SavedActivations, by_block
 
 MULTIPLE = 32  # of the widths: two vectors of AVX-512
 WIDEST = 256  # width of a token, as far as it is measured; beyond it the weights leave L2
-LARGEST = 1 << 16  # numbers per sample
+LARGEST = 1 << 16  # numbers per sample, which should stay in L2
+# Instruction sets, as indices of cpu.LEVELS: faster with AVX2; not measured with AVX-512, where PyTorch's products may
+# be faster. A thread takes whole samples; faster when half of the threads were idle, not measured with more.
+MEASURED = (1,)
 
 
 def run_blocks(
@@ -27,13 +31,13 @@ def run_blocks(
     *scalars: Any,
 ) -> Tensor:
     """Run :func:`wbdit.ops.run_blocks`."""
-    if not _fits(x, folded[0].dtype, modulations, projections, outs, biases, folded):
+    if not _fits(engine, x, folded[0].dtype, modulations, projections, outs, biases, folded):
         return adapter("run_blocks")(engine, x, modulations, projections, outs, biases, folded, *scalars)
     heads, eta, lam, eps = scalars
     weights = [_dense(given) for given in (projections, outs, biases, folded)]
     z = fresh(x)
     rows = [dense_rows(part) for part in modulations]
-    engine.blocks(x.contiguous(), rows, *weights, z=z, kept=[], heads=heads, eta=eta, lam=lam, eps=eps)
+    engine.blocks(x.contiguous(), rows, *weights, z=z, saved=[], heads=heads, eta=eta, lam=lam, eps=eps)
     return z
 
 
@@ -47,22 +51,23 @@ def training_blocks(
     dictionaries: list[Tensor],
     *scalars: Any,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run :func:`wbdit.ops.training_blocks`; the first result is its own, the second is kept for the gradients."""
+    """Run :func:`wbdit.ops.training_blocks`; the first result is its own, the second is saved for the gradients."""
     heads, eta, lam, eps, dtype = scalars
-    if not _fits(x, dtype, modulations, projections, outs, biases, dictionaries):
+    if not _fits(engine, x, dtype, modulations, projections, outs, biases, dictionaries):
         given = modulations, projections, outs, biases, dictionaries
         return adapter("training_blocks")(engine, x, *given, *scalars)
     folded = [adapter("fold")(engine, dictionary) for dictionary in dictionaries]
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     for projection, dictionary in zip(projections, folded, strict=True):
         w = x.new_empty(*x.shape[:2], len(projection))
         lse = x.new_empty(x.shape[0], heads, x.shape[1])
-        kept += Kept(fresh(x), w, fresh(w), lse, *(fresh(x) for _ in range(3)), dictionary, fresh(x), fresh(x))
+        out, middle, halfway, product, last = (fresh(x) for _ in range(5))
+        saved += SavedActivations(fresh(x), w, fresh(w), lse, out, middle, halfway, dictionary, product, last)
     weights = [_dense(given) for given in (projections, outs, biases, folded)]
     z = fresh(x)
     rows = [dense_rows(part) for part in modulations]
-    engine.blocks(x.contiguous(), rows, *weights, z=z, kept=kept, heads=heads, eta=eta, lam=lam, eps=eps)
-    return z, kept
+    engine.blocks(x.contiguous(), rows, *weights, z=z, saved=saved, heads=heads, eta=eta, lam=lam, eps=eps)
+    return z, saved
 
 
 def training_blocks_backward(
@@ -74,17 +79,17 @@ def training_blocks_backward(
     outs: list[Tensor],
     biases: list[Tensor],
     dictionaries: list[Tensor],
-    kept: list[Tensor],
+    saved: list[Tensor],
     *scalars: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Compute the gradients of :func:`training_blocks`."""
     heads, eta, lam, eps = scalars
-    blocks = [Kept(*kept[i : i + 10]) for i in range(0, len(kept), 10)]
-    if not _fits(x, blocks[0].w.dtype, modulations, projections, outs, biases, dictionaries):
+    blocks = by_block(saved)
+    if not _fits(engine, x, blocks[0].w.dtype, modulations, projections, outs, biases, dictionaries):
         given = modulations, projections, outs, biases, dictionaries
-        return adapter("training_blocks_backward")(engine, dz, x, *given, kept, *scalars)
+        return adapter("training_blocks_backward")(engine, dz, x, *given, saved, *scalars)
     batch, _, d = x.shape
-    steps = [torch.diag_embed(torch.ones(d)).add_(own.folded, alpha=eta) for own in blocks]
+    steps = [torch.add(x.new_ones(d).diag(), own.folded, alpha=eta) for own in blocks]
     dproducts = [fresh(t) for own in blocks for t in (own.w, own.out, own.product)]
     dbiases = [x.new_empty(batch, d) for _ in blocks]
     dx, dmodulations = fresh(x), [fresh(part) for part in modulations]
@@ -93,7 +98,7 @@ def training_blocks_backward(
         x.contiguous(),
         [dense_rows(part) for part in modulations],
         *(_dense(given) for given in (projections, outs, biases, steps)),
-        kept,
+        saved,
         dx=dx,
         dmodulations=dmodulations,
         dproducts=dproducts,
@@ -113,11 +118,13 @@ def training_blocks_backward(
     return dx, dmodulations, dprojections, douts, [rows.sum(0) for rows in dbiases], ddictionaries
 
 
-def _fits(x: Tensor, dtype: torch.dtype, *lists: list[Tensor]) -> bool:
-    """Return whether the kernel takes these sizes and dtypes, and is faster: a sample's rows must stay in L2."""
-    _, tokens, d = x.shape
+def _fits(engine: Any, x: Tensor, dtype: torch.dtype, *lists: list[Tensor]) -> bool:
+    """Return whether the kernel takes these sizes and dtypes, and was measured to be faster at such."""
+    batch, tokens, d = x.shape
     widths = d, lists[1][0].shape[0]
     if x.numel() == 0 or any(width % MULTIPLE or width > WIDEST for width in widths) or tokens * d > LARGEST:
+        return False
+    if engine.cpu_level() not in MEASURED or 2 * batch < torch.get_num_threads():
         return False
     return dtype == torch.float32 and all(t.dtype == torch.float32 for t in (x, *(t for of in lists for t in of)))
 
@@ -126,7 +133,7 @@ def _dense(tensors: list[Tensor]) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 
 
-OVERRIDES = {
+OVERRIDES: dict[str, Callable[..., Any]] = {
     "run_blocks": run_blocks,
     "training_blocks": training_blocks,
     "training_blocks_backward": training_blocks_backward,
