@@ -20,7 +20,7 @@ struct SavedActivations {
   float *middle, *last;        // residual stream after both half-steps
 };
 
-// A stack of blocks: sizes, parameters, input x and output z, and one entry of `saved` per block, or none for inference.
+// A stack of blocks: sizes, parameters, input x and output z, and one entry of `saved` per block; for inference none.
 struct Blocks {
   int64_t batch, tokens, d, inner, heads, depth;
   float eta, lam, eps;
