@@ -16,7 +16,7 @@ HELPERS = {
     "errors",
     "profiling",
 }  # lowest layer; they may import one another
-GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
+GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config", "run_check"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "crate": {"nn", "ops"},
     "run_config": set(),
     "card": {"data", "run_config"},
-    "checkpoint": {"data", "run_config"},
+    "run_check": {"data", "run_config"},
+    "checkpoint": {"data", "run_config", "run_check"},
     "counts": {"nn", "schedule", "ops", "data"},
     "request": {"samplers", "data"},
     "generator": GENERATOR,

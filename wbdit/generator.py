@@ -33,6 +33,7 @@ from wbdit.request import (
     read_request,
     request_facts,
 )
+from wbdit.run_check import read_weights
 from wbdit.run_config import RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
@@ -387,6 +388,8 @@ class CellGenerator:
                 noise=noise,
                 callback=update,
             )
+            if not bool(torch.isfinite(x).all()):
+                raise InputError("the model's values are not finite: its weights are damaged, use another run")
             return self.model.finish(x, model, uniform, log_library.exp()).cpu().numpy()
 
 
@@ -415,15 +418,9 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     run = Path(run)
     config = checkpoint.read_config(run)
     preprocessor = checkpoint.read_preprocessor(run)
-    state = checkpoint.read_tensors(run / MODEL)
-    try:
-        model, schedule = make_model(config), NoiseSchedule(**config.schedule)
-        model.load_state_dict(state, strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{run / MODEL} and {run / CONFIG} do not fit each other ({reason}): are both from the same run?"
-        ) from error
+    state = read_weights(run / MODEL, config, preprocessor, make_model)
+    model, schedule = make_model(config), NoiseSchedule(**config.schedule)
+    model.load_state_dict(state, strict=True)
     history = []
     if (run / METRICS).exists():
         history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]

@@ -231,11 +231,12 @@ class Labels:
         return {"label": np.array(self.columns, dtype=object), "categories": by_column}
 
     def _keys(self, codes: np.ndarray) -> np.ndarray:
-        """Return one integer per row of labels ``(cells, C)``, which sorts like the row."""
-        keys = np.zeros(len(codes), np.int64)
-        for column, labels in enumerate(self.categories):
-            keys = keys * len(labels) + codes[:, column]
-        return keys
+        """Return one key per row of labels ``(cells, C)``, which sorts like the row: its codes, highest byte first."""
+        if not self.columns:
+            return np.zeros(len(codes), np.int64)
+        # one integer for all columns would overflow: 12 columns of 64 labels have 2^72 combinations
+        rows = np.ascontiguousarray(codes, ">i8")
+        return rows.view(f"V{rows.itemsize * len(self.columns)}")[:, 0]
 
     def _unknown(self, column: int, label: str) -> InputError:
         known = ", ".join(self.categories[column])
