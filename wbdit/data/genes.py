@@ -34,7 +34,7 @@ def read_gene_list(path: str | Path) -> list[str]:
     try:
         check_regular(path)
     except InputError as error:
-        raise InputError(f"cannot read the gene list: {error}") from error
+        raise InputError(f"cannot read the gene list {path} ({error})") from error
     if Path(path).stat().st_size > LONGEST_LIST:
         raise InputError(f"the gene list {path} is longer than {LONGEST_LIST:,} bytes: write one gene name per line")
     try:

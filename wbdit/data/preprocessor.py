@@ -33,7 +33,7 @@ from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source, find_again, find_expression
 from wbdit.data.normalize import TARGET_SUM, Values, transformed
-from wbdit.data.space import Space
+from wbdit.data.space import LARGEST_LOG_VALUE, Space
 from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
