@@ -16,7 +16,8 @@ HELPERS = {
     "errors",
     "profiling",
 }  # lowest layer; they may import one another
-GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config", "run_check"}
+GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
+GENERATOR |= {"request_check", "run_check"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -33,7 +34,8 @@ MAY_IMPORT = {
     "run_check": {"data", "run_config"},
     "checkpoint": {"data", "run_config", "run_check"},
     "counts": {"nn", "schedule", "ops", "data"},
-    "request": {"samplers", "data"},
+    "request_check": set(),
+    "request": {"request_check", "samplers", "data"},
     "generator": GENERATOR,
     "example_run": {"generator"},
     "whitebox": GENERATOR | {"generator"},

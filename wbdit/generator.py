@@ -33,6 +33,7 @@ from wbdit.request import (
     read_request,
     request_facts,
 )
+from wbdit.request_check import one_of, whole
 from wbdit.run_check import read_weights
 from wbdit.run_config import RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
@@ -204,6 +205,7 @@ class CellGenerator:
         asked = read_request(
             *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
         )
+        seed, batch_size = whole("seed", seed), whole("batch_size", batch_size)
         if batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
         sampling = self._resolve_sampler(sampler, calls, spacing)
@@ -312,15 +314,14 @@ class CellGenerator:
         """Return the requested sampler, calls and spacing, with this run's defaults in place of None."""
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
-        if sampler not in samplers.BY_NAME:
-            raise InputError(f"unknown `sampler` {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+        one_of("sampler", sampler, list(samplers.BY_NAME))
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
-        if spacing not in samplers.SPACINGS:
-            raise InputError(f"unknown `spacing` {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
+        one_of("spacing", spacing, samplers.SPACINGS)
         longest = self.schedule.noise_steps - 1
         if calls is None:
             calls = COUNTS_CALLS if of_counts else default.calls or longest
+        calls = whole("calls", calls)
         if not 1 <= calls <= longest:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing)

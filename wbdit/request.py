@@ -16,6 +16,7 @@ from wbdit.data.covariates import Covariates
 from wbdit.data.labels import SEPARATOR, Labels, apportion
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
+from wbdit.request_check import check_types
 
 CellsPerLabel = Mapping[str | tuple[str, ...], int]
 Points = Mapping[str, float | Sequence[float]]
@@ -117,6 +118,7 @@ def read_request(
     InputError
         If an argument is invalid for this run.
     """
+    check_types(n, n_per_label, guidance, toward, mix, at, library_size, library_factor)
     labels, covariates = preprocessor.labels, preprocessor.covariates
     points = _points(covariates, at or {})
     codes, rows, blocks = _codes(labels, n, like, n_per_label, keep_open=len(points) > 0)

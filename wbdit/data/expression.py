@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from wbdit._io import check_regular
-from wbdit.data.h5ad_check import check_h5ad
 from wbdit.data.structure import check_matrices, check_sparse
+from wbdit.data.trial import try_h5ad
 from wbdit.errors import InputError
 
 
@@ -37,7 +37,7 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     path = Path(path)
     check_regular(path)
     try:
-        check_h5ad(path)
+        try_h5ad(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # check_cells reports the ones that matter in one line
             adata = ad.read_h5ad(path)
@@ -88,7 +88,7 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
     Raises
     ------
     InputError
-        If the column is unknown or there twice, or labels are missing.
+        If the column is unknown or there twice, holds no labels, or labels are missing.
 
     Examples
     --------
@@ -102,9 +102,25 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
         raise InputError(f"no column {label!r} in obs; the columns are: {', '.join(map(str, columns)) or 'none'}")
     if (columns == label).sum() > 1:
         raise InputError(f"obs has {(columns == label).sum()} columns {label!r}: rename or drop all but one")
+    try:
+        adata.obs[label].unique()
+    except TypeError:
+        raise InputError(f"{label!r} holds lists or other objects, not labels: choose another column") from None
     missing = int(adata.obs[label].isna().sum())
     if missing:
         raise InputError(f"{missing} cells have no {label!r}: label them or remove them first")
+
+
+def is_text(name: str) -> bool:
+    r"""Return whether files and terminals can hold a name: it has no null character and no half of a character.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import is_text
+    >>> is_text("CD8+ T"), is_text("CD8\0"), is_text("\ud800")
+    (True, False, False)
+    """
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def check_label_sizes(adata: ad.AnnData, label: str) -> None:

@@ -22,8 +22,12 @@ DEEPEST, MOST_PARTS = 24, 100_000  # groups within groups, and parts of a file; 
 PER_NAME = 100  # bytes of memory per row or column of a table without names, which anndata numbers
 
 
-def check_h5ad(path: Path) -> None:
+def check_h5ad(path: Path) -> int:
     """Check the sizes and the links of an ``.h5ad`` file.
+
+    Returns
+    -------
+    How many bytes it holds in memory.
 
     Raises
     ------
@@ -36,11 +40,13 @@ def check_h5ad(path: Path) -> None:
     >>> from pathlib import Path
     >>> from wbdit.data.h5ad_check import check_h5ad
     >>> cells.write_h5ad("cells.h5ad")
-    >>> check_h5ad(Path("cells.h5ad"))
+    >>> check_h5ad(Path("cells.h5ad")) > 1000
+    True
     """
     with h5py.File(path, "r") as file:
         claimed = sum(_claims(name, part) for name, part in _parts(file, ""))
     check_claim(claimed, path.stat().st_size)
+    return claimed
 
 
 def check_claim(claimed: int, stored: int) -> None:

@@ -163,19 +163,26 @@ def check_matrices(adata: ad.AnnData) -> None:
     whole = getattr(adata, "_adata_ref", None)
     if adata.is_view and whole is not None:
         return check_matrices(whole)
-    for name, X in _matrices(adata):
+    for name, X, shape in _matrices(adata):
+        if X is not None and tuple(X.shape[: len(shape)]) != shape:
+            raise _damaged(name, f"its shape is {_short(tuple(X.shape))}, but there are {' x '.join(map(str, shape))}")
         if sp.issparse(X) or hasattr(X, "group"):
             check_sparse(X, name)
     return None
 
 
-def _matrices(adata: ad.AnnData) -> Iterator[tuple[str, Any]]:
-    yield "X", adata.X
+def _matrices(adata: ad.AnnData) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """Yield each matrix with its name and the first part of its shape, as the names of cells and genes tell it."""
+    n, genes = len(adata.obs_names), len(adata.var_names)
+    yield "X", adata.X, (n, genes)
     if adata.raw is not None and not adata.isbacked:  # a backed one is read on each access
-        yield "raw.X", adata.raw.X
-    for part in ("layers", "obsm", "varm", "obsp", "varp"):
-        for name, X in getattr(adata, part).items():
-            yield f"{part}[{name!r}]", X
+        yield "raw.X", adata.raw.X, (n, len(adata.raw.var_names))
+    shapes = {"layers": (n, genes), "obsm": (n,), "varm": (genes,), "obsp": (n, n), "varp": (genes, genes)}
+    for part, shape in shapes.items():
+        own = getattr(adata, part)
+        for name in own:
+            # what AnnData holds is looked at without its own check, whose error is no line for a user
+            yield f"{part}[{name!r}]", getattr(own, "_data", own)[name], shape
 
 
 def _chunks(array: Any) -> Iterator[np.ndarray]:

@@ -17,15 +17,16 @@ KINDS = ["f2", "f4", "f8", "i1", "i4", "i8", "u1", "u4", "u8", "c8", "?", "S3"]
 
 
 def damage_h5ad(dice, content, path):
-    """Write a damaged copy of a file."""
+    """Write a damaged copy of a file; return whether its bytes were changed, rather than its parts."""
     if dice.chance(0.2):
         path.write_bytes(dice.bytes(content))
-        return
+        return True
     path.write_bytes(content)
     with h5py.File(path, "r+") as file:
         for _ in range(1 + (dice.below(3) if dice.chance(0.5) else 0)):
             with suppress(Exception):  # what h5py refuses to write is no file
                 _damage_part(dice, file)
+    return False
 
 
 def _damage_part(dice, file):
@@ -148,7 +149,7 @@ def damage_run(dice, runs, kind, folder):
         elif name.endswith(".json"):
             own[name] = _damage_json(dice, own[name])
         elif name.endswith(".safetensors"):
-            with suppress(ValueError, TypeError, KeyError, OverflowError):
+            with suppress(Exception):  # damaged before, beyond what can be read
                 own[name] = _damage_tensors(dice, own[name])
     if dice.chance(0.7):
         _sign(own)
@@ -158,7 +159,7 @@ def damage_run(dice, runs, kind, folder):
 def _damage_json(dice, content):
     try:
         whole = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return content
     for _ in range(1 + dice.below(2)):
         at, path = whole, []

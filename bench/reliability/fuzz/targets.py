@@ -4,6 +4,7 @@ import io
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import anndata as ad
 import numpy as np
@@ -14,14 +15,15 @@ import wbdit
 from bench.reliability.fuzz import bases, damage
 from wbdit import InputError, cli
 from wbdit.cli import _facts, _parse_at, _parse_guidance, _parse_library, _parse_per_label, _parse_toward
-from wbdit.data.expression import read_h5ad
+from wbdit.data import expression
+from wbdit.data.h5ad_check import check_h5ad
 from wbdit.data.genes import read_gene_list
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.evaluation.align import align
 from wbdit.training.settings import with_settings
 
-SHARES = {"h5ad": 0.34, "run": 0.3, "request": 0.13, "object": 0.13, "text": 0.08, "command": 0.02}
+SHARES = {"h5ad": 0.27, "run": 0.27, "request": 0.18, "object": 0.13, "text": 0.14, "command": 0.01}
 MEMORY = ("memory", "unable to allocate", "bad_alloc")
 
 
@@ -57,8 +59,10 @@ class Targets:
 
     def try_h5ad(self, dice):
         path = self.folder / "input.h5ad"
-        damage.damage_h5ad(dice, self.files[dice.of(self.files)], path)
-        adata = read_h5ad(path)
+        flipped = damage.damage_h5ad(dice, self.files[dice.of(self.files)], path)
+        # a child process is only for what HDF5 itself cannot bear: without it, nothing else is hidden
+        with patch.object(expression, "try_h5ad", expression.try_h5ad if flipped else check_h5ad):
+            adata = expression.read_h5ad(path)
         _facts(adata.uns.get("wbdit", {}))
         self._use(dice, adata)
 
