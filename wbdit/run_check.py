@@ -199,6 +199,56 @@ def read_weights(
     return state
 
 
+def check_state(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], weights: Mapping[str, Tensor], cells: int, averaged: bool
+) -> None:
+    """Check the saved state of a training against the model and the number of cells that it goes on with.
+
+    Parameters
+    ----------
+    tensors, facts
+        From :meth:`wbdit.training.trainer.Trainer.state`.
+    weights
+        The model's weights by name.
+    cells
+        Number of training cells.
+    averaged
+        Whether the training averages its weights.
+
+    Raises
+    ------
+    InputError
+        If a part is missing, has another type, shape or range, or is not finite.
+    """
+    for name in ("step", "epoch", "position"):
+        _whole(name, facts.get(name), 0, LARGEST)
+    _number("seconds", facts.get("seconds"), lowest=0)
+    for name in ("validation_loss", "best_loss", "best_step"):
+        if facts.get(name) is not None:
+            _number(name, facts[name])
+    for name in ("stopped_early", "has_best"):
+        _truth(name, facts.get(name, False))
+    kinds = ["weights.{}", *(["average.{}"] if averaged else []), *(["best.{}"] if facts.get("has_best") else [])]
+    if facts["step"] > 0:  # the optimizer has no state before its first step
+        kinds += ["optimizer.{}.exp_avg", "optimizer.{}.exp_avg_sq"]
+    wanted = {kind.format(name): (p.shape, p.dtype) for kind in kinds for name, p in weights.items()}
+    if facts["step"] > 0:
+        wanted |= {f"optimizer.{name}.step": (torch.Size(), torch.float32) for name in weights}
+    if "order" in tensors:
+        wanted["order"] = (torch.Size([cells]), torch.int64)
+        if facts["position"] > cells:
+            raise _must("position", f"at most {cells}", facts["position"])
+    wanted["random.cpu"] = (torch.get_rng_state().shape, torch.uint8)
+    for name, (shape, dtype) in wanted.items():
+        if name not in tensors:
+            raise InputError(f"{name!r} is missing")
+        if tensors[name].shape != shape or tensors[name].dtype != dtype:
+            raise _must(name, f"of shape {list(shape)}", list(tensors[name].shape))
+    _finite({name: tensors[name] for name in wanted})
+    if "order" in tensors and (tensors["order"].sort().values != torch.arange(cells)).any():
+        raise InputError("the order of the cells does not hold each cell once")
+
+
 def _model(model: Mapping[str, Any]) -> None:
     for name, value in model.items():
         if name in MODEL_SIZES:

@@ -12,7 +12,8 @@ import select
 import signal
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anndata as ad
@@ -23,6 +24,7 @@ from wbdit.errors import InputError
 SECONDS = 3  # of the processor, to look at the parts of a file; a legitimate one takes milliseconds
 BYTES_PER_SECOND = 2 * 10**7  # slowest reading that is not taken for a hang
 WHOLE = 10**8  # bytes; of larger files only parts are read in the trial
+MEMORY = 10**9  # bytes, to look at the parts of a file
 PATIENCE = 300.0  # seconds of the clock, for slow disks; then the trial ends without a verdict
 
 
@@ -74,7 +76,7 @@ def try_h5ad(path: Path) -> None:
 
 
 def _read_and_exit(path: Path, writing: int) -> None:
-    """Read the file; write the message of an InputError to a pipe, and leave other errors to the parent."""
+    """Read the file, and write the message of an InputError to a pipe; other errors are left to the parent."""
     message = ""
     try:
         gc.disable()  # nothing of the parent is cleaned up here
@@ -83,17 +85,32 @@ def _read_and_exit(path: Path, writing: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            claimed = check_h5ad(path)
+            with _limited_memory():
+                claimed = check_h5ad(path)
             _limit_processor(2 * SECONDS + claimed // BYTES_PER_SECOND)
             if claimed <= WHOLE:
                 ad.read_h5ad(path)
     except InputError as error:
         message = str(error)
-    except BaseException:
-        pass
+    except BaseException as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            message = "it asks for more memory than it can fill: it is damaged"
     finally:
         os.write(writing, message.encode("utf-8", "replace")[:2000])
         os._exit(0)
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Let this process take no more than :data:`MEMORY` bytes beyond what it has."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    if limits[0] == resource.RLIM_INFINITY or size < limits[0]:
+        resource.setrlimit(resource.RLIMIT_AS, (size, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def _limit_processor(seconds: int) -> None:
