@@ -159,6 +159,21 @@ def read_config(run: Path) -> RunConfig:
         raise InputError(f"cannot use {run / CONFIG}: {error}") from error
 
 
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Read the training log, ``metrics.jsonl``. It is not needed: without it, or without a broken line, the run works."""
+    if not (run / METRICS).is_file():
+        return []
+    records = []
+    for line in (run / METRICS).read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
 def _take(source: object, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(source, name) for name in names}
 

@@ -422,10 +422,9 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     state = read_weights(run / MODEL, config, preprocessor, make_model)
     model, schedule = make_model(config), NoiseSchedule(**config.schedule)
     model.load_state_dict(state, strict=True)
-    history = []
-    if (run / METRICS).exists():
-        history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]
-    return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, history)
+    return CellGenerator(
+        model.to(find_device(device)), schedule, preprocessor, config, checkpoint.read_history(run)
+    )
 
 
 def make_model(config: RunConfig) -> Denoiser | CountDenoiser:

@@ -6,6 +6,7 @@ check from outside can tell. So the file is read by a child process first, where
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import select
@@ -79,6 +80,7 @@ def _read_and_exit(path: Path, writing: int) -> None:
     """Read the file, and write the message of an InputError to a pipe; other errors are left to the parent."""
     message = ""
     try:
+        faulthandler.disable()  # a crash here is an answer, not an accident
         gc.disable()  # nothing of the parent is cleaned up here
         _limit_processor(SECONDS)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 PROCESSOR_SECONDS, SECONDS = 5, 60  # per input: of the processor, and of the clock, as for a pipe that nobody writes to
 MEMORY = 10**9  # bytes
-BATCH = 500  # inputs per child
+BATCH = 200  # inputs per child
 
 
 def main():
