@@ -108,14 +108,15 @@ def read_preprocessor(run: Path) -> Preprocessor:
         If a file is missing or damaged, or its parts do not fit each other.
     """
     facts, tensors = read_json(run / "preprocessor.json"), read_tensors(run / "preprocessor.safetensors")
-    of_labels = facts.get("labels") if isinstance(facts.get("labels"), dict) else {}
+    of_labels: dict[str, Any] = facts["labels"] if isinstance(facts.get("labels"), dict) else {}
     columns = facts.get("continuous", ())  # runs of earlier versions have none
     of_covariates = [f"continuous.{name}" for name in COVARIATE_ARRAYS] if columns else []
-    for names, there in (
+    needed: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         (PREPROCESSOR_FACTS, facts),
         (LABEL_FACTS, of_labels),
-        ((*PREPROCESSOR_ARRAYS, *LABEL_ARRAYS, *of_covariates), tensors),
-    ):
+        ((*PREPROCESSOR_ARRAYS, *LABEL_ARRAYS, *of_covariates), dict(tensors)),
+    ]
+    for names, there in needed:
         lacking = [name for name in names if name not in there]
         if lacking:
             raise InputError(f"the preprocessor in {run} lacks {lacking[0]!r}: is the run complete?")
@@ -160,7 +161,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """Read the training log, ``metrics.jsonl``. It is not needed: without it, or without a broken line, the run works."""
+    """Read the training log, ``metrics.jsonl``. It is not needed: broken lines are left out."""
     if not (run / METRICS).is_file():
         return []
     records = []

@@ -422,9 +422,7 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     state = read_weights(run / MODEL, config, preprocessor, make_model)
     model, schedule = make_model(config), NoiseSchedule(**config.schedule)
     model.load_state_dict(state, strict=True)
-    return CellGenerator(
-        model.to(find_device(device)), schedule, preprocessor, config, checkpoint.read_history(run)
-    )
+    return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, checkpoint.read_history(run))
 
 
 def make_model(config: RunConfig) -> Denoiser | CountDenoiser:

@@ -40,7 +40,9 @@ def check_types(
     if n_per_label is not None:
         asked = sum(whole("n_per_label", number) for number in _by_label("n_per_label", n_per_label).values())
     if asked > MOST_CELLS:
-        raise InputError(f"{asked:,} cells are more than {MOST_CELLS:,}: ask for fewer at once, with another `seed` each")
+        raise InputError(
+            f"{asked:,} cells are more than {MOST_CELLS:,}: ask for fewer at once, with another `seed` each"
+        )
     for name, value in (("guidance", guidance), ("library_size", library_size), ("library_factor", library_factor)):
         if isinstance(value, Mapping):
             numbers = list(_by_label(name, value).values())

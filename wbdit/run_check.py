@@ -132,7 +132,9 @@ def check_preprocessor(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     if common := set(columns) & set(continuous):
         raise InputError(f"{min(common)!r} is both a label and a continuous column")
     _source(_mapping("source", facts.get("source", {})))
-    _annotations(_mapping("annotations", facts.get("annotations", {})), len(genes), dict(zip(columns, categories, strict=True)))
+    _annotations(
+        _mapping("annotations", facts.get("annotations", {})), len(genes), dict(zip(columns, categories, strict=True))
+    )
 
 
 def check_tensor_file(path: Path) -> None:
@@ -195,7 +197,9 @@ def read_weights(
         raise InputError(f"{path} is not a valid safetensors file: is the run complete?") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # InputError too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} and config.json do not fit each other ({reason}): are both from the same run?") from error
+        raise InputError(
+            f"{path} and config.json do not fit each other ({reason}): are both from the same run?"
+        ) from error
     return state
 
 
@@ -276,7 +280,11 @@ def _schedule(schedule: Mapping[str, Any]) -> None:
         elif name in ("beta_start", "beta_end"):
             _number(f"schedule.{name}", value, above=0, highest=0.999)
         elif name != "kind" or value not in ("linear", "cosine"):
-            raise _must(f"schedule.{_short(name)}", 'one of noise_steps, beta_start, beta_end, or kind "linear", "cosine"', value)
+            raise _must(
+                f"schedule.{_short(name)}",
+                'one of noise_steps, beta_start, beta_end, or kind "linear", "cosine"',
+                value,
+            )
 
 
 def _likelihood(likelihood: LikelihoodConfig, noise_steps: int) -> None:
@@ -366,7 +374,11 @@ def _fit(config: RunConfig, preprocessor: Preprocessor) -> None:
             raise InputError(f"the model has {_short(own)} {name}, and the preprocessor {_short(other)}")
     if (config.likelihood is not None) != (preprocessor.values == "log1p"):
         raise InputError("a count likelihood goes with counts, and only with them")
-    if config.likelihood is None and config.schedule.get("kind") == "cosine" and model.get("prediction", "epsilon") == "epsilon":
+    if (
+        config.likelihood is None
+        and config.schedule.get("kind") == "cosine"
+        and model.get("prediction", "epsilon") == "epsilon"
+    ):
         raise InputError('prediction "epsilon" needs the schedule "linear"')
 
 
@@ -389,7 +401,9 @@ def _implied_sizes(config: RunConfig, header: Mapping[str, tuple[tuple[int, ...]
     }
     for name, least in implied.items():
         if least > stored:
-            raise InputError(f"model.{name} {_short(model.get(name))} needs more weights than the {stored:,} of the file")
+            raise InputError(
+                f"model.{name} {_short(model.get(name))} needs more weights than the {stored:,} of the file"
+            )
 
 
 def _same_shapes(wanted: Mapping[str, tuple[Any, ...]], header: Mapping[str, tuple[Any, ...]]) -> None:

@@ -71,7 +71,20 @@ def lying_shape(X):
     X._shape = (10**12, X.shape[1]) if X.format == "csr" else (X.shape[0], 10**12)
 
 
-DAMAGES = [cut, far, negative, just_beyond, falling, sinking, not_from_zero, short, few_values, fractions, objects, lying_shape]
+DAMAGES = [
+    cut,
+    far,
+    negative,
+    just_beyond,
+    falling,
+    sinking,
+    not_from_zero,
+    short,
+    few_values,
+    fractions,
+    objects,
+    lying_shape,
+]
 
 
 @pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, sp.csr_array])
@@ -251,7 +264,9 @@ def test_claims_are_compared_with_the_file_and_the_memory(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(("fault", "words"), [("crash", "crashes HDF5"), ("hang", "never ends"), ("memory", "more memory")])
+@pytest.mark.parametrize(
+    ("fault", "words"), [("crash", "crashes HDF5"), ("hang", "never ends"), ("memory", "more memory")]
+)
 def test_a_file_that_breaks_the_library_breaks_a_child_only(stored, monkeypatch, fault, words):
     def read(path):
         if fault == "crash":
@@ -347,4 +362,7 @@ def test_twelve_columns_of_64_labels_do_not_wrap():
     index = labels.combination_index(labels.codes(adata))
     np.testing.assert_array_equal(labels.combinations[index], labels.codes(adata))
     other = labels.combinations[:1] + np.eye(1, 12, dtype=np.int64)
-    assert labels.combination_index(other).tolist() in ([-1], *[[i] for i in range(len(wanted)) if (wanted[i] == other).all()])
+    assert labels.combination_index(other).tolist() in (
+        [-1],
+        *[[i] for i in range(len(wanted)) if (wanted[i] == other).all()],
+    )

@@ -66,7 +66,8 @@ def check_claim(claimed: int, stored: int) -> None:
     """
     if claimed > max(LARGE, MOST_COMPRESSED * stored):
         raise InputError(
-            f"its {stored:,} bytes claim to hold {claimed / 1e9:,.1f} GB: the file is damaged, or made to fill the memory"
+            f"its {stored:,} bytes claim to hold {claimed / 1e9:,.1f} GB: the file is damaged, or made to fill the "
+            "memory"
         )
     free = free_memory()
     if free is not None and claimed > max(LARGE, free):

@@ -47,7 +47,7 @@ def check_csr(indptr: Any, indices: Any, data: Any, shape: Sequence[int], name: 
     >>> check_csr([0, 2, 3], [0, 4, 1], [1.0, 2.0, 1.0], (2, 5))
     >>> check_csr([0, 2, 3], [0, 5, 1], [1.0, 2.0, 1.0], (2, 5))
     Traceback (most recent call last):
-    wbdit.errors.InputError: X is damaged: an index is 5, but there are 5 columns; save the cells again from their source
+    wbdit.errors.InputError: X is damaged: an index is 5, but there are 5 columns; save the cells again from ...
     """
     indptr, indices, data = (x if hasattr(x, "dtype") else np.asarray(x) for x in (indptr, indices, data))
     check_pointers(indptr, indices, data, shape, name)
@@ -129,9 +129,9 @@ def check_sparse(X: Any, name: str = "X") -> None:
     """
     if not sp.issparse(X):  # in a file
         group = X.group
-        parts = [group[part] for part in ("indptr", "indices", "data")]
+        indptr, indices, data = (group[part] for part in ("indptr", "indices", "data"))
         shape = tuple(group.attrs["shape"] if "shape" in group.attrs else group.attrs["h5sparse_shape"])
-        check_pointers(*parts, shape if X.format == "csr" else shape[::-1], name)
+        check_pointers(indptr, indices, data, shape if X.format == "csr" else shape[::-1], name)
     elif X.format in COMPRESSED:
         check_csr(X.indptr, X.indices, X.data, X.shape if X.format == "csr" else X.shape[::-1], name)
     elif X.format == "bsr":

@@ -71,7 +71,9 @@ def try_h5ad(path: Path) -> None:
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             hangs = os.WTERMSIG(status) == signal.SIGXCPU
-            raise InputError("reading it never ends: it is damaged" if hangs else "reading it crashes HDF5: it is damaged")
+            raise InputError(
+                "reading it never ends: it is damaged" if hangs else "reading it crashes HDF5: it is damaged"
+            )
     if message:
         raise InputError(message)
 
@@ -122,4 +124,3 @@ def _limit_processor(seconds: int) -> None:
     if most == resource.RLIM_INFINITY or seconds < most:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-

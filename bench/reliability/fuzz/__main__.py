@@ -137,8 +137,8 @@ class Fuzzer:
 
     def _report(self, done, seconds):
         print(
-            f"{done:,} inputs in {seconds:,.0f} s ({done / seconds:.0f} per s): {self.refused:,} refused, {self.used:,} used, "
-            f"{sum(self.wrong.values()):,} wrong in {len(self.wrong)} classes",
+            f"{done:,} inputs in {seconds:,.0f} s ({done / seconds:.0f} per s): {self.refused:,} refused, "
+            f"{self.used:,} used, {sum(self.wrong.values()):,} wrong in {len(self.wrong)} classes",
             file=sys.stderr,
             flush=True,
         )

@@ -12,7 +12,16 @@ from bench.reliability.fuzz import bases
 from wbdit.checkpoint import state_hash
 
 ENCODINGS = ["array", "string-array", "csr_matrix", "csc_matrix", "dataframe", "dict", "categorical", "anndata", "raw"]
-ENCODINGS += ["nullable-boolean", "nullable-integer", "numeric-scalar", "string", "rec-array", "null", "awkward-array", "?"]
+ENCODINGS += [
+    "nullable-boolean",
+    "nullable-integer",
+    "numeric-scalar",
+    "string",
+    "rec-array",
+    "null",
+    "awkward-array",
+    "?",
+]
 KINDS = ["f2", "f4", "f8", "i1", "i4", "i8", "u1", "u4", "u8", "c8", "?", "S3"]
 
 
@@ -53,12 +62,22 @@ def _damage_attribute(dice, part):
     elif key == "encoding-type":
         part.attrs[key] = dice.of(ENCODINGS)
     elif key == "shape":
-        part.attrs[key] = dice.of([[dice.of([10**12, -1, 0, 5, 13, 2**62]), dice.of([9, 10**12, 0, -3, 8])], [9], 7, [1.5, 2.0], [[12, 9]]])
+        part.attrs[key] = dice.of(
+            [[dice.of([10**12, -1, 0, 5, 13, 2**62]), dice.of([9, 10**12, 0, -3, 8])], [9], 7, [1.5, 2.0], [[12, 9]]]
+        )
     elif kind < 4:
-        value = dice.of([dice.text().replace("\0", "").replace("\ud800", "?"), dice.number(), [dice.text().replace("\0", "").replace("\ud800", "?")]])
+        value = dice.of(
+            [
+                dice.text().replace("\0", "").replace("\ud800", "?"),
+                dice.number(),
+                [dice.text().replace("\0", "").replace("\ud800", "?")],
+            ]
+        )
         part.attrs[key] = value
     else:
-        part.attrs[dice.of(["shape", "_index", "column-order", "h5sparse_format", "encoding-type"])] = dice.of([[3, 4], "csr", "x", 5])
+        part.attrs[dice.of(["shape", "_index", "column-order", "h5sparse_format", "encoding-type"])] = dice.of(
+            [[3, 4], "csr", "x", 5]
+        )
 
 
 def _damage_group(dice, file, name, part):
@@ -70,7 +89,9 @@ def _damage_group(dice, file, name, part):
     elif kind == 2:
         part["ring"] = file["/"] if dice.chance(0.5) else part
     elif kind == 3:
-        part["link"] = dice.of([h5py.SoftLink("/nowhere"), h5py.SoftLink("/"), h5py.ExternalLink("/etc/passwd", "/"), h5py.SoftLink("/X")])
+        part["link"] = dice.of(
+            [h5py.SoftLink("/nowhere"), h5py.SoftLink("/"), h5py.ExternalLink("/etc/passwd", "/"), h5py.SoftLink("/X")]
+        )
     elif kind == 4 and name != "/":
         del file[name]
         file[name] = dice.of([np.arange(3), "text", np.zeros((12, 9), "f4"), np.float64(dice.of([1.0, np.nan]))])
@@ -112,7 +133,9 @@ def _damage_dataset(dice, file, name, part):
         file[name].attrs.update(attributes)
         return
     elif kind == 8:
-        new = np.array([dice.text().replace("\0", "").replace("\ud800", "?") for _ in range(max(1, array.size))], dtype=object)
+        new = np.array(
+            [dice.text().replace("\0", "").replace("\ud800", "?") for _ in range(max(1, array.size))], dtype=object
+        )
     elif kind == 9:
         new = np.concatenate([array.reshape(-1)] * 2)
     elif kind == 10 and array.ndim:
@@ -145,7 +168,18 @@ def damage_run(dice, runs, kind, folder):
         elif way == 1:
             own[name] = runs[dice.of(runs)].get(name, b"")
         elif way == 2:
-            own[name] = dice.of([None, b"", "folder", "ring", "pipe", b"\x80\x02}", b"PK\x03\x04", own[name][: dice.below(len(own[name]))]])
+            own[name] = dice.of(
+                [
+                    None,
+                    b"",
+                    "folder",
+                    "ring",
+                    "pipe",
+                    b"\x80\x02}",
+                    b"PK\x03\x04",
+                    own[name][: dice.below(len(own[name]))],
+                ]
+            )
         elif name.endswith(".json"):
             own[name] = _damage_json(dice, own[name])
         elif name.endswith(".safetensors"):
@@ -225,7 +259,11 @@ def _damage_tensors(dice, content):
             flat[where] = dice.number()
             arrays[name] = flat.reshape(array.shape)
     if metadata and dice.chance(0.2):
-        metadata = {"facts": dice.of(["[" * 100_000, "5", "{}", "null", _damage_json(dice, metadata.get("facts", "{}").encode()).decode()])}
+        metadata = {
+            "facts": dice.of(
+                ["[" * 100_000, "5", "{}", "null", _damage_json(dice, metadata.get("facts", "{}").encode()).decode()]
+            )
+        }
     return bases.saved(arrays, metadata)
 
 

@@ -6,7 +6,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -16,8 +15,8 @@ from bench.reliability.fuzz import bases, damage
 from wbdit import InputError, cli
 from wbdit.cli import _facts, _parse_at, _parse_guidance, _parse_library, _parse_per_label, _parse_toward
 from wbdit.data import expression
-from wbdit.data.h5ad_check import check_h5ad
 from wbdit.data.genes import read_gene_list
+from wbdit.data.h5ad_check import check_h5ad
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.evaluation.align import align
@@ -52,7 +51,11 @@ class Targets:
                 warnings.simplefilter("ignore")
                 getattr(self, f"try_{kind}")(dice)
         except InputError as error:
-            if any(word in str(error).lower() for word in MEMORY) and "free" not in str(error) and "fill" not in str(error):
+            if (
+                any(word in str(error).lower() for word in MEMORY)
+                and "free" not in str(error)
+                and "fill" not in str(error)
+            ):
                 raise MemoryError(str(error)) from error
             return "refused"
         return "used"
@@ -75,14 +78,26 @@ class Targets:
     def _use(self, dice, adata):
         """Do what a command would do with cells."""
         way, label = dice.below(6), dice.of(["type", "condition", None])
-        source = Source() if dice.chance(0.8) else dice.of([Source(layer="counts"), Source(use_raw=True), Source(space="scaled"), Source(round_counts=True)])
+        source = (
+            Source()
+            if dice.chance(0.8)
+            else dice.of(
+                [Source(layer="counts"), Source(use_raw=True), Source(space="scaled"), Source(round_counts=True)]
+            )
+        )
         if way < 2:
-            Preprocessor.fit(adata, label=label, continuous=dice.of([None, "age"]), max_genes=dice.of([5, None]), source=source)
+            Preprocessor.fit(
+                adata, label=label, continuous=dice.of([None, "age"]), max_genes=dice.of([5, None]), source=source
+            )
         elif way == 2:
             parts = wbdit.split(adata, label=label)
             assert sum(part.n_obs for part in parts) == adata.n_obs
         elif way == 3:
-            sets = {"real": self.cells["csr"], "synthetic": adata} if dice.chance(0.5) else {"real": adata, "synthetic": self.cells["csr"]}
+            sets = (
+                {"real": self.cells["csr"], "synthetic": adata}
+                if dice.chance(0.5)
+                else {"real": adata, "synthetic": self.cells["csr"]}
+            )
             align(sets, label=label, n_genes=dice.of([5, 100]), source=source)
         elif way == 4:
             self.generators[dice.of(self.generators)].preprocessor.encode(adata)
@@ -122,10 +137,30 @@ class Targets:
             path.write_bytes(dice.bytes(content) if dice.chance(0.5) else content)
             Preprocessor.fit(self.cells["csr"], genes=read_gene_list(path))
         elif way < 5:
-            name = dice.of(["training.batch_size", "model.depth", "model.hidden_size", "likelihood.stop", "schedule", "training.betas", "max_genes", dice.text()])
-            with_settings(bases.preset(), [f"{name}={dice.of([dice.text(), str(dice.number()), '1,2', 'true', '1' * 5000])}"])
+            name = dice.of(
+                [
+                    "training.batch_size",
+                    "model.depth",
+                    "model.hidden_size",
+                    "likelihood.stop",
+                    "schedule",
+                    "training.betas",
+                    "max_genes",
+                    dice.text(),
+                ]
+            )
+            with_settings(
+                bases.preset(), [f"{name}={dice.of([dice.text(), str(dice.number()), '1,2', 'true', '1' * 5000])}"]
+            )
         else:
-            text = dice.of([f"{dice.text()}={dice.number()}", dice.text(), f"B={dice.number()},NK={dice.text()}", "=".join(dice.text() for _ in range(3))])
+            text = dice.of(
+                [
+                    f"{dice.text()}={dice.number()}",
+                    dice.text(),
+                    f"B={dice.number()},NK={dice.text()}",
+                    "=".join(dice.text() for _ in range(3)),
+                ]
+            )
             dice.of([_parse_per_label, _parse_library_size])(text)
             dice.of([_parse_at, _parse_guidance, _parse_toward])((text,))
 
@@ -136,13 +171,71 @@ class Targets:
         which = dice.below(3)
         if which == 0:
             damage.damage_run(dice, self.runs, dice.of(self.runs), run)
-            arguments = ["generate", run, "--out", out, *_flags(dice, ["--n", "--per-label", "--at", "--guidance", "--seed", "--calls", "--library-size", "--mix", "--toward"])]
+            arguments = [
+                "generate",
+                run,
+                "--out",
+                out,
+                *_flags(
+                    dice,
+                    [
+                        "--n",
+                        "--per-label",
+                        "--at",
+                        "--guidance",
+                        "--seed",
+                        "--calls",
+                        "--library-size",
+                        "--mix",
+                        "--toward",
+                    ],
+                ),
+            ]
         elif which == 1:
             damage.damage_h5ad(dice, self.files["csr"], data)
-            arguments = ["split", data, "--train", self.folder / "a.h5ad", "--test", self.folder / "b.h5ad", *_flags(dice, ["--label", "--share", "--donor", "--hold-out"])]
+            arguments = [
+                "split",
+                data,
+                "--train",
+                self.folder / "a.h5ad",
+                "--test",
+                self.folder / "b.h5ad",
+                *_flags(dice, ["--label", "--share", "--donor", "--hold-out"]),
+            ]
         else:
-            arguments = ["train", data, "--out", self.folder / "new" / str(dice.below(10**9)), "--steps", "1", "--device", "cpu", *_flags(dice, ["--label", "--continuous", "--max-genes", "--genes", "--layer", "--space", "--validation", "--set"])]
-            arguments += ["--set", "model.hidden_size=8", "--set", "model.num_heads=2", "--set", "model.depth=1", "--set", "model.patch_size=4"]
+            arguments = [
+                "train",
+                data,
+                "--out",
+                self.folder / "new" / str(dice.below(10**9)),
+                "--steps",
+                "1",
+                "--device",
+                "cpu",
+                *_flags(
+                    dice,
+                    [
+                        "--label",
+                        "--continuous",
+                        "--max-genes",
+                        "--genes",
+                        "--layer",
+                        "--space",
+                        "--validation",
+                        "--set",
+                    ],
+                ),
+            ]
+            arguments += [
+                "--set",
+                "model.hidden_size=8",
+                "--set",
+                "model.num_heads=2",
+                "--set",
+                "model.depth=1",
+                "--set",
+                "model.patch_size=4",
+            ]
         try:
             cli.run([str(argument) for argument in arguments])
         except SystemExit as end:
@@ -172,12 +265,31 @@ def _few(given):
 
 
 def _argument(dice, cells):
-    name = dice.of(["n", "n_per_label", "sampler", "calls", "spacing", "guidance", "toward", "at", "library_size", "library_factor", "seed", "batch_size", "like"])
+    name = dice.of(
+        [
+            "n",
+            "n_per_label",
+            "sampler",
+            "calls",
+            "spacing",
+            "guidance",
+            "toward",
+            "at",
+            "library_size",
+            "library_factor",
+            "seed",
+            "batch_size",
+            "like",
+        ]
+    )
     key = dice.of(["B", "NK", "B/stim", "NK/*", "*", "type", "condition", "age", ("B", "stim"), dice.text()])
     if name == "like":
         return {"like": cells[dice.of(cells)]}
     if name == "toward":
-        return {"toward": {dice.of(["type", "condition", dice.text()]): dice.of(["B", "stim", dice.text()])}, "mix": dice.of([0.5, dice.number()])}
+        return {
+            "toward": {dice.of(["type", "condition", dice.text()]): dice.of(["B", "stim", dice.text()])},
+            "mix": dice.of([0.5, dice.number()]),
+        }
     if name in ("n_per_label", "guidance", "at", "library_size", "library_factor") and dice.chance(0.7):
         return {name: {key: dice.of([2, 0.5, dice.number(), [0.1, dice.number()]])}}
     if name in ("calls", "batch_size"):
@@ -190,7 +302,9 @@ def _argument(dice, cells):
 def _flags(dice, names):
     found = []
     for _ in range(dice.below(4)):
-        text = dice.of([dice.text(), str(dice.of([1, 2, 3, 0, -1, 0.5])), "type", "B=2", "condition", "age=30", "gene-1"])
+        text = dice.of(
+            [dice.text(), str(dice.of([1, 2, 3, 0, -1, 0.5])), "type", "B=2", "condition", "age=30", "gene-1"]
+        )
         found += [dice.of(names), text.replace("\0", "").replace("\ud800", "?") if dice.chance(0.9) else text]
     return found
 
@@ -225,8 +339,15 @@ def _damage_object(dice, adata):
         adata.var_names = names
     elif way == 6:
         adata.obs[dice.of(["type", "condition", "age"])] = dice.of(
-            [np.nan, 1, "B", None, pd.Timestamp("2020-01-01"), [dice.text() for _ in range(adata.n_obs)], [dice.value() for _ in range(adata.n_obs)]]
+            [
+                np.nan,
+                1,
+                "B",
+                None,
+                pd.Timestamp("2020-01-01"),
+                [dice.text() for _ in range(adata.n_obs)],
+                [dice.value() for _ in range(adata.n_obs)],
+            ]
         )
     else:
         adata.uns["wbdit"] = dice.of([dice.value(), {"trained_on": dice.value()}, {dice.text(): dice.value()}])
-

@@ -4,8 +4,37 @@ import numpy as np
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 63, 64, 255, 1000, 2**31 - 1, 2**31, -(2**31), 2**63 - 1, -(2**63), 10**9, 10**12, 10**30]
 FRACTIONS = [0.0, -0.0, 0.5, 1.5, -1.0, 1e-300, 1e30, 1e308, float("nan"), float("inf"), float("-inf")]
-TEXTS = ["", " ", "x", "*", "/", "a/b", "B", "NK", "nan", "1", "0", "\0", "a\0b", "\ud800", "é", "😀", "\u202e", "_index", "mix"]
-TEXTS += ["../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "{{7*7}}", "x" * 5000, "line\nbreak", "NK=", "NaN"]
+TEXTS = [
+    "",
+    " ",
+    "x",
+    "*",
+    "/",
+    "a/b",
+    "B",
+    "NK",
+    "nan",
+    "1",
+    "0",
+    "\0",
+    "a\0b",
+    "\ud800",
+    "é",
+    "😀",
+    "\u202e",
+    "_index",
+    "mix",
+]
+TEXTS += [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "<script>alert(1)</script>",
+    "{{7*7}}",
+    "x" * 5000,
+    "line\nbreak",
+    "NK=",
+    "NaN",
+]
 
 
 class Dice:
@@ -43,7 +72,10 @@ class Dice:
             return []
         if kind == 7:
             return [self.value(depth + 1) for _ in range(self.below(4))]
-        return {self.of(["values", "codes", "x", "minutes", "layer", ""]): self.value(depth + 1) for _ in range(self.below(3))}
+        return {
+            self.of(["values", "codes", "x", "minutes", "layer", ""]): self.value(depth + 1)
+            for _ in range(self.below(3))
+        }
 
     def bytes(self, content):
         """Return a content with bytes flipped, cut, overwritten or moved."""
