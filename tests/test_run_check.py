@@ -377,6 +377,7 @@ def test_the_settings_of_a_resumed_training(run, keys, value):
         {"n": 2, "at": {"age": "x"}},
         {"n": 2, "at": {5: 1}},
         {"n": 2, "library_size": "1000"},
+        {"n": 2, "library_size": 1e308},
         {"n": 2, "library_factor": {"B/ctrl": [1]}},
         {"n": 2, "seed": "0"},
         {"n": 2, "seed": 1.5},

@@ -21,6 +21,7 @@ from wbdit.request_check import check_types
 CellsPerLabel = Mapping[str | tuple[str, ...], int]
 Points = Mapping[str, float | Sequence[float]]
 PerLabel = float | Mapping[str | tuple[str, ...], float]
+LARGEST_LIBRARY = 1e9  # counts per cell, and factor: far above any cell, and fp32 still holds the counts
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,8 @@ def _library_request(preprocessor: Preprocessor, size: PerLabel | None, factor: 
         wrong = [x for x in numbers if not (math.isfinite(x) and x > 0)]
         if wrong:
             raise InputError(f"`{name}` must be a positive number, not {wrong[0]:g}")
+        if max(numbers, default=0) > LARGEST_LIBRARY:
+            raise InputError(f"`{name}` must be at most {LARGEST_LIBRARY:g}, not {max(numbers):g}")
         if isinstance(value, Mapping):
             if not preprocessor.labels.columns:
                 raise InputError(f"this run was trained without labels: give `{name}` one number")

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -325,7 +325,7 @@ def _damage_object(dice, adata):
             array = array[::-1].copy()
         else:
             array = array.copy()
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), suppress(OverflowError):
                 array[dice.below(len(array))] = dice.of([-1, 9, 12, 1000, 2**30, np.iinfo(np.int32).min])
         setattr(X, name, array)
         if dice.chance(0.1):
