@@ -183,8 +183,6 @@ def in_memory(X: Any) -> Any:
         X = np.asarray(X)  # also reads a dense matrix from a file
         return X.astype(np.float32) if X.dtype == np.float16 else X
     check_sparse(X)
-    if X.dtype == np.float16:  # which scipy stores, but does not compute with
-        X = X.astype(np.float32)
     X = sp.csr_matrix(X)
     check_sparse(X)  # the other formats become one that can be checked
     if not X.has_canonical_format:

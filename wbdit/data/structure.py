@@ -75,6 +75,8 @@ def check_pointers(indptr: Any, indices: Any, data: Any, shape: Sequence[int], n
             raise _damaged(name, f"its {what} are {array.dtype}, not integers")
     if data.dtype.kind not in "biufc":
         raise _damaged(name, f"its values are {data.dtype}, not numbers")
+    if data.dtype == np.float16:
+        raise InputError(f"{name} is sparse in float16, which scipy does not compute with: convert it to float32")
     rows, entries = int(shape[0]), len(indices)
     if len(indptr) != rows + 1:
         raise _damaged(name, f"it has {len(indptr)} pointers, but {rows} rows or columns need {rows + 1}")
@@ -133,6 +135,9 @@ def check_sparse(X: Any, name: str = "X") -> None:
         shape = tuple(group.attrs["shape"] if "shape" in group.attrs else group.attrs["h5sparse_shape"])
         check_pointers(indptr, indices, data, shape if X.format == "csr" else shape[::-1], name)
     elif X.format in COMPRESSED:
+        for array in (X.indptr, X.indices):
+            if array.dtype not in (np.int32, np.int64):
+                raise _damaged(name, f"its indices are {array.dtype}, not int32 or int64")
         check_csr(X.indptr, X.indices, X.data, X.shape if X.format == "csr" else X.shape[::-1], name)
     elif X.format == "bsr":
         height, width = X.blocksize
