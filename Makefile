@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized lint docs bench bench-gate bench-chart peers example-run wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized fuzz lint docs bench bench-gate bench-chart peers example-run wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -37,6 +37,14 @@ test-sanitized: $(VENV)/installed
 	$(SANITIZED) LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/python -m pytest --capture=sys tests/ops/test_kernels.py
+
+# damaged files, runs and requests: make fuzz SECONDS=600, or COUNT=200000; SEED=1 for other inputs
+SECONDS ?= 120
+COUNT ?= 1000000000
+SEED ?= 0
+
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.reliability.fuzz --seconds $(SECONDS) --count $(COUNT) --seed $(SEED)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

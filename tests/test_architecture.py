@@ -17,6 +17,7 @@ HELPERS = {
     "profiling",
 }  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
+GENERATOR |= {"request_check", "run_check"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -30,9 +31,11 @@ MAY_IMPORT = {
     "crate": {"nn", "ops"},
     "run_config": set(),
     "card": {"data", "run_config"},
-    "checkpoint": {"data", "run_config"},
+    "run_check": {"data", "run_config"},
+    "checkpoint": {"data", "run_config", "run_check"},
     "counts": {"nn", "schedule", "ops", "data"},
-    "request": {"samplers", "data"},
+    "request_check": set(),
+    "request": {"request_check", "samplers", "data"},
     "generator": GENERATOR,
     "example_run": {"generator"},
     "whitebox": GENERATOR | {"generator"},

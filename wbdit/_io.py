@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,28 @@ def check_writable(path: str | Path) -> None:
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise InputError(f"cannot write to {above} ({error.strerror})") from error
+
+
+def check_regular(path: str | Path) -> None:
+    """Check that `path` is a regular file that can be read: not a folder, pipe or device, whose reading may never end.
+
+    Raises
+    ------
+    InputError
+        If it is missing or something else.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"no such file: {path}") from None
+    except (OSError, ValueError) as error:  # a ring of links; a name that is too long or holds a null character
+        raise InputError(f"cannot read {str(path)!r} ({getattr(error, 'strerror', None) or error})") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a pipe or a device, not a file: copy its content to a file first")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"cannot read {path} (Permission denied)")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from wbdit import run_check
 from wbdit._io import write_atomically
 from wbdit.data.annotations import Annotations
 from wbdit.data.covariates import Covariates
@@ -45,9 +46,11 @@ def read_json(path: Path) -> dict[str, Any]:
         If the file is missing or damaged.
     """
     _must_exist(path)
+    if path.stat().st_size > run_check.LONGEST_JSON:
+        raise InputError(f"{path} is longer than {run_check.LONGEST_JSON:,} bytes: is it of a wbdit run?")
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: is the run complete?") from error
     return content if isinstance(content, dict) else {}
 
@@ -71,18 +74,14 @@ def read_tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any
     InputError
         If the file is missing, damaged, or a pickle (which is never opened).
     """
-    _must_exist(path)
-    with path.open("rb") as file:
-        start = file.read(9)
-    # safetensors start with an 8-byte length, which can equal the first bytes of a pickle, followed by JSON
-    if start[8:] != b"{" and start.startswith((b"PK", b"\x80")):
-        raise InputError(f"{path} is a pickle (torch.save), not safetensors: wbdit does not open pickles")
+    run_check.check_tensor_file(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(f"{path} is not a valid safetensors file: is the run complete?") from error
+    return tensors, facts if isinstance(facts, dict) else {}
 
 
 def write_preprocessor(run: Path, preprocessor: Preprocessor) -> None:
@@ -106,22 +105,32 @@ def read_preprocessor(run: Path) -> Preprocessor:
     Raises
     ------
     InputError
-        If a file is missing or damaged.
+        If a file is missing or damaged, or its parts do not fit each other.
     """
-    facts = read_json(run / "preprocessor.json")
-    kept = facts | {name: array.numpy() for name, array in read_tensors(run / "preprocessor.safetensors").items()}
-    kept |= kept.pop("labels", {})
-    columns = tuple(kept.get("continuous", ()))  # runs of earlier versions have none
+    facts, tensors = read_json(run / "preprocessor.json"), read_tensors(run / "preprocessor.safetensors")
+    of_labels: dict[str, Any] = facts["labels"] if isinstance(facts.get("labels"), dict) else {}
+    columns = facts.get("continuous", ())  # runs of earlier versions have none
     of_covariates = [f"continuous.{name}" for name in COVARIATE_ARRAYS] if columns else []
-    needed = (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS, *LABEL_FACTS, *LABEL_ARRAYS, *of_covariates)
-    lacking = [name for name in needed if name not in kept]
-    if lacking:
-        raise InputError(f"the preprocessor in {run} lacks {lacking[0]!r}: is the run complete?")
+    needed: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (PREPROCESSOR_FACTS, facts),
+        (LABEL_FACTS, of_labels),
+        ((*PREPROCESSOR_ARRAYS, *LABEL_ARRAYS, *of_covariates), dict(tensors)),
+    ]
+    for names, there in needed:
+        lacking = [name for name in names if name not in there]
+        if lacking:
+            raise InputError(f"the preprocessor in {run} lacks {lacking[0]!r}: is the run complete?")
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        run_check.check_preprocessor(facts, arrays)
+    except (InputError, TypeError) as error:
+        raise InputError(f"cannot use the preprocessor in {run}: {error}") from error
+    kept = {**facts, **of_labels, **arrays}
     labels = Labels(
         tuple(kept["columns"]), tuple(map(tuple, kept["categories"])), **{name: kept[name] for name in LABEL_ARRAYS}
     )
     own = {name: kept[name] for name in (*PREPROCESSOR_FACTS, *PREPROCESSOR_ARRAYS)}
-    covariates = Covariates(columns, *(kept[name] for name in of_covariates))
+    covariates = Covariates(tuple(columns), *(kept[name] for name in of_covariates))
     return Preprocessor(
         **{**own, "genes": tuple(own["genes"])},
         labels=labels,
@@ -144,9 +153,26 @@ def read_config(run: Path) -> RunConfig:
         raise InputError(f"no such run: {run} is not a folder")
     content = read_json(run / CONFIG)
     try:
-        return RunConfig.from_dict(content)
+        config = RunConfig.from_dict(content)
+        run_check.check_config(config)
+        return config
     except InputError as error:
         raise InputError(f"cannot use {run / CONFIG}: {error}") from error
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Read the training log, ``metrics.jsonl``. It is not needed: broken lines are left out."""
+    if not (run / METRICS).is_file():
+        return []
+    records = []
+    for line in (run / METRICS).read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
 
 
 def _take(source: object, names: tuple[str, ...]) -> dict[str, Any]:

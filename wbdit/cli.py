@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from wbdit.errors import InputError
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
 
 SEED = click.IntRange(0, 2**63 - 1)
+MOST_OF_A_FACT = 200  # characters in a report
 QUIET, JSON = "wbdit.quiet", "wbdit.json"  # keys of click's context
 
 logger = logging.getLogger("wbdit")
@@ -507,14 +508,23 @@ def _parse_library(flag: str, text: str | None) -> float | dict[str, float] | No
     return sizes
 
 
-def _facts(made: dict[str, Any]) -> dict[str, str]:
-    """Return the settings in ``uns["wbdit"]`` as text: numbers, strings and values by column, but no lists."""
+def _facts(made: Any) -> dict[str, str]:
+    """Return the settings in ``uns["wbdit"]`` as text: numbers, strings and values by column, but no lists.
+
+    The file may come from anyone, so there may be anything.
+    """
+    if not isinstance(made, Mapping):
+        return {}
     said = {
-        key: ", ".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
+        key: ", ".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, Mapping) else str(value)
         for key, value in made.items()
-        if all(np.ndim(one) == 0 for one in (value.values() if isinstance(value, dict) else [value]))
+        if all(np.ndim(one) == 0 and not isinstance(one, Mapping) for one in _members(value))
     }
-    return {key.replace("_", " "): line for key, line in said.items()}
+    return {str(key).replace("_", " "): line[:MOST_OF_A_FACT] for key, line in said.items()}
+
+
+def _members(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 def _fail(message: str) -> int:

@@ -33,6 +33,8 @@ from wbdit.request import (
     read_request,
     request_facts,
 )
+from wbdit.request_check import one_of, whole
+from wbdit.run_check import read_weights
 from wbdit.run_config import RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
@@ -203,6 +205,7 @@ class CellGenerator:
         asked = read_request(
             *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
         )
+        seed, batch_size = whole("seed", seed), whole("batch_size", batch_size)
         if batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
         sampling = self._resolve_sampler(sampler, calls, spacing)
@@ -311,15 +314,14 @@ class CellGenerator:
         """Return the requested sampler, calls and spacing, with this run's defaults in place of None."""
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
-        if sampler not in samplers.BY_NAME:
-            raise InputError(f"unknown `sampler` {sampler!r}: choose one of {', '.join(samplers.BY_NAME)}")
+        one_of("sampler", sampler, list(samplers.BY_NAME))
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
-        if spacing not in samplers.SPACINGS:
-            raise InputError(f"unknown `spacing` {spacing!r}: choose one of {', '.join(samplers.SPACINGS)}")
+        one_of("spacing", spacing, samplers.SPACINGS)
         longest = self.schedule.noise_steps - 1
         if calls is None:
             calls = COUNTS_CALLS if of_counts else default.calls or longest
+        calls = whole("calls", calls)
         if not 1 <= calls <= longest:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing)
@@ -387,6 +389,8 @@ class CellGenerator:
                 noise=noise,
                 callback=update,
             )
+            if not bool(torch.isfinite(x).all()):
+                raise InputError("the model's values are not finite: its weights are damaged, use another run")
             return self.model.finish(x, model, uniform, log_library.exp()).cpu().numpy()
 
 
@@ -415,19 +419,10 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     run = Path(run)
     config = checkpoint.read_config(run)
     preprocessor = checkpoint.read_preprocessor(run)
-    state = checkpoint.read_tensors(run / MODEL)
-    try:
-        model, schedule = make_model(config), NoiseSchedule(**config.schedule)
-        model.load_state_dict(state, strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{run / MODEL} and {run / CONFIG} do not fit each other ({reason}): are both from the same run?"
-        ) from error
-    history = []
-    if (run / METRICS).exists():
-        history = [json.loads(line) for line in (run / METRICS).read_text().splitlines() if line.strip()]
-    return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, history)
+    state = read_weights(run / MODEL, config, preprocessor, make_model)
+    model, schedule = make_model(config), NoiseSchedule(**config.schedule)
+    model.load_state_dict(state, strict=True)
+    return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, checkpoint.read_history(run))
 
 
 def make_model(config: RunConfig) -> Denoiser | CountDenoiser:

@@ -16,10 +16,12 @@ from wbdit.data.covariates import Covariates
 from wbdit.data.labels import SEPARATOR, Labels, apportion
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.errors import InputError
+from wbdit.request_check import check_types
 
 CellsPerLabel = Mapping[str | tuple[str, ...], int]
 Points = Mapping[str, float | Sequence[float]]
 PerLabel = float | Mapping[str | tuple[str, ...], float]
+LARGEST_LIBRARY = 1e9  # counts per cell, and factor: far above any cell, and fp32 still holds the counts
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def read_request(
     InputError
         If an argument is invalid for this run.
     """
+    check_types(n, n_per_label, guidance, toward, mix, at, library_size, library_factor)
     labels, covariates = preprocessor.labels, preprocessor.covariates
     points = _points(covariates, at or {})
     codes, rows, blocks = _codes(labels, n, like, n_per_label, keep_open=len(points) > 0)
@@ -266,6 +269,8 @@ def _library_request(preprocessor: Preprocessor, size: PerLabel | None, factor: 
         wrong = [x for x in numbers if not (math.isfinite(x) and x > 0)]
         if wrong:
             raise InputError(f"`{name}` must be a positive number, not {wrong[0]:g}")
+        if max(numbers, default=0) > LARGEST_LIBRARY:
+            raise InputError(f"`{name}` must be at most {LARGEST_LIBRARY:g}, not {max(numbers):g}")
         if isinstance(value, Mapping):
             if not preprocessor.labels.columns:
                 raise InputError(f"this run was trained without labels: give `{name}` one number")

@@ -10,16 +10,22 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
+from wbdit._io import check_regular
+from wbdit.data.structure import check_matrices, check_sparse
+from wbdit.data.trial import try_h5ad
 from wbdit.errors import InputError
 
 
 def read_h5ad(path: str | Path) -> ad.AnnData:
     """Read an ``.h5ad`` file.
 
+    The file may come from anyone: its sizes are checked before anything is read, and its sparse matrices before
+    anything is computed.
+
     Raises
     ------
     InputError
-        If the file is missing or is not a readable ``.h5ad``.
+        If the file is missing, is not a readable ``.h5ad``, claims more than it holds, or has a damaged matrix.
 
     Examples
     --------
@@ -29,14 +35,18 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     (5, 765)
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
+    check_regular(path)
     try:
+        try_h5ad(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # check_cells reports the ones that matter in one line
-            return ad.read_h5ad(path)
+            adata = ad.read_h5ad(path)
+        check_matrices(adata)
+        return adata
+    except InputError as error:
+        raise InputError(f"cannot use {path}: {error}") from error
     except Exception as error:  # h5py and anndata raise many types for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot read {path} as .h5ad ({reason}); is the file complete?") from error
 
 
@@ -53,7 +63,7 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
     Raises
     ------
     InputError
-        For no genes, fewer than two cells, an unknown label column or missing labels.
+        For no genes, fewer than two cells, a damaged sparse matrix, an unknown label column or missing labels.
 
     Examples
     --------
@@ -67,6 +77,7 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
         raise InputError("there are no genes (0 columns)")
     if adata.n_obs < 2:
         raise InputError(f"at least two cells are needed, there {_are(adata.n_obs)}")
+    check_matrices(adata)
     if label is not None:
         check_labels(adata, label)
 
@@ -77,7 +88,7 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
     Raises
     ------
     InputError
-        If the column is unknown or there twice, or labels are missing.
+        If the column is unknown or there twice, holds no labels, or labels are missing.
 
     Examples
     --------
@@ -91,9 +102,25 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
         raise InputError(f"no column {label!r} in obs; the columns are: {', '.join(map(str, columns)) or 'none'}")
     if (columns == label).sum() > 1:
         raise InputError(f"obs has {(columns == label).sum()} columns {label!r}: rename or drop all but one")
+    try:
+        adata.obs[label].unique()
+    except TypeError:
+        raise InputError(f"{label!r} holds lists or other objects, not labels: choose another column") from None
     missing = int(adata.obs[label].isna().sum())
     if missing:
         raise InputError(f"{missing} cells have no {label!r}: label them or remove them first")
+
+
+def is_text(name: str) -> bool:
+    r"""Return whether files and terminals can hold a name: it has no null character and no half of a character.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import is_text
+    >>> is_text("CD8+ T"), is_text("CD8\0"), is_text("\ud800")
+    (True, False, False)
+    """
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def check_label_sizes(adata: ad.AnnData, label: str) -> None:
@@ -135,6 +162,11 @@ def to_dense(X: Any, dtype: Any = np.float32) -> np.ndarray:
 def in_memory(X: Any) -> Any:
     """Return a matrix of any kind as CSR or as a dense array in memory: sparse, backed by a file, or lazy (dask).
 
+    Raises
+    ------
+    InputError
+        If a sparse matrix is damaged.
+
     Examples
     --------
     >>> from wbdit.data.expression import in_memory
@@ -142,13 +174,17 @@ def in_memory(X: Any) -> Any:
     'csr'
     """
     if hasattr(X, "to_memory"):  # sparse, in a file
+        if hasattr(X, "group"):
+            check_sparse(X)
         X = X.to_memory()
     elif hasattr(X, "compute"):  # dask
         X = X.compute()
     if not sp.issparse(X):
         X = np.asarray(X)  # also reads a dense matrix from a file
         return X.astype(np.float32) if X.dtype == np.float16 else X
+    check_sparse(X)
     X = sp.csr_matrix(X)
+    check_sparse(X)  # the other formats become one that can be checked
     if not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()

@@ -9,7 +9,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from wbdit._io import check_regular
 from wbdit.errors import InputError
+
+LONGEST_LIST = 10**8  # bytes
 
 
 def read_gene_list(path: str | Path) -> list[str]:
@@ -29,10 +32,18 @@ def read_gene_list(path: str | Path) -> list[str]:
     ['CD3D', 'NKG7']
     """
     try:
-        names = [line.strip() for line in Path(path).read_text().splitlines()]
+        check_regular(path)
+    except InputError as error:
+        raise InputError(f"cannot read the gene list {path} ({error})") from error
+    if Path(path).stat().st_size > LONGEST_LIST:
+        raise InputError(f"the gene list {path} is longer than {LONGEST_LIST:,} bytes: write one gene name per line")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the gene list {path} ({getattr(error, 'strerror', None) or error})") from error
-    names = [name for name in names if name]
+    if "\0" in text:
+        raise InputError(f"the gene list {path} is no text: it holds null characters; save it as UTF-8")
+    names = [name for line in text.splitlines() if (name := line.strip())]
     if not names:
         raise InputError(f"the gene list {path} is empty: write one gene name per line")
     return names

@@ -12,7 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from wbdit.data.expression import check_label_sizes, check_labels
+from wbdit.data.expression import check_label_sizes, check_labels, is_text
 from wbdit.errors import InputError
 
 SEPARATOR = "/"  # between the labels of several columns, as in "NK/stim"
@@ -108,7 +108,7 @@ class Labels:
         found = []
         for column, (name, categories) in enumerate(zip(self.columns, self.categories, strict=True)):
             check_labels(adata, name)
-            labels = adata.obs[name].astype(str)
+            labels = adata.obs[name].astype(object).astype(str)  # a column of no categories cannot become text itself
             codes = pd.Index(categories).get_indexer(pd.Index(labels))
             if (codes < 0).any():
                 raise self._unknown(column, labels.iloc[int(np.argmax(codes < 0))])
@@ -231,11 +231,12 @@ class Labels:
         return {"label": np.array(self.columns, dtype=object), "categories": by_column}
 
     def _keys(self, codes: np.ndarray) -> np.ndarray:
-        """Return one integer per row of labels ``(cells, C)``, which sorts like the row."""
-        keys = np.zeros(len(codes), np.int64)
-        for column, labels in enumerate(self.categories):
-            keys = keys * len(labels) + codes[:, column]
-        return keys
+        """Return one key per row of labels ``(cells, C)``, which sorts like the row: its codes, highest byte first."""
+        if not self.columns:
+            return np.zeros(len(codes), np.int64)
+        # one integer for all columns would overflow: 12 columns of 64 labels have 2^72 combinations
+        rows = np.ascontiguousarray(codes, ">i8")
+        return rows.view(f"V{rows.itemsize * len(self.columns)}")[:, 0]
 
     def _unknown(self, column: int, label: str) -> InputError:
         known = ", ".join(self.categories[column])
@@ -303,6 +304,8 @@ def _check_values(column: pd.Series, name: str) -> None:
         )
     if "" in stripped:
         raise InputError(f"a label of {name!r} is empty: name it or remove its cells")
+    if broken := [label for label in labels if not is_text(label)]:
+        raise InputError(f"label {broken[0]!a} of {name!r} holds characters that a file cannot hold: rename it")
     if OPEN in stripped:
         raise InputError(f"a label of {name!r} is called {OPEN}, which stands for any label in a request: rename it")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from wbdit.data.expression import in_memory
+from wbdit.data.expression import in_memory, is_text
 from wbdit.data.space import FEWEST, SPACES, Reading, Space, describe, matrix_values, read_values
 from wbdit.errors import InputError
 
@@ -165,7 +165,7 @@ def find_again(adata: ad.AnnData, source: Source, space: Space) -> Expression:
 
 
 def check_gene_names(names: pd.Index) -> None:
-    """Check that gene names are not empty and differ.
+    """Check that gene names are text, not empty, and differ.
 
     Raises
     ------
@@ -178,6 +178,9 @@ def check_gene_names(names: pd.Index) -> None:
             f"duplicate gene names ({duplicated[0]!r} and {len(duplicated) - 1} more): "
             "call adata.var_names_make_unique(), before adata.raw is set"
         )
+    broken = [name for name in names if not is_text(name)]
+    if broken:
+        raise InputError(f"the gene name {broken[0]!a} holds characters that a file cannot hold: rename it")
     empty = np.flatnonzero(names.str.strip() == "")
     if len(empty):
         raise InputError(f"gene {empty[0]} of var_names has an empty name: name it or drop it")

@@ -34,7 +34,7 @@ from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source, find_again, find_expression
 from wbdit.data.normalize import TARGET_SUM, Values, transformed
-from wbdit.data.space import Space
+from wbdit.data.space import LARGEST_LOG_VALUE, Space
 from wbdit.data.statistics import Statistics
 from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
@@ -263,17 +263,24 @@ class Preprocessor:
         -------
         AnnData with counts in ``X`` (CSR fp32) and ``layers["lognorm"]`` if the training cells held counts. Otherwise
         ``X`` is in the training cells' space; log-normalized cells also have the layer.
+
+        Raises
+        ------
+        InputError
+            If a value is not finite or a count is negative.
         """
+        _check_generated(x, self.values == "log1p")
         if self.values == "log1p":
             return self._as_counts(x)
         seen = x * np.float32(self.scale) + self.center
+        _check_generated(seen)
         if self.space == "scaled":
             return self._cells(seen.astype(np.float32))
         seen = np.where(seen < self.smallest / 2, 0, seen)
         if self.space == "lognorm":
             X = sp.csr_matrix(seen.astype(np.float32))
             return self._cells(X, lognorm=X.copy())
-        linear = np.expm1(seen.astype(np.float64))
+        linear = np.expm1(np.minimum(seen.astype(np.float64), LARGEST_LOG_VALUE))
         linear *= (library / np.maximum(linear.sum(1), 1e-12))[:, None]
         return self._as_counts(np.rint(linear))
 
@@ -345,6 +352,12 @@ class Preprocessor:
                 span = f"{self.library.min():g} to {self.library.max():g}"
                 found.append(f"the library sizes of {outside} of {len(library)} cells (training cells: {span})")
         return found
+
+
+def _check_generated(values: np.ndarray, counts: bool = False) -> None:
+    """Check what a model made: its weights may be numbers although their products are none."""
+    if not np.isfinite(values).all() or (counts and values.size and values.min() < 0):
+        raise InputError("the model generates values that are no expression: its weights are damaged, use another run")
 
 
 def _batches(adata: ad.AnnData, batch_key: str | None) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from wbdit.data.expression import check_labels
 from wbdit.data.labels import Labels
+from wbdit.data.structure import check_matrices
 from wbdit.errors import InputError
 
 SHARE = 0.8
@@ -77,6 +78,7 @@ def split(
     columns = [label] if isinstance(label, str) else list(label or ())
     for column in [*columns, *([donor] if donor is not None else [])]:
         check_labels(adata, column)
+    check_matrices(adata)
     if adata.n_obs < 2:
         raise InputError(f"a split needs at least two cells, not {adata.n_obs}")
     if hold_out is not None:

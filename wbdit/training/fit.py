@@ -296,6 +296,7 @@ class TrainingRun:
             raise InputError("no run to resume: give the run's folder as `out`")
         kept = load(folder, device=str(device))
         config = kept.config
+        _check_settings(config, folder)
         if precision not in ("auto", config.training["precision"]):
             own = config.training["precision"]
             raise InputError(f"{folder} was trained in {own}: resume it without `precision={precision!r}`")
@@ -434,6 +435,15 @@ class TrainingRun:
         cells = f"of {trainer.batches.batch_size} cells"
         held = "" if self.held_out is None else f"; {len(self.held_out)} cells are held out"
         return f"training for {', '.join(passes)} {cells}{held}"
+
+
+def _check_settings(config: RunConfig, folder: Path) -> None:
+    """Check the training settings and the budget of a run that is resumed."""
+    try:
+        Training(**{**config.training, "betas": tuple(config.training["betas"])})
+        Budget(**config.budget)
+    except (KeyError, TypeError, ValueError) as error:  # InputError too
+        raise InputError(f"cannot resume {folder}: its training settings are damaged ({error})") from error
 
 
 def _split(

@@ -18,6 +18,7 @@ from wbdit.data.loader import Batch, Batches
 from wbdit.errors import InputError
 from wbdit.ops import cpu
 from wbdit.profiling import span
+from wbdit.run_check import check_state
 from wbdit.training.config import Budget, Training
 from wbdit.training.losses import LossFunction
 from wbdit.training.optimizer import AveragingAdamW
@@ -232,6 +233,7 @@ class Trainer:
                 f"the run was trained on {facts.get('cells')} cells, not {len(self.batches.x)}: use the same cells"
             )
         try:
+            check_state(tensors, facts, self.weights, len(self.batches.x), bool(self.training.ema))
             with torch.no_grad():
                 for name, p in self.weights.items():
                     p.copy_(tensors[f"weights.{name}"])
@@ -249,7 +251,7 @@ class Trainer:
             }
             for name in VALIDATION_FACTS:
                 setattr(self, name, facts.get(name, getattr(self, name)))
-        except (KeyError, RuntimeError) as error:
+        except (InputError, KeyError, RuntimeError) as error:
             raise InputError(f"the saved training state does not fit this run ({error})") from error
 
     def _update(self) -> Tensor:
