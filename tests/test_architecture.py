@@ -10,13 +10,30 @@ HELPERS = {
     "_io",
     "_cache",
     "_flags",
+    "_lock",
     "_log",
+    "_outputs",
     "_progress",
+    "_signals",
     "_version",
     "errors",
     "profiling",
 }  # lowest layer; they may import one another
-GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
+GENERATOR = {
+    *(
+        "counts",
+        "request",
+        "nn",
+        "samplers",
+        "schedule",
+        "ops",
+        "card",
+        "checkpoint",
+        "data",
+        "run_config",
+        "run_folder",
+    )
+}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -31,6 +48,7 @@ MAY_IMPORT = {
     "run_config": set(),
     "card": {"data", "run_config"},
     "checkpoint": {"data", "run_config"},
+    "run_folder": {"checkpoint"},
     "counts": {"nn", "schedule", "ops", "data"},
     "request": {"samplers", "data"},
     "generator": GENERATOR,
