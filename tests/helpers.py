@@ -1,6 +1,7 @@
 """Shared helpers: synthetic cells, small models with nonzero weights, the published model, the command line."""
 
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
@@ -122,6 +123,13 @@ def interrupt_at(step):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def as_old_version(run):
+    """Make a RUN folder one of an older version, whose files were not verified and can be changed here."""
+    (run / "manifest.json").unlink()
+    shutil.rmtree(run / "previous", ignore_errors=True)
+    return run
 
 
 def two_columns(n=120):

@@ -10,14 +10,17 @@ HELPERS = {
     "_io",
     "_cache",
     "_flags",
+    "_lock",
     "_log",
+    "_outputs",
     "_progress",
+    "_signals",
     "_version",
     "errors",
     "profiling",
 }  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
-GENERATOR |= {"request_check", "run_check"}
+GENERATOR |= {"request_check", "run_check", "run_folder"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -33,6 +36,7 @@ MAY_IMPORT = {
     "card": {"data", "run_config"},
     "run_check": {"data", "run_config"},
     "checkpoint": {"data", "run_config", "run_check"},
+    "run_folder": {"checkpoint"},
     "counts": {"nn", "schedule", "ops", "data"},
     "request_check": set(),
     "request": {"request_check", "samplers", "data"},

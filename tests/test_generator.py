@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from helpers import interrupt_at, make_cells
+from helpers import as_old_version, interrupt_at, make_cells
 
 import wbdit
 from wbdit import InputError, samplers
@@ -119,6 +119,7 @@ def _interrupted(run, step):
 
 
 def edit_config(run, change):
+    as_old_version(run)
     config = json.loads((run / "config.json").read_text())
     change(config)
     (run / "config.json").write_text(json.dumps(config))
@@ -187,10 +188,11 @@ def test_a_run_is_not_overwritten(tmp_path):
 def test_the_folder_of_a_run(tmp_path):
     wbdit.fit(CELLS, **QUICK, out=tmp_path / "run")
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert names == {
+    one_save = {
         *("config.json", "model.safetensors", "preprocessor.json", "preprocessor.safetensors", "metrics.jsonl"),
-        *("README.md", "resume/state.safetensors"),
+        *("README.md", "resume/state.safetensors", "manifest.json"),
     }
+    assert names == one_save | {f"previous/{name}" for name in one_save}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 12
     assert {"loss", "learning_rate", "cells_per_second", "seconds", "epoch"} <= lines[-1].keys()
@@ -335,11 +337,15 @@ def test_a_missing_file(run, name):
 def test_a_damaged_file(run, name):
     data = (run / name).read_bytes()
     (run / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=f"{name} is damaged .*bytes in place of"):
+        wbdit.load(run)
+    as_old_version(run)
     with pytest.raises(InputError, match="not valid JSON|not a valid safetensors"):
         wbdit.load(run)
 
 
 def test_a_run_from_the_future(run):
+    as_old_version(run)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "format": 99, "wbdit": "9.0"}))
     with pytest.raises(InputError, match="wbdit 9.0 .*update wbdit"):
@@ -358,15 +364,14 @@ def test_safetensors_with_a_header_of_any_length_are_opened(tmp_path):
 
 
 def test_a_pickle_is_not_opened(run):
+    as_old_version(run)
     torch.save({"weight": torch.zeros(2)}, run / "model.safetensors")
     with pytest.raises(InputError, match="pickle"):
         wbdit.load(run)
 
 
 def test_weights_of_another_model(run):
-    config = json.loads((run / "config.json").read_text())
-    config["model"]["depth"] += 1
-    (run / "config.json").write_text(json.dumps(config))
+    edit_config(run, lambda config: config["model"].update(depth=config["model"]["depth"] + 1))
     with pytest.raises(InputError, match="do not fit"):
         wbdit.load(run)
 

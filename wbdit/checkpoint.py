@@ -1,9 +1,12 @@
-"""Reading and writing the RUN folder: JSON and safetensors, written atomically, never pickles."""
+"""Reading and writing the files of a RUN folder: JSON and safetensors, never pickles."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wbdit import run_check
-from wbdit._io import write_atomically
 from wbdit.data.annotations import Annotations
 from wbdit.data.covariates import Covariates
 from wbdit.data.labels import Labels
@@ -25,16 +27,19 @@ from wbdit.errors import InputError
 from wbdit.run_config import RunConfig
 
 CONFIG, MODEL, METRICS, RESUME = "config.json", "model.safetensors", "metrics.jsonl", "resume/state.safetensors"
+PREPROCESSOR = ("preprocessor.json", "preprocessor.safetensors")
 PREPROCESSOR_FACTS = ("space", "values", "genes", "scale")
 PREPROCESSOR_ARRAYS = ("center", "smallest", "library")
 LABEL_FACTS = ("columns", "categories")
 LABEL_ARRAYS = ("combinations", "sizes")
 COVARIATE_ARRAYS = ("center", "scale", "values")
 
+logger = logging.getLogger("wbdit")
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    """Write a JSON file."""
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,9 +61,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
-    """Write a safetensors file atomically, with `facts` as JSON in its header."""
+    """Write a safetensors file, with `facts` as JSON in its header. Its folder is created if necessary."""
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(content, {"facts": json.dumps(facts or {})}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(content, path, {"facts": json.dumps(facts or {})})
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(found[1]) if found else None, str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -94,9 +104,9 @@ def write_preprocessor(run: Path, preprocessor: Preprocessor) -> None:
     if covariates.columns:
         facts["continuous"] = covariates.columns
         arrays |= {f"continuous.{name}": array for name, array in _take(covariates, COVARIATE_ARRAYS).items()}
-    write_json(run / "preprocessor.json", facts)
+    write_json(run / PREPROCESSOR[0], facts)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    write_tensors(run / "preprocessor.safetensors", tensors)
+    write_tensors(run / PREPROCESSOR[1], tensors)
 
 
 def read_preprocessor(run: Path) -> Preprocessor:
@@ -107,7 +117,7 @@ def read_preprocessor(run: Path) -> Preprocessor:
     InputError
         If a file is missing or damaged, or its parts do not fit each other.
     """
-    facts, tensors = read_json(run / "preprocessor.json"), read_tensors(run / "preprocessor.safetensors")
+    facts, tensors = read_json(run / PREPROCESSOR[0]), read_tensors(run / PREPROCESSOR[1])
     of_labels: dict[str, Any] = facts["labels"] if isinstance(facts.get("labels"), dict) else {}
     columns = facts.get("continuous", ())  # runs of earlier versions have none
     of_covariates = [f"continuous.{name}" for name in COVARIATE_ARRAYS] if columns else []
@@ -160,18 +170,28 @@ def read_config(run: Path) -> RunConfig:
         raise InputError(f"cannot use {run / CONFIG}: {error}") from error
 
 
+def write_history(run: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Write the training log, ``metrics.jsonl``."""
+    (run / METRICS).write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
+
+
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """Read the training log, ``metrics.jsonl``. It is not needed: broken lines are left out."""
-    if not (run / METRICS).is_file():
+    """Read the training log, ``metrics.jsonl``. It is not needed: broken lines are left out, with one warning."""
+    try:
+        lines = (run / METRICS).read_bytes().splitlines()
+    except OSError:
         return []
-    records = []
-    for line in (run / METRICS).read_bytes().splitlines():
+    records, broken = [], 0
+    for line in filter(None, map(bytes.strip, lines)):
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError(line)
             records.append(record)
+        except (ValueError, RecursionError):
+            broken += 1
+    if broken:
+        logger.warning(f"{run / METRICS}: left out {broken} broken line{'s' if broken > 1 else ''} of the training log")
     return records
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from wbdit import __version__
 from wbdit._flags import Group, with_flags
+from wbdit._signals import Terminated, terminating
 from wbdit.errors import InputError
 
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
@@ -75,6 +76,11 @@ _threads = click.option(
 )
 
 
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace an existing file even if it is no such output of wbdit."
+)
+
+
 def _shows_progress() -> bool:
     return not click.get_current_context().meta[QUIET]
 
@@ -93,14 +99,15 @@ def cli() -> None:
 @click.option("--out", type=FILE, default=Path("demo"), show_default=True, help="Folder to write.")
 @click.option("--minutes", type=float, default=1.0, show_default=True, help="Training time in minutes.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
-def demo(out: Path, minutes: float, seed: int) -> None:
+@_overwrite
+def demo(out: Path, minutes: float, seed: int, overwrite: bool) -> None:
     """Train, generate and evaluate on real cells.
 
     The demo uses 700 blood cells, works offline and takes a few minutes.
     """
     from wbdit.demo import run_demo
 
-    evaluation = run_demo(out, minutes=minutes, seed=seed)
+    evaluation = run_demo(out, minutes=minutes, seed=seed, overwrite=overwrite)
     click.echo(evaluation.table())
     _say(f"open {out / 'report.html'} for the scores and {out / 'readout' / 'explain.html'} for the model's blocks")
 
@@ -121,19 +128,22 @@ def demo(out: Path, minutes: float, seed: int) -> None:
     help='Hold out all cells with this label: "NK". With two label columns: "NK/stim" or "NK/*"; repeatable.',
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
-def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], **options: Any) -> None:
+@_overwrite
+def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], overwrite: bool, **options: Any) -> None:
     """Split the cells of DATA.h5ad into cells to train on and held-out cells to evaluate with.
 
     By default, cells are drawn at random, with --label from each label.
     """
-    from wbdit._io import check_writable, write_h5ads
+    from wbdit._io import write_h5ads
+    from wbdit._outputs import check_writable, has_uns
     from wbdit.data.expression import read_h5ad
+    from wbdit.data.split import MARK
     from wbdit.data.split import split as split_cells
 
-    for path in (train, test):
-        check_writable(path)
     if len({path.resolve() for path in (data, train, test)}) < 3:
         raise InputError("DATA, --train and --test must be three different files")
+    for path in (train, test):
+        check_writable(path, overwrite=overwrite, is_ours=has_uns(MARK))
     parts = split_cells(read_h5ad(data), hold_out=hold_out or None, **options)
     write_h5ads(dict(zip((train, test), parts, strict=True)))
     _say(f"{train}: {parts[0].n_obs} cells to train on; {test}: {parts[1].n_obs} held-out cells")
@@ -146,7 +156,7 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], **opti
 @click.option(
     "--continuous", multiple=True, help="Numeric column of obs to condition on, such as pseudotime; repeatable."
 )
-@click.option("--preset", default="small", show_default=True, help="small, base, paper or dit.")
+@click.option("--preset", help="small, base, paper or dit.  [default: small]")
 @click.option(
     "--set",
     "settings",
@@ -161,7 +171,7 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], **opti
 @click.option("--genes", help="Genes to use: a boolean column of var, or a FILE.txt with one name per line.")
 @click.option("--batch-key", help="Column of obs: the most variable genes are ranked in each of its batches.")
 @_reading_options
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+@click.option("--seed", type=SEED, help="Random seed.  [default: 0]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--validation", type=float, help="Share of the cells to hold out, such as 0.1; logs their loss.")
@@ -172,11 +182,15 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], **opti
     help="End after this many passes without a lower loss of the held-out cells, and keep the best weights.",
 )
 @click.option("--resume", is_flag=True, help="Resume the run in --out, on the same cells.")
+@click.option("--overwrite", is_flag=True, help="Replace a run in --out.")
 @click.option("--tensorboard", type=FILE, help="Folder for TensorBoard logs.")
 @_threads
 @_output_options
-def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **options: Any) -> None:
-    """Train on the cells of DATA.h5ad. Ctrl-C stops early and saves the run."""
+def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], **options: Any) -> None:
+    """Train on the cells of DATA.h5ad.
+
+    Ctrl-C stops early and saves the run. So do SIGTERM and SIGHUP, with exit status 143 and 129. --resume goes on.
+    """
     from wbdit.data.expression import read_h5ad
     from wbdit.data.genes import read_gene_list
     from wbdit.training.config import Preset
@@ -185,7 +199,7 @@ def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **optio
 
     if settings and options["resume"]:
         raise InputError("a resumed run keeps its settings: give --set only for a new run")
-    chosen = with_settings(Preset.from_name(preset), settings) if settings else preset
+    chosen = with_settings(Preset.from_name(preset or "small"), settings) if settings else preset
     if (options["genes"] or "").endswith(".txt"):
         options["genes"] = read_gene_list(options["genes"])
     generator = fit(read_h5ad(data), out=out, preset=chosen, progress=_shows_progress(), **options)
@@ -237,6 +251,7 @@ def train(data: Path, out: Path, preset: str, settings: tuple[str, ...], **optio
     "--batch-size", type=int, default=256, show_default=True, help="Cells per batch; does not change the cells."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@_overwrite
 @_threads
 @_output_options
 def generate(
@@ -250,15 +265,17 @@ def generate(
     library_size: str | None,
     library_factor: str | None,
     device: str,
+    overwrite: bool,
     **options: Any,
 ) -> None:
     """Generate synthetic cells with a trained RUN."""
-    from wbdit._io import check_writable, write_h5ad
+    from wbdit._io import write_h5ad
+    from wbdit._outputs import check_writable, has_uns
     from wbdit.data.expression import read_h5ad
     from wbdit.data.space import describe
     from wbdit.generator import load
 
-    check_writable(out)
+    check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
     began = time.monotonic()
     generator = load(run, device=device)
     cells = read_h5ad(like) if like is not None else None
@@ -303,18 +320,28 @@ def generate(
 @click.option("--minutes", type=float, help="Training time in minutes, without --run.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-def augment(data: Path, out: Path, generator: Path | None, minutes: float | None, device: str, **options: Any) -> None:
+@_overwrite
+def augment(
+    data: Path,
+    out: Path,
+    generator: Path | None,
+    minutes: float | None,
+    device: str,
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Add synthetic cells to the labels of DATA.h5ad that have few.
 
     The column "synthetic" of obs tells real and synthetic cells apart. The result keeps the genes of the RUN. It can
     balance a classifier. It is not for statistics such as differential expression: synthetic cells do not increase n.
     """
-    from wbdit._io import check_writable, write_h5ad
+    from wbdit._io import write_h5ad
+    from wbdit._outputs import check_writable, has_uns
     from wbdit.augmentation import augment as add_cells
     from wbdit.data.expression import read_h5ad
     from wbdit.generator import load
 
-    check_writable(out)
+    check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
     cells = read_h5ad(data)
     if generator is not None:
         options |= {"generator": load(generator, device=device)} | ({} if minutes is None else {"minutes": minutes})
@@ -342,18 +369,26 @@ def augment(data: Path, out: Path, generator: Path | None, minutes: float | None
     "--bootstrap", type=int, default=200, show_default=True, help="Resamples for the 95 % intervals; 0 for none."
 )
 @click.option("--out", type=FILE, required=True, help="Folder for metrics.json and report.html.")
+@_overwrite
 @_output_options
-def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None, out: Path, **options: Any) -> None:
+def evaluate(
+    real: Path,
+    synthetic: Path,
+    train: Path | None,
+    label: str | None,
+    out: Path,
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Compare synthetic with held-out real cells.
 
     Each score of SYNTHETIC.h5ad against REAL.h5ad comes with a baseline: the score that other real cells get.
     """
-    from wbdit._io import check_writable
     from wbdit.data.expression import read_h5ad
     from wbdit.evaluation import evaluate as judge
-    from wbdit.report.evaluation import write_report
+    from wbdit.report.evaluation import check_report, write_report
 
-    check_writable(out / "report.html")
+    check_report(out, overwrite=overwrite)
     cells = read_h5ad(real), read_h5ad(synthetic)
     trained_on = read_h5ad(train) if train is not None else None
     result = judge.evaluate(*cells, train=trained_on, label=label, progress=_shows_progress(), **options)
@@ -374,19 +409,19 @@ def evaluate(real: Path, synthetic: Path, train: Path | None, label: str | None,
 @click.option("--cells", type=click.IntRange(1), default=500, show_default=True, help="Maximum number of cells to use.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str) -> None:
+@_overwrite
+def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str, overwrite: bool) -> None:
     """Explain each block of a trained RUN.
 
     The report shows the effect of each block on the real cells of DATA.h5ad, and the genes of its heads and atoms.
     """
-    from wbdit._io import check_writable
     from wbdit.data.expression import read_h5ad
     from wbdit.generator import load
-    from wbdit.report.explain import write_explanation
+    from wbdit.report.explain import check_explanation, write_explanation
     from wbdit.whitebox.explain import explain as look_into
     from wbdit.whitebox.findings import findings
 
-    check_writable(out / "explain.html")
+    check_explanation(out, overwrite=overwrite)
     found = look_into(load(run, device=device), read_h5ad(data), cells=cells, seed=seed)
     page = write_explanation(found, out, title=f"{run.name} on {data.stem}")
     for finding in findings(found):
@@ -421,11 +456,16 @@ def info() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 on success, 2 with one line on stderr for a user error, 130 on Ctrl-C."""
+    """Run a command and exit.
+
+    The status is 0 on success, 2 with one line on stderr for a user error, 130 on Ctrl-C, 143 on SIGTERM and 129 on
+    SIGHUP.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)  # from dependencies, and not for the user to fix
     _log_to_stderr()
     try:
-        code = cli.main(arguments, prog_name="wbdit", standalone_mode=False)
+        with terminating():
+            code = cli.main(arguments, prog_name="wbdit", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
@@ -436,6 +476,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nwbdit: interrupted", err=True)
         code = 130
+    except Terminated as error:
+        click.echo(f"\nwbdit: ended by {error.name}", err=True)
+        code = error.code
     sys.exit(code or 0)
 
 

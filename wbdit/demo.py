@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 from wbdit._io import write_h5ad
-from wbdit.checkpoint import CONFIG
-from wbdit.data.split import split
+from wbdit._outputs import beside_page, check_writable, has_uns
+from wbdit.data.split import MARK, split
 from wbdit.datasets import LABEL, blood_cells
-from wbdit.errors import InputError, need_extra
+from wbdit.errors import need_extra
 from wbdit.evaluation.evaluate import Evaluation, evaluate
-from wbdit.report.evaluation import write_picture, write_report
-from wbdit.report.explain import write_explanation
+from wbdit.report.evaluation import PAGE, check_report, write_picture, write_report
+from wbdit.report.explain import check_explanation, write_explanation
+from wbdit.run_folder import check_run_folder
 from wbdit.training.fit import fit
 from wbdit.whitebox.explain import explain
 
@@ -28,7 +28,7 @@ NEEDED = {  # package by module
 logger = logging.getLogger("wbdit")
 
 
-def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Evaluation:
+def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0, overwrite: bool = False) -> Evaluation:
     """Train on half of the cells, generate with the labels of the other half, and compare; logs each stage.
 
     Parameters
@@ -40,24 +40,26 @@ def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Eva
         Training time in minutes.
     seed
         Random seed for the split, the training and the generated cells.
+    overwrite
+        Replace files in the folder even if they are not those of a demo.
 
     Raises
     ------
     InputError
-        If the extra ``report`` is not installed or the folder cannot be written.
+        If the extra ``report`` is not installed, or the folder cannot be written or holds other files with these names.
     """
     for module, package in NEEDED.items():  # now, not after a minute of training
         if find_spec(module) is None:
             raise need_extra(package)
     out = Path(out)
+    _check_outputs(out, overwrite)
     began = time.monotonic()
     cells = blood_cells()
     train, test = split(cells, label=LABEL, share=0.5, seed=seed)
     logger.info(f"{cells.n_obs} real blood cells: {train.n_obs} for training, {test.n_obs} held out for comparison")
     write_h5ad(train, out / "train.h5ad")
     write_h5ad(test, out / "test.h5ad")
-    _remove_old_run(out / "run")
-    generator = fit(train, label=LABEL, minutes=minutes, seed=seed, out=out / "run")
+    generator = fit(train, label=LABEL, minutes=minutes, seed=seed, out=out / "run", overwrite=True)
     trained = time.monotonic()
     synthetic = generator.generate(like=test, seed=seed, progress=True)
     write_h5ad(synthetic, out / "synthetic.h5ad")
@@ -84,9 +86,11 @@ def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0) -> Eva
     return evaluation
 
 
-def _remove_old_run(run: Path) -> None:
-    if not run.exists():
-        return
-    if not (run / CONFIG).is_file():
-        raise InputError(f"{run} is not a wbdit run: choose another folder for the demo")
-    shutil.rmtree(run)
+def _check_outputs(out: Path, overwrite: bool) -> None:
+    """Check that the demo replaces nothing but an earlier demo."""
+    for name, mark in (("train", MARK), ("test", MARK), ("synthetic", "wbdit")):
+        check_writable(out / f"{name}.h5ad", overwrite=overwrite, is_ours=has_uns(mark))
+    check_writable(out / "demo.png", overwrite=overwrite, is_ours=beside_page(PAGE))
+    check_run_folder(out / "run", overwrite=overwrite)
+    check_report(out, overwrite=overwrite)
+    check_explanation(out / "readout", overwrite=overwrite)

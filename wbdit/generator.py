@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,9 @@ import anndata as ad
 import numpy as np
 import torch
 
-from wbdit import card, checkpoint, ops, samplers
+from wbdit import card, checkpoint, ops, run_folder, samplers
 from wbdit._progress import Show, progress_bar
-from wbdit.checkpoint import CONFIG, METRICS, MODEL
+from wbdit.checkpoint import CONFIG, MODEL, RESUME
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.data.preprocessor import Preprocessor
@@ -277,31 +278,46 @@ class CellGenerator:
         asked, library = asked.complete(self.preprocessor, self._uniform(len(codes), seed))
         return self._sample(asked, library, sampling, seed, batch_size, show)
 
-    def save(self, run: str | Path) -> None:
+    def save(self, run: str | Path, *, overwrite: bool = False) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
 
-        It also gets a model card, ``README.md``: data, training, intended use, limits, and how to generate.
+        It also gets a model card, ``README.md``: data, training, intended use, limits, and how to generate; and
+        ``manifest.json`` with the SHA-256 of each file, which :func:`load` verifies. If the folder holds a run, that
+        one stays in ``previous/``. The folder holds either run at any moment, even if the process is killed.
+
+        Parameters
+        ----------
+        run
+            The folder.
+        overwrite
+            Whether to replace files in it that have the names of a run's files but are not of a run.
 
         Raises
         ------
         InputError
-            If the folder cannot be written.
+            If the folder cannot be written, holds such files, or is being trained into.
 
         Examples
         --------
         >>> from pathlib import Path
         >>> generator.save("run")
         >>> sorted(path.name for path in Path("run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
-        ['README.md', 'config.json', 'metrics.jsonl', 'model.safetensors', 'preprocessor.json',
+        ['README.md', 'config.json', 'manifest.json', 'metrics.jsonl', 'model.safetensors', 'preprocessor.json',
          'preprocessor.safetensors']
         """
         run = Path(run)
-        checkpoint.write_preprocessor(run, self.preprocessor)
-        lines = "".join(json.dumps(record) + "\n" for record in self.history)
-        checkpoint.write_atomically(run / METRICS, lines.encode())
-        checkpoint.write_tensors(run / MODEL, dict(self.model.state_dict()))
-        checkpoint.write_atomically(run / card.CARD, card.markdown(self.config, self.preprocessor))
-        checkpoint.write_json(run / CONFIG, self.config.to_dict())
+        run_folder.check_run_folder(run, overwrite=overwrite)
+        with run_folder.writing(run) as writer:
+            writer.save(partial(write_generator, self), carried=[RESUME] if self._continues(run) else [])
+
+    def _continues(self, run: Path) -> bool:
+        """Return whether a run's training state belongs to this generator: the run has the same weights."""
+        if not (run / RESUME).is_file():
+            return False
+        try:
+            return checkpoint.read_config(run).model_hash == checkpoint.state_hash(dict(self.model.state_dict()))
+        except InputError:
+            return False
 
     @property
     def denoiser(self) -> Denoiser:
@@ -395,19 +411,20 @@ class CellGenerator:
 
 
 def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
-    """Load the generator of a RUN folder.
+    """Load the generator of a RUN folder. Nothing is written, and the run may be in training.
 
     Parameters
     ----------
     run
-        Folder written by ``wbdit train``, :func:`fit` or :meth:`CellGenerator.save`.
+        Folder written by ``wbdit train``, :func:`fit` or :meth:`CellGenerator.save`. If its newest save is damaged, the
+        one before is loaded, with a warning.
     device
         "auto", "cpu", "cuda", or "cuda:1" for the second GPU.
 
     Raises
     ------
     InputError
-        If a file is missing, damaged, a pickle, or from a newer version of wbdit.
+        If a file is missing, damaged, a pickle, or from a newer version of wbdit, and there is no earlier save.
 
     Examples
     --------
@@ -416,13 +433,37 @@ def load(run: str | Path, *, device: str = "auto") -> CellGenerator:
     >>> loaded.config.model_hash == generator.config.model_hash
     True
     """
-    run = Path(run)
-    config = checkpoint.read_config(run)
-    preprocessor = checkpoint.read_preprocessor(run)
-    state = read_weights(run / MODEL, config, preprocessor, make_model)
+    where = find_device(device)
+    return run_folder.read_newest(Path(run), run_folder.NEEDED, lambda save: read_generator(save, where))
+
+
+def write_generator(generator: CellGenerator, folder: Path) -> None:
+    """Write the files of a generator into a folder, one after the other."""
+    state = dict(generator.model.state_dict())
+    config = replace(generator.config, model_hash=checkpoint.state_hash(state))
+    checkpoint.write_preprocessor(folder, generator.preprocessor)
+    checkpoint.write_history(folder, generator.history)
+    checkpoint.write_tensors(folder / MODEL, state)
+    (folder / card.CARD).write_text(card.markdown(config, generator.preprocessor), encoding="utf-8")
+    checkpoint.write_json(folder / CONFIG, config.to_dict())
+
+
+def read_generator(folder: Path, device: torch.device) -> CellGenerator:
+    """Read the generator from the files in a folder, which are those of one save.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, damaged, a pickle, or from a newer version of wbdit, or they do not fit each other.
+    """
+    config = checkpoint.read_config(folder)
+    preprocessor = checkpoint.read_preprocessor(folder)
+    state = read_weights(folder / MODEL, config, preprocessor, make_model)
+    if config.model_hash and config.model_hash != checkpoint.state_hash(state):
+        raise InputError(f"{folder / MODEL} is not of the run that {folder / CONFIG} describes: its hash is another")
     model, schedule = make_model(config), NoiseSchedule(**config.schedule)
     model.load_state_dict(state, strict=True)
-    return CellGenerator(model.to(find_device(device)), schedule, preprocessor, config, checkpoint.read_history(run))
+    return CellGenerator(model.to(device), schedule, preprocessor, config, checkpoint.read_history(folder))
 
 
 def make_model(config: RunConfig) -> Denoiser | CountDenoiser:

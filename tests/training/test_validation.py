@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import interrupt_at, make_cells, tiny_preset, two_columns
+from helpers import as_old_version, interrupt_at, make_cells, tiny_preset, two_columns
 
 import wbdit
 from wbdit import InputError
@@ -231,6 +231,7 @@ def test_a_run_from_before_held_out_cells_is_resumed(tmp_path):
     """Its config and state lack the new fields."""
     run = tmp_path / "run"
     wbdit.fit(CELLS, label="type", preset=tiny_preset(), steps=1, progress=False, out=run)
+    as_old_version(run)
     config = json.loads((run / "config.json").read_text())
     for name in ("validation", "early_stopping"):
         del config["training"][name]

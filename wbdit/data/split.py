@@ -15,6 +15,7 @@ from wbdit.data.structure import check_matrices
 from wbdit.errors import InputError
 
 SHARE = 0.8
+MARK = "wbdit_split"  # entry of uns, by which a file is known as one that a split wrote
 
 logger = logging.getLogger("wbdit")
 
@@ -54,7 +55,7 @@ def split(
     Returns
     -------
     Copies of the training and of the held-out cells, in their original order, with ``X``, ``raw``, ``layers``, ``obs``,
-    ``obsm``, ``obsp`` and ``uns``.
+    ``obsm``, ``obsp`` and ``uns``. ``uns["wbdit_split"]`` names the part and the seed.
 
     Raises
     ------
@@ -95,6 +96,8 @@ def split(
         which = "held-out" if training.all() else "training"
         raise InputError(f"the {which} set would be empty: choose another `share` or `hold_out`")
     parts = adata[training].copy(), adata[~training].copy()
+    for part, name in zip(parts, ("train", "test"), strict=True):
+        part.uns[MARK] = {"part": name, "seed": seed}
     _report_absent(*parts, columns)
     return parts
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wbdit._io import write_atomically
+from wbdit._outputs import beside_page, check_writable
 from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.evaluation.registry import METRICS, Metric
@@ -18,6 +19,8 @@ from wbdit.report.html import render_page
 from wbdit.report.summary_png import write_picture
 
 __all__ = ["write_picture", "write_report"]
+
+PAGE, SCORES = "report.html", "metrics.json"
 
 GRADE_MARKS = {"at the floor": "●", "close": "◐", "apart": "○"}
 BACKGROUND = "all-cells"
@@ -50,9 +53,21 @@ def write_report(
     out = Path(out_dir)
     page = render(evaluation, title=title, facts=facts)
     content = {"title": title, **evaluation.to_dict(), "facts": facts}
-    write_atomically(out / "metrics.json", json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    write_atomically(out / "report.html", page)
-    return out / "report.html"
+    write_atomically(out / PAGE, page)  # first: it marks the folder as ours
+    write_atomically(out / SCORES, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return out / PAGE
+
+
+def check_report(out: Path, *, overwrite: bool = False) -> None:
+    """Check early that :func:`write_report` can write into a folder, over a report of wbdit at most.
+
+    Raises
+    ------
+    InputError
+        If it cannot, or would replace files of others; with `overwrite` it may.
+    """
+    for name in (PAGE, SCORES):
+        check_writable(out / name, overwrite=overwrite, is_ours=beside_page(PAGE))
 
 
 def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from wbdit._io import write_atomically
+from wbdit._outputs import beside_page, check_writable
 from wbdit.report.explain_figures import all_figures, head_name
 from wbdit.report.html import render_page
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.findings import SIGNIFICANT, findings
 from wbdit.whitebox.gene_loadings import Hit
+
+PAGE, NUMBERS = "explain.html", "explain.json"
+FIGURES = ("rate*.svg", "objective-*.svg", "non-zero*.svg", "block-*-head-*.svg")
 
 # a separate SVG file has no page to inherit its style from
 FIGURE_STYLE = (
@@ -56,14 +60,27 @@ def write_explanation(explanation: Explanation, out_dir: str | Path, *, title: s
         significant=SIGNIFICANT,
     )
     content = {"title": title, "findings": [answer._asdict() for answer in answers], **explanation.to_dict()}
+    write_atomically(out / PAGE, page)  # first: it marks the folder as ours
     for name, figure in figures.items():
         alone = figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
             "</title>", "</title>" + FIGURE_STYLE, 1
         )
         write_atomically(out / "figures" / f"{name}.svg", alone)
-    write_atomically(out / "explain.json", json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    write_atomically(out / "explain.html", page)
-    return out / "explain.html"
+    write_atomically(out / NUMBERS, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return out / PAGE
+
+
+def check_explanation(out: Path, *, overwrite: bool = False) -> None:
+    """Check early that :func:`write_explanation` can write into a folder, over a readout of wbdit at most.
+
+    Raises
+    ------
+    InputError
+        If it cannot, or would replace files of others; with `overwrite` it may.
+    """
+    figures = [path for pattern in FIGURES for path in (out / "figures").glob(pattern)]
+    for path in (out / PAGE, out / NUMBERS, *figures):
+        check_writable(path, overwrite=overwrite, is_ours=beside_page(PAGE))
 
 
 def _pairs(explanation: Explanation, kind: str) -> list[tuple[Hit, Hit]]:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import torch
 
-from wbdit import checkpoint
-from wbdit._io import check_writable
-from wbdit.checkpoint import CONFIG, RESUME
+from wbdit import checkpoint, run_folder
+from wbdit._signals import deferred_signals
+from wbdit.checkpoint import RESUME
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
 from wbdit.data.expression import check_cells
+from wbdit.data.fingerprint import Fingerprint
 from wbdit.data.labels import Labels
 from wbdit.data.loader import Batches
 from wbdit.data.matrix import Source
 from wbdit.data.sources import TrainingData
 from wbdit.data.space import Space
 from wbdit.errors import InputError
-from wbdit.generator import CellGenerator, find_device, load, make_model
+from wbdit.generator import CellGenerator, find_device, make_model, read_generator, write_generator
 from wbdit.nn.wbdit import WBDiT
 from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
+from wbdit.run_folder import RunWriter
 from wbdit.schedule import NoiseSchedule
+from wbdit.training import resume as resuming
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
-from wbdit.training.config import NOISE_STEPS, PRESETS, Budget, Preset, Training, check_precision
+from wbdit.training.config import NOISE_STEPS, Budget, Preset, Training, check_precision
 from wbdit.training.forecast import Forecast, duration, short
 from wbdit.training.losses import CountNLL, LossFunction, SquaredError
 from wbdit.training.memory import GIGABYTE, check_memory, peak_memory
@@ -48,7 +53,7 @@ def fit(
     *,
     label: str | Sequence[str] | None = None,
     continuous: str | Sequence[str] | None = None,
-    preset: str | Preset = "small",
+    preset: str | Preset | None = None,
     minutes: float | None = None,
     epochs: float | None = None,
     steps: int | None = None,
@@ -59,13 +64,14 @@ def fit(
     use_raw: bool = False,
     space: Space | None = None,
     round_counts: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     validation: float | None = None,
     early_stopping: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     tensorboard: str | Path | None = None,
     progress: bool = True,
 ) -> CellGenerator:
@@ -86,7 +92,7 @@ def fit(
         in standard deviations from the mean: give doses that span decades as logarithms.
     preset
         "small" (laptops), "base" (one GPU), "paper" (as published) or "dit" (the black-box control); or a
-        :class:`wbdit.Preset` of your own.
+        :class:`wbdit.Preset` of your own. The default is "small".
     minutes, epochs, steps
         Training budget, at most one of the three: minutes, passes over the cells, or optimizer steps. By default the
         preset's, which is 50 passes for "small". With steps or epochs, the same seed gives the same model.
@@ -104,7 +110,7 @@ def fit(
     round_counts
         Round counts that are not integers, such as those corrected for ambient RNA.
     seed
-        Seed of weights, order of cells, timesteps and noise.
+        Seed of weights, order of cells, timesteps and noise; 0 by default.
     device
         "auto", "cpu", "cuda", or "cuda:1" for the second GPU.
     precision
@@ -115,9 +121,14 @@ def fit(
     early_stopping
         End the training after this many passes without a lower loss of the held-out cells, and keep the best weights.
     out
-        RUN folder, written during training. Ctrl-C ends the training and saves the run.
+        RUN folder, written during training, by one training at a time. It holds one save at any moment, and the save
+        before it in ``previous/`` (:mod:`wbdit.run_folder`). Ctrl-C ends the training and saves the run. SIGTERM and
+        SIGHUP do so too and then reach the handlers that the program had.
     resume
-        Resume the run in `out` on the same cells, until its budget, or the budget given here, is spent.
+        Resume the run in `out` on the same cells, until its budget, or the budget given here, is spent. What else is
+        given must be as before.
+    overwrite
+        Replace a run in `out`, or files of others with the names of a run's files.
     tensorboard
         Folder for a copy of the training log in TensorBoard format.
     progress
@@ -130,7 +141,7 @@ def fit(
     Raises
     ------
     InputError
-        If the cells, the arguments or the folder cannot be used.
+        If the cells, the arguments or the folder cannot be used, or another process trains into the folder.
 
     Examples
     --------
@@ -143,8 +154,6 @@ def fit(
     """
     began = time.monotonic()
     folder = Path(out) if out is not None else None
-    if folder is not None:
-        check_writable(folder / CONFIG)
     check_precision(precision)
     budget = None
     if (minutes, epochs, steps) != (None, None, None):
@@ -152,34 +161,49 @@ def fit(
     settings: dict[str, Any] = {"validation": validation, "early_stopping": early_stopping}
     settings = {name: value for name, value in settings.items() if value is not None}
     where = find_device(device)
-    reading: dict[str, Any] = {
-        "source": Source(layer, use_raw, space, round_counts),
-        "genes": genes,
-        "batch_key": batch_key,
-    }
-    if resume:
-        if reading != {"source": Source(), "genes": None, "batch_key": None}:
-            raise InputError("a resumed run reads its cells as before: leave out `layer`, `genes` and the like")
-        run = TrainingRun.resume(adata, folder, budget, precision, settings, where)
-    else:
-        if folder is not None and (folder / CONFIG).exists():
-            raise InputError(f"{folder} already holds a run: resume it (`resume=True`) or choose another folder")
-        chosen = Preset.from_name(preset) if isinstance(preset, str) else preset
-        if not isinstance(chosen, Preset):
-            raise InputError(f"`preset` must be a name or a wbdit.Preset, not {type(preset).__name__}")
-        chosen = replace(chosen, training=replace(chosen.training, **settings))
-        name = _name(preset)
-        run = TrainingRun.start(
-            adata, label, continuous, chosen, name, budget, max_genes, seed, where, precision, reading
-        )
-    with tensorboard_writer(tensorboard) as write:
-        generator = run.train(folder, write, progress, began)
-    if ending := run.ending(folder):
-        logger.info(ending)
-    if run.finished and isinstance(generator.model, CountDenoiser) and generator.model.noise_axes.any():
-        low, high = (float(factor) for factor in generator.model.noise_factors.aminmax())
-        logger.info(f"initial noise is scaled by {low:.2f} to {high:.2f} along {NOISE_AXES} directions")
+    source = Source(layer, use_raw, space, round_counts)
+    with ExitStack() as stack:
+        writer = stack.enter_context(_writing(folder, resume, overwrite)) if folder is not None else None
+        if resume:
+            if folder is None:
+                raise InputError("no run to resume: give the run's folder as `out`")
+            choices: dict[str, Any] = {"label": label, "continuous": continuous, "preset": preset, "seed": seed}
+            choices |= {"precision": precision, "settings": settings}
+            reading = resuming.reading_facts(max_genes, source, genes, batch_key)
+            run = TrainingRun.resume(adata, folder, budget, choices, reading, where)
+        else:
+            preset = "small" if preset is None else preset
+            chosen = Preset.from_name(preset) if isinstance(preset, str) else preset
+            if not isinstance(chosen, Preset):
+                raise InputError(f"`preset` must be a name or a wbdit.Preset, not {type(preset).__name__}")
+            chosen = replace(chosen, training=replace(chosen.training, **settings))
+            how: dict[str, Any] = {"source": source, "genes": genes, "batch_key": batch_key}
+            name = resuming.preset_name(preset)
+            run = TrainingRun.start(
+                adata, label, continuous, chosen, name, budget, max_genes, seed or 0, where, precision, how
+            )
+        write = stack.enter_context(tensorboard_writer(tensorboard))
+        with deferred_signals():
+            generator = run.train(writer, write, progress, began)
+            run.log_ending(folder)
     return generator
+
+
+@contextmanager
+def _writing(folder: Path, resume: bool, overwrite: bool) -> Iterator[RunWriter]:
+    """Check and lock the RUN folder, and yield its writer."""
+    if resume and overwrite:
+        raise InputError("give either `resume` or `overwrite`, not both")
+    if resume and not folder.is_dir():
+        raise InputError(f"no such run: {folder} is not a folder")
+    run_folder.check_run_folder(folder, overwrite=overwrite)
+    with run_folder.writing(folder) as writer:
+        if not (resume or overwrite) and run_folder.holds_run(folder):
+            raise InputError(
+                f"{folder} already holds a run: resume it (`resume=True`), choose another folder, or replace it "
+                "(`overwrite=True`)"
+            )
+        yield writer
 
 
 class TrainingRun:
@@ -195,11 +219,13 @@ class TrainingRun:
         The run's configuration.
     held_out
         Held-out cells, if any.
-    history
-        Earlier records of the training log.
+    reading
+        How the cells were read, from :func:`wbdit.training.resume.reading_facts`.
 
     Attributes
     ----------
+    history
+        Records of the training log, earlier sessions included.
     finished
         Whether the training is complete: it has spent its budget, or stopped early by itself.
     """
@@ -210,13 +236,14 @@ class TrainingRun:
         data: TrainingData,
         config: RunConfig,
         held_out: TrainingData | None = None,
-        history: Sequence[dict[str, Any]] = (),
+        reading: dict[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.held_out = held_out
         self.config = config
-        self.history = list(history)
+        self.history: list[dict[str, Any]] = []
+        self.identity: dict[str, Any] = {"cells_hash": Fingerprint.of(data, held_out), "reading": reading}
         self.schedule = NoiseSchedule(**config.schedule)
         self.trainer = self._trainer()
         self.began = time.monotonic()
@@ -276,7 +303,7 @@ class TrainingRun:
             model.init_from_data(
                 *(data.dense(), data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
             )
-        run = cls(model.to(device), data, config, held_out)
+        run = cls(model.to(device), data, config, held_out, resuming.reading_facts(max_genes, **reading))
         conditions = f"{labels.summary()}{covariates.summary()}"
         logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
         return run
@@ -285,41 +312,47 @@ class TrainingRun:
     def resume(
         cls,
         adata: ad.AnnData,
-        folder: Path | None,
+        folder: Path,
         budget: Budget | None,
-        precision: str,
-        settings: dict[str, Any],
+        choices: dict[str, Any],
+        reading: dict[str, Any],
         device: torch.device,
     ) -> TrainingRun:
-        """Resume the run in a folder; other arguments as in :func:`fit`."""
-        if folder is None:
-            raise InputError("no run to resume: give the run's folder as `out`")
-        kept = load(folder, device=str(device))
+        """Resume the run in a folder.
+
+        `choices` are the arguments of :func:`wbdit.training.resume.check_choices`, `reading` those of
+        :func:`wbdit.training.resume.reading_facts`; other arguments as in :func:`fit`.
+        """
+
+        def read(save: Path) -> tuple[CellGenerator, dict[str, torch.Tensor], dict[str, Any]]:
+            return read_generator(save, device), *checkpoint.read_tensors_and_facts(save / RESUME)
+
+        kept, state, facts = run_folder.read_newest(folder, run_folder.DATA, read)
+        resuming.check_choices(folder, kept, **choices)
+        resuming.check_reading(folder, reading, facts.get("reading"))
         config = kept.config
         _check_settings(config, folder)
-        if precision not in ("auto", config.training["precision"]):
-            own = config.training["precision"]
-            raise InputError(f"{folder} was trained in {own}: resume it without `precision={precision!r}`")
-        for name, value in settings.items():
-            if value != (own := config.training.get(name, getattr(Training, name))):
-                raise InputError(f"{folder} was trained with {name} {own}: resume it without `{name}={value}`")
         if budget is not None:
             config = replace(config, budget=asdict(budget))
         train, others = _split(
             adata, kept.preprocessor.labels.columns, config.training.get("validation", 0.0), config.seed
         )
         data = TrainingData.of(kept.preprocessor, train)
-        run = cls(kept.model, data, config, None if others is None else TrainingData.of(kept.preprocessor, others))
-        run.trainer.restore(*checkpoint.read_tensors_and_facts(folder / RESUME))
+        held_out = None if others is None else TrainingData.of(kept.preprocessor, others)
+        run = cls(kept.model, data, config, held_out, facts.get("reading"))
+        run.trainer.restore(state, facts)
+        resuming.check_cells(folder, run.identity["cells_hash"], facts.get("cells_hash"))
         run.history = [record for record in kept.history if record["step"] <= run.trainer.step]
         return run
 
     def train(
-        self, folder: Path | None, write: Callable[[dict[str, Any]], object], progress: bool, began: float
+        self, writer: RunWriter | None, write: Callable[[dict[str, Any]], object], progress: bool, began: float
     ) -> CellGenerator:
-        """Train, save into `folder`, pass log records to `write`; return the generator with the averaged weights.
+        """Train, save by `writer`, pass log records to `write`; return the generator with the averaged weights.
 
-        The session began at `began` by :func:`time.monotonic`.
+        The session began at `began` by :func:`time.monotonic`. Call it in a block of
+        :func:`wbdit._signals.deferred_signals`: a signal ends the training after a step, a save is always finished, and
+        the calibration is given up.
         """
         self.began = began
         logger.info(self._plan())
@@ -330,9 +363,9 @@ class TrainingRun:
 
         def save() -> CellGenerator:
             averaged = self.generator()
-            if folder is not None:
-                averaged.save(folder)
-                checkpoint.write_tensors(folder / RESUME, *self.trainer.state())
+            if writer is not None:
+                with deferred_signals() as signals, signals.shielded():
+                    writer.save(partial(self._write, averaged))
             return averaged
 
         untrained = save()  # fails now, not after hours, if the folder cannot be written
@@ -351,9 +384,29 @@ class TrainingRun:
         self.finished = self.trainer.train(log, save, progress, self.forecast.watch)
         averaged = save()
         if self.finished:  # noise_axes and noise_factors, measured with the averaged weights
-            self.model.load_state_dict(calibrate_noise(averaged, self.data, progress), strict=False)
+            try:
+                with deferred_signals() as signals, signals.at_once():
+                    factors = calibrate_noise(averaged, self.data, progress)
+            except KeyboardInterrupt:
+                self.finished = False  # a resumed run takes no step and calibrates
+                return averaged
+            self.model.load_state_dict(factors, strict=False)
             averaged = save()
         return averaged
+
+    def _write(self, averaged: CellGenerator, folder: Path) -> None:
+        """Write the files of a save into a folder."""
+        write_generator(averaged, folder)
+        tensors, facts = self.trainer.state()
+        checkpoint.write_tensors(folder / RESUME, tensors, {**facts, **self.identity})
+
+    def log_ending(self, folder: Path | None) -> None:
+        """Log how the training ended."""
+        if ending := self.ending(folder):
+            logger.info(ending)
+        if self.finished and isinstance(self.model, CountDenoiser) and self.model.noise_axes.any():
+            low, high = (float(factor) for factor in self.model.noise_factors.aminmax())
+            logger.info(f"initial noise is scaled by {low:.2f} to {high:.2f} along {NOISE_AXES} directions")
 
     def ending(self, folder: Path | None) -> str:
         """Return what the log says of the end of a training that was cut short or stopped early, or nothing."""
@@ -460,13 +513,6 @@ def _split(
             f"`validation={share:g}` of {adata.n_obs} cells holds out {len(held_out)}: give a larger share or 0"
         )
     return adata[train], adata[held_out]
-
-
-def _name(preset: str | Preset) -> str:
-    """Return the name of a preset, "custom" for one that is not among the named ones."""
-    if isinstance(preset, str):
-        return preset
-    return next((name for name, known in PRESETS.items() if known == preset), "custom")
 
 
 def _rounded(value: float | None, unit: float = 1.0) -> float | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wbdit._progress import progress_bar
+from wbdit._signals import deferred_signals
 from wbdit.data.loader import Batch, Batches
 from wbdit.errors import InputError
 from wbdit.ops import cpu
@@ -163,7 +162,7 @@ class Trainer:
 
         Returns
         -------
-        True if the training is complete; False if Ctrl-C ended it early, after a complete step.
+        True if the training is complete; False if Ctrl-C or another signal ended it early, after a complete step.
 
         Raises
         ------
@@ -174,7 +173,7 @@ class Trainer:
         logged = saved = time.monotonic()
         next_diagnosis = logged
         losses: list[Tensor] = []
-        with self._forked(), _interruptible() as interrupted, progress_bar("training", bar, self.progress) as show:
+        with self._forked(), deferred_signals() as interrupted, progress_bar("training", bar, self.progress) as show:
             self._restore_random_state(self.random)
             while self._goes_on and not interrupted():
                 start = time.monotonic()
@@ -387,26 +386,6 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" or cpu.has_fast_bf16() else "fp32"
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts as usual."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(signum: int, frame: Any) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _summary(record: dict[str, Any]) -> str:
