@@ -55,7 +55,9 @@ def holds_run(run: Path) -> bool:
     >>> holds_run(Path("run")), holds_run(Path("elsewhere"))
     (True, False)
     """
-    return any((run / place / MANIFEST).is_file() for place in (NEXT, "", PREVIOUS)) or _is_without_manifest(run)
+    marks = (MANIFEST, PREPROCESSOR[0])  # other programs have a manifest.json too
+    places = (run / NEXT, run, run / PREVIOUS)
+    return _is_without_manifest(run) or any(all((place / name).is_file() for name in marks) for place in places)
 
 
 def check_run_folder(run: Path, *, overwrite: bool = False) -> None:
@@ -186,11 +188,7 @@ class RunWriter:
     def __init__(self, run: Path) -> None:
         self.run = run
         self._own: bytes | None = None  # manifest of the save that this writer put in place, which is not read again
-        self._remove_leftovers()
-        if (run / NEXT).exists():
-            if _damage(run / NEXT) is None:
-                self._put_in_place()
-            self._retire(NEXT)
+        self._recover()
 
     def save(self, write: Callable[[Path], object], carried: Sequence[str] = ()) -> None:
         """Save the files that `write` writes into the empty folder it is given.
@@ -208,11 +206,12 @@ class RunWriter:
             If they cannot be written, for one because the disk is full. The last save is then as before.
         """
         try:
+            self._recover()  # the last save of this writer may have failed after it counted
             self._stage(write, carried)
             (self.run / STAGED).rename(self.run / NEXT)
             sync(self.run)
             self._put_in_place()
-            self._retire(NEXT)
+            self._retire_next()
         except OSError as error:
             raise InputError(f"{disk_error(f'cannot save {self.run}', error)}; {self._safe()}") from error
         finally:
@@ -284,9 +283,17 @@ class RunWriter:
         sync(run)
         shutil.rmtree(run / OLD, ignore_errors=True)
 
-    def _retire(self, name: str) -> None:
-        """Remove a folder at once for readers."""
-        (self.run / name).rename(self.run / DONE)
+    def _recover(self) -> None:
+        """Complete a save that was cut short after it counted, and remove one that was cut short before."""
+        self._remove_leftovers()
+        if (self.run / NEXT).exists():
+            if _damage(self.run / NEXT) is None:
+                self._put_in_place()
+            self._retire_next()
+
+    def _retire_next(self) -> None:
+        """Remove `NEXT`, at once for readers."""
+        (self.run / NEXT).rename(self.run / DONE)
         sync(self.run)
         shutil.rmtree(self.run / DONE)
 
@@ -344,13 +351,12 @@ def _damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the files in the manifest of a save, with their sizes and SHA-256."""
-    content = read_json(folder / MANIFEST).get("files")
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / MANIFEST} is damaged")
-    for name, known in content.items():
-        if name not in RUN_FILES or not isinstance(known, dict) or not {"bytes", "sha256"} <= known.keys():
-            raise InputError(f"{folder / MANIFEST} is damaged")
-    return content
+    try:
+        files = read_json(folder / MANIFEST)["files"]
+        assert all(name in RUN_FILES and {"bytes", "sha256"} <= known.keys() for name, known in files.items())
+    except (InputError, KeyError, AttributeError, AssertionError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged") from error
+    return files
 
 
 def _manifests(run: Path) -> list[bytes | None]:
