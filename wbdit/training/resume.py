@@ -87,9 +87,9 @@ def check_choices(
         If one is not; the message names both.
     """
     config, preprocessor = kept.config, kept.preprocessor
-    if label is not None:
+    if label:  # the command line gives an empty tuple for none
         _check(folder, "label", _columns(label), _columns(preprocessor.labels.columns))
-    if continuous is not None:
+    if continuous:
         _check(folder, "continuous", _columns(continuous), _columns(preprocessor.covariates.columns))
     if preset is not None:
         _check(folder, "preset", preset_name(preset), config.preset)
