@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized fuzz lint docs bench bench-gate bench-chart peers example-run wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized fuzz kills lint docs bench bench-gate bench-chart peers example-run wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -45,6 +45,10 @@ SEED ?= 0
 
 fuzz: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.reliability.fuzz --seconds $(SECONDS) --count $(COUNT) --seed $(SEED)
+
+# the shipped commands killed 130 times at random moments, an hour or more; see docs/reliability.md
+kills: $(VENV)/installed
+	$(BIN)/python bench/reliability/kills.py $(KILLS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,11 +2,11 @@
 
     python bench/reliability/kills.py --kills 100 --generations 30
 
-``wbdit train`` runs on 700 real blood cells with default settings, apart from ``--steps``. It is killed (SIGKILL) after a
-random time, uniform over the duration of an undisturbed run, and started again: with ``--resume`` if the folder holds a
-save, else afresh. After each kill the run must load as one save. Each run is killed a few times and then ends undisturbed:
-its weights must equal those of the run that was never killed, bit by bit, and nothing but the files of two saves may be
-left. ``wbdit generate`` is killed in the same way: its output is absent or whole, and equal in the end.
+``wbdit train`` runs on 700 real blood cells with default settings, apart from ``--steps``. It is killed (SIGKILL) after
+a random time, uniform over the duration of an undisturbed run, and started again: with ``--resume`` if the folder holds
+a save, else afresh. After each kill the run must load as one save. Each run is killed a few times and then ends
+undisturbed: its weights must equal those of the run that was never killed, bit by bit, and nothing but the files of two
+saves may be left. ``wbdit generate`` is killed in the same way: its output is absent or whole, and equal in the end.
 
 Prints one line of JSON. The exit status is 1 if anything was wrong.
 """
@@ -118,7 +118,9 @@ def generation(folder: Path, run: Path, kills: int, n: int, moments: random.Rand
         return [COMMAND, "generate", str(run), "--n", str(n), "--out", str(path)]
 
     def check(path: Path, found: Counter) -> None:
-        found["without a file" if not path.exists() else "with a whole file" if digest(path) == expected else "wrong"] += 1
+        found[
+            "without a file" if not path.exists() else "with a whole file" if digest(path) == expected else "wrong"
+        ] += 1
 
     began = time.monotonic()
     undisturbed = folder / "undisturbed.h5ad"
