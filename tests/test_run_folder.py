@@ -105,7 +105,7 @@ def unsynced(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def begin(run, start):
+def prepare(run, start):
     """Prepare a run in one of several states; return the number of its save, or None."""
     if start == "none":
         return None
@@ -123,7 +123,7 @@ def begin(run, start):
 @pytest.mark.parametrize("start", ["none", "one save", "two saves", "older version", "newest damaged"])
 def test_killed_after_each_operation_it_holds_one_save(tmp_path, monkeypatch, unsynced, start):
     """Whatever a killed save left loads as the old or the new save, and the next save cleans up."""
-    run, old = tmp_path / "run", begin(tmp_path / "run", start)
+    run, old = tmp_path / "run", prepare(tmp_path / "run", start)
     snapshots = Snapshots(run, tmp_path)
     with monkeypatch.context() as patch:
         snapshots.patch(patch)
@@ -153,7 +153,7 @@ def check_recovery(folder, held):
 
 def test_killed_during_recovery_it_still_holds_one_save(tmp_path, monkeypatch, unsynced):
     run = tmp_path / "run"
-    begin(run, "two saves")
+    prepare(run, "two saves")
     snapshots = Snapshots(run, tmp_path / "first")
     with monkeypatch.context() as patch:
         snapshots.patch(patch)
@@ -172,7 +172,7 @@ def test_killed_during_recovery_it_still_holds_one_save(tmp_path, monkeypatch, u
 def test_a_full_disk_at_each_operation(tmp_path, monkeypatch, unsynced):
     """The error names the disk and what is safe, and what was written of the save is gone."""
     run, said = tmp_path / "run", []
-    begin(run, "two saves")
+    prepare(run, "two saves")
     with writing(run) as writer:
         for k in range(60):
             calls = iter(range(100))
@@ -232,7 +232,7 @@ def test_readers_see_one_save_while_others_are_written(tmp_path, unsynced):
 @pytest.mark.parametrize("name", [*run_folder.DATA, MANIFEST])
 def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, log, unsynced, name, damage):
     run = tmp_path / "run"
-    begin(run, "two saves")
+    prepare(run, "two saves")
     if (name, damage) == (MANIFEST, "missing"):
         return  # as in runs of older versions
     spoil(run / name, damage)
@@ -271,7 +271,7 @@ def test_a_disk_without_hard_links(tmp_path, monkeypatch, unsynced):
 
     monkeypatch.setattr(os, "link", no_links)
     run = tmp_path / "run"
-    begin(run, "two saves")
+    prepare(run, "two saves")
     assert (number_of(run), read(run / PREVIOUS)) == (1, content(0))
 
 
