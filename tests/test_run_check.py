@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import wbdit
 from wbdit import InputError
+from wbdit.cli import _facts
 from wbdit.run_check import LONGEST_JSON
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -400,3 +401,17 @@ def test_weights_whose_products_are_no_numbers_make_no_cells():
             parameter.fill_(1e20)
     with pytest.raises(InputError, match="weights are damaged"):
         generator.generate(2, calls=2)
+
+
+@pytest.mark.parametrize(
+    ("made", "facts"),
+    [
+        (5, {}),
+        (np.arange(3), {}),
+        ({5: {"deep": {"er": {}}}, "seed": 0}, {"seed": "0"}),
+        ({"guidance": {"type": 2.0}, "list": [1, 2]}, {"guidance": "type=2.0"}),
+        ({"x": "<script>" * 100}, {"x": ("<script>" * 100)[:200]}),  # the template escapes it
+    ],
+)
+def test_what_a_foreign_file_says_of_itself(made, facts):
+    assert _facts(made) == facts

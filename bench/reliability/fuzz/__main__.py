@@ -24,7 +24,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-PROCESSOR_SECONDS, SECONDS = 5, 60  # per input: of the processor, and of the clock, as for a pipe that nobody writes to
+PROCESSOR_SECONDS, SECONDS = 5, 400  # per input: of the processor, and of the clock, as for a pipe without a writer
 MEMORY = 10**9  # bytes
 BATCH = 200  # inputs per child
 
