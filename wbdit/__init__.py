@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.example_run import example
     from wbdit.generator import CellGenerator, load
+    from wbdit.streaming import join
     from wbdit.training.config import Preset
     from wbdit.training.fit import fit
     from wbdit.whitebox.explain import explain
@@ -50,6 +51,7 @@ __all__ = [
     "example",
     "explain",
     "fit",
+    "join",
     "load",
     "pl",
     "samplers",
@@ -64,6 +66,7 @@ _LATER = {
     "example": "wbdit.example_run",
     "explain": "wbdit.whitebox.explain",
     "fit": "wbdit.training.fit",
+    "join": "wbdit.streaming",
     "load": "wbdit.generator",
     "Preset": "wbdit.training.config",
     "split": "wbdit.data.split",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -221,7 +222,7 @@ def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], 
 
 @cli.command()
 @click.argument("run", type=FILE)
-@click.option("--out", type=FILE, required=True, help="File to write, .h5ad.")
+@click.option("--out", type=FILE, required=True, help="File to write, .h5ad or .zarr.")
 @click.option("--n", type=int, help="Number of cells. With --like, in its label proportions.")
 @click.option("--like", type=FILE, help="An .h5ad file whose labels and covariates to copy, one cell per cell.")
 @click.option(
@@ -248,8 +249,14 @@ def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], 
 @click.option("--library-factor", help='Factor of the library sizes: 2, or by label "NK=2,B=1.5".')
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--batch-size", type=int, default=256, show_default=True, help="Cells per batch; does not change the cells."
+    "--batch-size",
+    type=int,
+    help="Cells in memory at a time; does not change the cells.  [default: 256 on a GPU, 64 per thread on a CPU]",
 )
+@click.option("--chunk", type=int, help="Cells per chunk that is kept on disk; does not change the file.")
+@click.option("--resume", is_flag=True, help="Go on from the finished chunks of a killed process.")
+@click.option("--rank", type=int, help="Number of this process, from 0.  [default: RANK, which torchrun sets]")
+@click.option("--ranks", type=int, help="Number of processes, each with a file.  [default: WORLD_SIZE]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @_overwrite
 @_threads
@@ -266,18 +273,27 @@ def generate(
     library_factor: str | None,
     device: str,
     overwrite: bool,
+    rank: int | None,
+    ranks: int | None,
     **options: Any,
 ) -> None:
-    """Generate synthetic cells with a trained RUN."""
-    from wbdit._io import write_h5ad
+    """Generate synthetic cells with a trained RUN.
+
+    Memory holds one chunk of them. A killed process goes on with --resume. Several processes, as torchrun starts them,
+    write one file each, which wbdit join makes one.
+    """
     from wbdit._outputs import check_writable, has_uns
+    from wbdit.cell_files import check_format, reading
     from wbdit.data.expression import read_h5ad
     from wbdit.data.space import describe
     from wbdit.generator import load
+    from wbdit.streaming import part_path
 
-    check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
+    rank, ranks = _rank(rank, ranks)
+    check_writable(part_path(out, rank, ranks), overwrite=overwrite, is_ours=has_uns("wbdit"))
+    check_format(out)
     began = time.monotonic()
-    generator = load(run, device=device)
+    generator = load(run, device=_device_of_rank(device))
     cells = read_h5ad(like) if like is not None else None
     options |= {
         "n_per_label": _parse_per_label(n_per_label),
@@ -287,19 +303,34 @@ def generate(
         "library_size": _parse_library("--library-size", library_size),
         "library_factor": _parse_library("--library-factor", library_factor),
     }
-    synthetic = generator.generate(like=cells, progress=_shows_progress(), **options)
-    write_h5ad(synthetic, out)
-    space = describe(generator.preprocessor.space)
-    logger.info(f"{out}: {synthetic.n_obs} cells, {synthetic.n_vars} genes, X holds {space}")
+    out = generator.generate_to(out, like=cells, rank=rank, ranks=ranks, progress=_shows_progress(), **options)
+    with reading(out) as root:
+        n = root["obs"]["_index"].shape[0]
+    genes = len(generator.preprocessor.genes)
+    logger.info(f"{out}: {n} cells, {genes} genes, X holds {describe(generator.preprocessor.space)}")
     if _wants_json():
         _print_json(
             out=str(out),
-            cells=synthetic.n_obs,
-            genes=synthetic.n_vars,
+            cells=n,
+            genes=genes,
             seconds=round(time.monotonic() - began, 1),
             seed=options["seed"],
             model_hash=generator.config.model_hash,
         )
+
+
+@cli.command()
+@click.argument("parts", type=FILE, nargs=-1, required=True)
+@click.option("--out", type=FILE, required=True, help="File to write, .h5ad or .zarr.")
+@_overwrite
+def join(parts: tuple[Path, ...], out: Path, overwrite: bool) -> None:
+    """Join the files that wbdit generate wrote over several ranks."""
+    from wbdit._outputs import check_writable, has_uns
+    from wbdit.streaming import join as join_files
+
+    check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
+    join_files(parts, out)
+    _say(f"{out}: joined {len(parts)} files")
 
 
 @cli.command()
@@ -480,6 +511,29 @@ def run(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"\nwbdit: ended by {error.name}", err=True)
         code = error.code
     sys.exit(code or 0)
+
+
+def _rank(rank: int | None, ranks: int | None) -> tuple[int, int]:
+    """Return the number of this process and of all, as given or as torchrun says."""
+    given = {"RANK": rank, "WORLD_SIZE": ranks}
+    if (rank is None) != (ranks is None):
+        raise InputError("give `rank` and `ranks` together")
+    if rank is None:
+        try:
+            given = {name: int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+        except ValueError:
+            raise InputError("the environment variables RANK and WORLD_SIZE must be whole numbers") from None
+    return given["RANK"] or 0, given["WORLD_SIZE"] or 1
+
+
+def _device_of_rank(device: str) -> str:
+    """Return the device of this process: with "auto" under torchrun, the GPU with its number on this machine."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if device != "auto" or not local.isdigit():
+        return device
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
 
 
 def _parse_per_label(text: str | None) -> dict[str, int] | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,8 +17,9 @@ import anndata as ad
 import numpy as np
 import torch
 
-from wbdit import card, checkpoint, ops, run_folder, samplers
+from wbdit import card, checkpoint, ops, run_folder, samplers, streaming
 from wbdit._progress import Show, progress_bar
+from wbdit.cell_blocks import BLOCK, n_blocks, run_tasks, whole_block
 from wbdit.checkpoint import CONFIG, MODEL, RESUME
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.likelihood import CountLikelihood
@@ -50,6 +54,8 @@ COUNTS_SAMPLER: samplers.Name = "unipc"
 COUNTS_CALLS = 15
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
+GPU_BATCH = 256  # cells
+
 
 class Sampling(NamedTuple):
     """A sampler, its number of model calls, and their spacing in time."""
@@ -57,6 +63,24 @@ class Sampling(NamedTuple):
     sampler: samplers.Name
     calls: int
     spacing: samplers.Spacing
+
+
+class Plan(NamedTuple):
+    """The cells to generate: a request in which nothing is open, library sizes ``(n,)``, and how to sample.
+
+    `facts` is the content of ``uns["wbdit"]``.
+    """
+
+    asked: GenerationRequest
+    library: np.ndarray
+    sampling: Sampling
+    seed: int
+    facts: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Number of cells."""
+        return len(self.asked.codes)
 
 
 class CellGenerator:
@@ -122,15 +146,16 @@ class CellGenerator:
         library_size: PerLabel | None = None,
         library_factor: PerLabel | None = None,
         seed: int = 0,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         progress: bool = False,
     ) -> ad.AnnData:
         """Generate synthetic cells.
 
-        The cells depend on the seed, on their index in the result and on their labels, but not on the batch size. On a
-        GPU this holds up to rounding, because other batch sizes use other tiles in matrix products. A warning is logged
-        if no training cell has a requested label combination, or a requested covariate or library size is beyond those
-        of the training cells.
+        The cells depend on the seed, on their index in the result and on their labels, but not on the batch size. A CPU
+        computes them in blocks of 64, each on one thread, so that batch size and number of threads change no bit
+        (:mod:`wbdit.cell_blocks`). On a GPU this holds up to rounding, because other batch sizes use other tiles in
+        matrix products. A warning is logged if no training cell has a requested label combination, or a requested
+        covariate or library size is beyond those of the training cells.
 
         What is not requested is drawn from the training cells: covariates and library sizes from those with the cell's
         labels, and near the requested covariates, labels as well.
@@ -177,7 +202,8 @@ class CellGenerator:
         seed
             Random seed, 64 bits.
         batch_size
-            Cells per batch.
+            Cells in memory at a time, rounded up to whole blocks of 64. The default is 256 on a GPU, and one block per
+            thread on a CPU.
         progress
             Show a progress bar on stderr.
 
@@ -186,8 +212,8 @@ class CellGenerator:
         AnnData with the label and continuous columns in ``obs``. If the training cells held counts, ``X`` holds counts
         (CSR fp32) and ``layers["lognorm"]`` holds ln(1 + counts per 10,000). Otherwise ``X`` is in the space of the
         training cells. `toward` adds ``obs[f"{column}_toward"]`` and ``obs["mix"]``. ``uns["wbdit"]`` records versions,
-        seed, sampler, model hash, and the requested covariates and library sizes. Its "unseen" lists the label
-        combinations that no training cell has, if any.
+        seed, sampler, model hash, a hash of the request, and the requested covariates and library sizes. Its "unseen"
+        lists the label combinations that no training cell has, if any.
 
         Raises
         ------
@@ -203,47 +229,98 @@ class CellGenerator:
         >>> synthetic.obs["bulk_labels"].tolist()
         ['Dendritic', 'Dendritic', 'Dendritic', 'CD19+ B', 'CD19+ B']
         """
-        asked = read_request(
-            *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
+        plan = self._plan(
+            *(n, like, n_per_label, sampler, calls, spacing, guidance, toward, mix, at, library_size, library_factor),
+            seed,
         )
-        seed, batch_size = whole("seed", seed), whole("batch_size", batch_size)
-        if batch_size < 1:
-            raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
-        sampling = self._resolve_sampler(sampler, calls, spacing)
-        asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
-        unseen = asked.unseen(self.preprocessor.labels)
-        if unseen:
-            logger.warning(
-                f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
-                "label combinations"
-            )
-        for beyond in self.preprocessor.beyond(asked.at, library):
-            logger.warning(f"extrapolated beyond the training cells: {beyond}")
         with progress_bar("generating", progress) as show:
-            x = self._sample(asked, library, sampling, seed, batch_size, show)
-        cells = self.preprocessor.decode(x, library)
-        cells.obs = self.preprocessor.obs(asked.codes, asked.toward, asked.mix, asked.at)
-        cells.uns |= self.preprocessor.annotations.uns()
-        cells.uns["wbdit"] = {
-            "wbdit": self.config.wbdit,
-            "torch": str(torch.__version__),
-            "model_hash": self.config.model_hash,
-            "seed": seed,
-            **sampling._asdict(),
-            "guidance": guidance_fact(guidance),
-            **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
-            **request_facts(at, library_size, library_factor),
-            **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
-            **self.preprocessor.facts(),
-        }
-        return cells
+            x = self._sample(plan, range(plan.n), batch_size, show)
+        return self._cells(plan, range(plan.n), x)
+
+    def generate_to(
+        self,
+        path: str | Path,
+        n: int | None = None,
+        *,
+        chunk: int | None = None,
+        resume: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **request: Any,
+    ) -> Path:
+        """Generate synthetic cells into a file, with memory for one chunk of them.
+
+        The file has the content of ``generate(n, **request).write_h5ad(path)``. It gets its name when it is complete.
+        Until then, finished chunks are kept in a folder ``.NAME.partial`` beside it. After a kill, `resume` goes on
+        from them, and the file is the same byte by byte.
+
+        Parameters
+        ----------
+        path
+            File to write, ``.h5ad`` or ``.zarr``.
+        n, batch_size, progress
+            As in :meth:`generate`.
+        chunk
+            Cells per chunk, rounded up to whole blocks of 64. The default are as many as a dense matrix of 64 MiB
+            holds, but at most 65,536. It does not change the file.
+        resume
+            Go on from the finished chunks of the same request, if there are any.
+        rank, ranks
+            Generate the share of one of several processes, into ``NAME.rank0-of-3.h5ad``; :func:`wbdit.join` makes one
+            file of them.
+        **request
+            The other arguments of :meth:`generate`, by name.
+
+        Returns
+        -------
+        The path of the file.
+
+        Raises
+        ------
+        InputError
+            If the request does not fit this run, or the file cannot be written; with `resume`, if the finished chunks
+            are of another request, seed or run; without, if there are finished chunks.
+
+        Examples
+        --------
+        >>> import anndata as ad
+        >>> path = generator.generate_to("synthetic.h5ad", 100, calls=2, seed=1)
+        >>> ad.read_h5ad(path, backed="r").shape
+        (100, 765)
+        """
+        plan, path = self._plan(n, **request), Path(path)
+        rows = streaming.share_of(plan.n, rank, ranks)
+        path = streaming.part_path(path, rank, ranks)
+        genes = len(self.preprocessor.genes)
+        if chunk is not None and chunk < 1:
+            raise InputError(f"`chunk` must be at least 1, not {chunk}")
+        if ranks > 1:
+            plan.facts[streaming.PART] = {"rank": rank, "ranks": ranks, "n": plan.n}
+
+        def make(some: range, show: Show) -> ad.AnnData:
+            return self._cells(plan, some, self._sample(plan, some, batch_size, show))
+
+        kept = ("model_hash", "seed", "wbdit", "torch", "request")
+        with progress_bar("generating", progress) as show:
+            streaming.generate_file(
+                path,
+                rows,
+                {name: plan.facts[name] for name in kept},
+                make,
+                show,
+                chunk=streaming.chunk_cells(genes) if chunk is None else BLOCK * n_blocks(chunk),
+                resume=resume,
+            )
+        return path
 
     def sample(
         self,
         codes: np.ndarray,
         seed: int,
         calls: int | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         covariates: np.ndarray | None = None,
         show: Show = lambda share, text: None,
     ) -> np.ndarray:
@@ -275,8 +352,8 @@ class CellGenerator:
         at = np.full((len(codes), columns), np.nan) if covariates is None else covariates
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
         sampling = self._resolve_sampler(None, calls, None)
-        asked, library = asked.complete(self.preprocessor, self._uniform(len(codes), seed))
-        return self._sample(asked, library, sampling, seed, batch_size, show)
+        plan = Plan(*asked.complete(self.preprocessor, self._uniform(len(codes), seed)), sampling, seed, {})
+        return self._sample(plan, range(plan.n), batch_size, show)
 
     def save(self, run: str | Path, *, overwrite: bool = False) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
@@ -347,55 +424,120 @@ class CellGenerator:
         draws = ops.normal(seed, torch.arange(n), LIBRARY_DRAW, 1)[:, 0]
         return torch.special.ndtr(draws.double()).numpy()
 
-    def _sample(
+    def _plan(
         self,
-        asked: GenerationRequest,
-        library: np.ndarray,
-        sampling: Sampling,
-        seed: int,
-        batch_size: int,
-        show: Show,
-    ) -> np.ndarray:
-        """Sample the requested cells batch by batch and return the input of `Preprocessor.decode`, ``(cells, G)``."""
-        path = samplers.timesteps(self.schedule, sampling.calls, sampling.spacing, stop=self.model.stop)
-        n, graph = len(asked.codes), CUDAGraphModel(self.model)
-        starts = range(0, n, batch_size)
-        calls = count(1)
-
-        def batch(start: int) -> np.ndarray:
-            rows = np.arange(start, min(start + batch_size, n))
-            return self._sample_batch(
-                *(graph, rows, asked, library[rows], sampling.sampler, path, seed),
-                lambda *step: show(next(calls) / (len(starts) * len(path)), ""),
+        n: int | None = None,
+        like: ad.AnnData | None = None,
+        n_per_label: CellsPerLabel | None = None,
+        sampler: samplers.Name | None = None,
+        calls: int | None = None,
+        spacing: samplers.Spacing | None = None,
+        guidance: float | Mapping[str, float] = 1.0,
+        toward: Mapping[str, str] | None = None,
+        mix: float | None = None,
+        at: Points | None = None,
+        library_size: PerLabel | None = None,
+        library_factor: PerLabel | None = None,
+        seed: int = 0,
+    ) -> Plan:
+        """Check the request of :meth:`generate`, and draw what it leaves open; warn of what is extrapolated."""
+        asked = read_request(
+            *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
+        )
+        seed = whole("seed", seed)
+        sampling = self._resolve_sampler(sampler, calls, spacing)
+        asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
+        unseen = asked.unseen(self.preprocessor.labels)
+        if unseen:
+            logger.warning(
+                f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
+                "label combinations"
             )
+        for beyond in self.preprocessor.beyond(asked.at, library):
+            logger.warning(f"extrapolated beyond the training cells: {beyond}")
+        facts = {
+            "wbdit": self.config.wbdit,
+            "torch": str(torch.__version__),
+            "model_hash": self.config.model_hash,
+            "seed": seed,
+            **sampling._asdict(),
+            "guidance": guidance_fact(guidance),
+            **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
+            **request_facts(at, library_size, library_factor),
+            **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
+            **self.preprocessor.facts(),
+        }
+        return Plan(asked, library, sampling, seed, facts | {"request": self._request_hash(asked, library, facts)})
 
-        return np.concatenate([batch(start) for start in starts])
+    def _request_hash(self, asked: GenerationRequest, library: np.ndarray, facts: dict[str, Any]) -> str:
+        """Return the SHA-256 of all that the cells depend on, except the weights, which have a hash of their own."""
+        known = self.preprocessor
+        arrays = [asked.codes, asked.at, asked.toward, library, known.center, known.smallest]
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(b"none" if array is None else f"{array.shape}{array.dtype}".encode() + array.tobytes())
+        plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in facts.items()}
+        rest = [plain, list(map(float, asked.weights)), float(known.scale), self._device.type]
+        digest.update(json.dumps(rest, sort_keys=True, default=lambda array: array.tolist()).encode())
+        return digest.hexdigest()
+
+    def _cells(self, plan: Plan, rows: range, x: np.ndarray) -> ad.AnnData:
+        """Return the cells with indices `rows`, given their part of the result of :meth:`_sample`."""
+        some, asked = slice(rows.start, rows.stop), plan.asked
+        cells = self.preprocessor.decode(x, plan.library[some])
+        toward = None if asked.toward is None else asked.toward[some]
+        obs = self.preprocessor.obs(asked.codes[some], toward, asked.mix, asked.at[some])
+        cells.obs = obs.set_axis([f"synthetic-{i}" for i in rows])
+        cells.uns |= self.preprocessor.annotations.uns()
+        cells.uns["wbdit"] = plan.facts
+        return cells
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _sample(self, plan: Plan, rows: range, batch_size: int | None, show: Show) -> np.ndarray:
+        """Sample the cells with indices `rows`, from the first of a block, and return the input of `decode`."""
+        if batch_size is not None and whole("batch_size", batch_size) < 1:
+            raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
+        path = samplers.timesteps(self.schedule, plan.sampling.calls, plan.sampling.spacing, stop=self.model.stop)
+        on_cpu = self._device.type == "cpu"
+        size = BLOCK if on_cpu else BLOCK * n_blocks(batch_size or GPU_BATCH)
+        starts, calls, lock = range(rows.start, rows.stop, size), count(1), threading.Lock()
+        graph = CUDAGraphModel(self.model, embeds_once=on_cpu)
+
+        def batch(start: int, check: Callable[[], None]) -> np.ndarray:
+            def update(*step: object) -> None:
+                check()
+                with lock:
+                    show(next(calls) / (len(starts) * len(path)), "")
+
+            own = np.arange(start, min(start + size, rows.stop))
+            return self._sample_batch(graph, whole_block(own) if on_cpu else own, plan, path, update)[: len(own)]
+
+        if not on_cpu:
+            return np.concatenate([batch(start, lambda: None) for start in starts])
+        self.model.eval()  # clears what was computed from the weights on several threads
+        at_once = torch.get_num_threads() if batch_size is None else n_blocks(batch_size)
+        return np.concatenate(run_tasks(batch, starts, min(at_once, torch.get_num_threads(), len(starts))))
 
     @torch.no_grad()
     def _sample_batch(
-        self,
-        graph: CUDAGraphModel,
-        rows: np.ndarray,
-        asked: GenerationRequest,
-        library: np.ndarray,
-        sampler: samplers.Name,
-        path: list[float],
-        seed: int,
-        update: Callable[..., object],
+        self, graph: CUDAGraphModel, rows: np.ndarray, plan: Plan, path: list[float], update: Callable[..., object]
     ) -> np.ndarray:
         """Sample one batch, the cells with indices `rows`, ``(B, G)``."""
-        device = next(self.model.parameters()).device
+        device, genes = self._device, len(self.preprocessor.genes)
         places = torch.from_numpy(rows).to(device)
-        noise = samplers.PhiloxNoise(seed, places, (1, len(self.preprocessor.genes)))
-        log_library = torch.from_numpy(np.log(np.maximum(library, 1))).to(device, torch.float32)
+        noise = samplers.PhiloxNoise(plan.seed, places, (1, genes))
+        log_library = torch.from_numpy(np.log(np.maximum(plan.library[rows], 1))).to(device, torch.float32)
         fixed = self.model.fix_library(graph, log_library)
-        model: Any = asked.model(fixed, rows, device, self.preprocessor.covariates)
+        model: Any = plan.asked.model(fixed, rows, device, self.preprocessor.covariates)
 
         def uniform() -> torch.Tensor:
-            return torch.special.ndtr(ops.normal(seed, places, COUNT_DRAW, len(self.preprocessor.genes))).float()
+            return torch.special.ndtr(ops.normal(plan.seed, places, COUNT_DRAW, genes)).float()
 
         with sampling_precision(device):
-            x = samplers.BY_NAME[sampler].sample(
+            x = samplers.BY_NAME[plan.sampling.sampler].sample(
                 model,
                 self.model.start(noise(-1)),
                 self.schedule,

@@ -63,10 +63,7 @@ class TrainingDraws:
         """
         drawn = Drawn(codes.copy(), at.copy(), np.empty(len(codes)))
         asked = np.concatenate([codes.astype(np.float64), at], axis=1)
-        of_request: dict[bytes, list[int]] = {}
-        for i, row in enumerate(asked):
-            of_request.setdefault(row.tobytes(), []).append(i)
-        for same in of_request.values():
+        for same in _equal_rows(asked):
             pool = self._nearest(self._with_labels(codes[same[0]]), at[same[0]])
             pool = pool[np.argsort(self.library[pool], kind="stable")]
             drawn.library[same] = np.quantile(self.library[pool], u[same])
@@ -94,3 +91,12 @@ class TrainingDraws:
         away = (self.covariates.values[pool][:, given] - point[given]) / self.covariates.scale[given]
         squared = (away**2).sum(1)
         return pool[squared <= np.partition(squared, n - 1)[n - 1]]
+
+
+def _equal_rows(table: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of each group of rows ``(n, k)`` that are equal in all bits, as NaN is to itself."""
+    if table.shape[1] == 0:
+        return [np.arange(len(table))]
+    keys = np.ascontiguousarray(table).view(np.dtype((np.void, table.itemsize * table.shape[1])))[:, 0]
+    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    return np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])

@@ -146,10 +146,15 @@ class CUDAGraphModel:
         A denoiser, or a :class:`wbdit.counts.denoiser.CountDenoiser`. When its weights change, all is recorded anew;
         after a change through ``.data``, call ``model.eval()``. After moving it to another device, create a new
         :class:`CUDAGraphModel`.
+    embeds_once
+        Whether :class:`wbdit.samplers.GuidedModel` embeds labels once for all calls. Results then do not depend on the
+        labels that were seen before: on a CPU, a denoiser given labels computes only new ones (:meth:`modulations
+        <wbdit.nn.conditioning.Conditioned.modulations>`), as products of other sizes.
     """
 
-    def __init__(self, model: Denoises) -> None:
+    def __init__(self, model: Denoises, *, embeds_once: bool = False) -> None:
         self.model = model
+        self.embeds_once = embeds_once
         self.prediction: Prediction = model.prediction
         self.label_sizes = model.label_sizes
         self.embed: Callable[..., Tensor] = model.embed

@@ -15,6 +15,7 @@ overfit the cells that they come from.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from wbdit._progress import Show, progress_bar
+from wbdit.cell_blocks import BLOCK
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.trend import spline_basis
 from wbdit.data.sources import TrainingData
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
-BATCH = 256  # cells per batch
-PROBE = 64  # cells generated to measure the speed
 FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
 NARROWEST, WIDEST = 0.8, 2.0  # safety clamp of the factors
@@ -78,9 +78,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
             like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
-            counts = generator.sample(
-                *(like.codes, SEED + turn), batch_size=BATCH, show=_part_of(show, turn), covariates=like.covariates
-            )
+            counts = generator.sample(*(like.codes, SEED + turn), show=_part_of(show, turn), covariates=like.covariates)
             made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
@@ -90,16 +88,16 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells.
 
-    One batch has the size of the calibration's, so that the process takes as much memory as the calibration.
+    These are one block per thread, as many as the calibration computes at a time, so that the process takes as much
+    memory as the calibration.
     """
     if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
         return 0.0
-    whole = data.take(np.resize(np.arange(len(data)), BATCH))
-    generator.sample(whole.codes, seed=0, calls=1, covariates=whole.covariates)  # the first call may compile kernels
-    few, covariates = data.codes[:PROBE], data.covariates[:PROBE]
+    few = data.take(np.resize(np.arange(len(data)), min(CELLS, BLOCK * torch.get_num_threads())))
+    generator.sample(few.codes, seed=0, calls=1, covariates=few.covariates)  # the first call may compile kernels
     start = time.monotonic()
-    generator.sample(few, seed=0, covariates=covariates)
-    return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
+    generator.sample(few.codes, seed=0, covariates=few.covariates)
+    return ROUNDS * math.ceil(CELLS / len(few)) * (time.monotonic() - start)
 
 
 def calibration_bytes(data: TrainingData) -> int:
