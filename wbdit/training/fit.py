@@ -300,9 +300,8 @@ class TrainingRun:
         )
         model = make_model(config)
         if isinstance(model, CountDenoiser):
-            model.init_from_data(
-                *(data.dense(), data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
-            )
+            center, scale = data.preprocessor.center, data.preprocessor.scale
+            model.init_from_data(data.cells, data.codes, center, scale, data.scaled_covariates, data.statistics)
         run = cls(model.to(device), data, config, held_out, resuming.reading_facts(max_genes, **reading))
         conditions = f"{labels.summary()}{covariates.summary()}"
         logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
@@ -523,5 +522,5 @@ def _likelihood(preset: Preset, data: TrainingData) -> LikelihoodConfig | None:
     """Return the settings of the count likelihood; None if the model is not trained on counts."""
     if not data.has_counts:
         return None
-    n_bins = len(CountBins.up_to(data.statistics.largest).lowest)
+    n_bins = len(CountBins.up_to(float(data.statistics.largest.max())).lowest)
     return LikelihoodConfig(n_bins=n_bins, **asdict(preset.likelihood))
