@@ -1,5 +1,7 @@
 """What is learned from the cells in chunks is what dense fp64 arithmetic over all of them gives."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -149,6 +151,19 @@ def test_no_axis_without_variance():
     """Five cells vary along four axes, and equal cells along none."""
     assert components_of(MemoryMatrix(COUNTS[:5]), "log1p", 64).axes.shape == (4, G)
     assert components_of(MemoryMatrix(np.repeat(COUNTS[:1], 9, axis=0)), "log1p", 64).axes.shape == (0, G)
+
+
+def test_many_genes_take_no_matrix_of_genes_by_genes():
+    """The 14,000 x 14,000 matrix in fp64 would take 1.6 GB, and its decomposition minutes."""
+    X = sp.random(100, 14_000, 0.01, "csr", np.float32, random_state=0)
+    tracemalloc.start()
+    try:
+        found = components_of(MemoryMatrix(X), "log1p", 4)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.axes.shape == (4, 14_000)
+    assert peak < 50e6
 
 
 def test_a_random_sample_of_many_cells_is_enough(monkeypatch):

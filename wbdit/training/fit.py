@@ -43,6 +43,7 @@ from wbdit.training.trainer import Trainer, choose_precision
 from wbdit.training.validation import Validation, split_rows
 from wbdit.whitebox.measures import diagnostics
 
+LONG_PREPARATION = 30.0  # seconds; the log says how long it took if longer
 MAX_CALIBRATION_SHARE = 0.25  # of a training budget in minutes
 
 logger = logging.getLogger("wbdit")
@@ -182,6 +183,8 @@ def fit(
             run = TrainingRun.start(
                 adata, label, continuous, chosen, name, budget, max_genes, seed or 0, where, precision, how
             )
+        if (prepared := time.monotonic() - began) > LONG_PREPARATION:
+            logger.info(f"read and prepared the cells in {duration(prepared)}")
         write = stack.enter_context(tensorboard_writer(tensorboard))
         with deferred_signals():
             generator = run.train(writer, write, progress, began)
@@ -292,7 +295,7 @@ class TrainingRun:
             preset=name,
             seed=seed,
             denoiser=preset.denoiser,
-            model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes, **of_covariates},
+            model={**preset.model_for(genes), "label_sizes": labels.label_sizes, **of_covariates},
             schedule={"noise_steps": NOISE_STEPS, "kind": preset.schedule},
             training=asdict(replace(preset.training, precision=precision)),
             budget=asdict(budget or preset.budget),
