@@ -2,8 +2,8 @@
 
     python bench/reliability/components.py DATA
 
-The exact variances are the eigenvalues of the cells' matrix of inner products, so DATA should have few cells. Prints the
-share of the exact leading variance that the axes miss.
+The exact variances are the eigenvalues of the cells' matrix of inner products, so DATA should have few cells. Prints
+the share of the exact leading variance that the axes miss.
 """
 
 import sys

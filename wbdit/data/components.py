@@ -70,14 +70,16 @@ class Residuals:
         groups: Sequence[np.ndarray] | None = None,
         corrected: bool = False,
     ) -> None:
-        groups = [np.arange(len(known))] if groups is None else groups
-        rows = np.concatenate([np.zeros(0, np.int64), *groups])
-        self.values = values[rows].astype(np.float64)
+        if groups is None:
+            groups = [np.arange(len(known))]
+        else:
+            values = values[np.concatenate([np.zeros(0, np.int64), *groups])]
+        self.values = values.astype(np.float64)
         bases = [_orthonormal(known[group]) for group in groups]
         self.basis = sp.csr_matrix(sp.block_diag([np.zeros((0, 0)), *bases]))
         lost = [max(len(group) - (known.shape[1] if corrected else 0), 1) for group in groups]
         factors = [np.full(len(group), np.sqrt(len(group) / n)) for group, n in zip(groups, lost, strict=True)]
-        self.factors = np.concatenate([np.zeros(0), *factors]) if corrected else np.ones(len(rows))
+        self.factors = np.concatenate([np.zeros(0), *factors]) if corrected else np.ones(values.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:
