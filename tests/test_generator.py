@@ -13,6 +13,7 @@ from helpers import as_old_version, interrupt_at, make_cells
 import wbdit
 from wbdit import InputError, samplers
 from wbdit.checkpoint import read_tensors, state_hash, write_tensors
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.generator import find_device, make_model
 
 CELLS = make_cells(60, 30)
@@ -51,7 +52,7 @@ def test_training_learns(trained):
     fresh = make_model(trained.config)
     counts = CELLS.X.toarray()
     codes = trained.preprocessor.labels.codes(CELLS)
-    fresh.init_from_data(counts, codes, trained.preprocessor.center, trained.preprocessor.scale)
+    fresh.init_from_data(MemoryMatrix(counts), codes, trained.preprocessor.center, trained.preprocessor.scale)
     model = trained.model
     levels = torch.from_numpy(model.likelihood.bin_of(counts))
     x0 = model.likelihood.values[torch.arange(30), levels.long()][:, None]

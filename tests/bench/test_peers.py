@@ -24,6 +24,7 @@ from bench.quality.peers.runs import Plan, Run
 from bench.quality.peers.table import markdown
 from bench.quality.peers.variational import _Vae
 from wbdit import DiT, InputError
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.data.variable_genes import variable_genes
 from wbdit.evaluation import distances
 from wbdit.evaluation.align import align
@@ -67,7 +68,7 @@ def test_the_split_is_shared_and_blind(data, split):
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == 150 - 30 - 1
     whole = ad.read_h5ad(data.path)
-    chosen = variable_genes(whole[split.train.obs_names].X, "counts", 40)
+    chosen = variable_genes(MemoryMatrix(whole[split.train.obs_names].X), "counts", 40)
     assert list(split.train.var_names) == list(split.test.var_names) == list(whole.var_names[chosen])
     assert list(split.test.obs.columns) == list(LABELS)
     assert not {"unassigned", "lonely"} & set(split.train.obs["type"])

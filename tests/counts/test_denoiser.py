@@ -9,10 +9,12 @@ from scipy import stats
 
 import wbdit
 from wbdit import NoiseSchedule, WBDiT
+from wbdit.counts import init
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
-from wbdit.counts.init import label_rates
 from wbdit.counts.likelihood import CountLikelihood
+from wbdit.data.cell_matrix import MemoryMatrix
+from wbdit.data.statistics import Statistics, training_groups
 from wbdit.ops import reference
 
 GENES, NOISE_STEPS = 12, 1000
@@ -33,8 +35,13 @@ def model_of(counts, codes, sizes=(2,), **options):
     denoiser = WBDiT(counts.shape[1], 4, hidden_size=16, num_heads=2, label_sizes=sizes, **options)
     levels = len(CountBins.up_to(counts.max()).lowest)
     model = CountDenoiser(denoiser, CountLikelihood(counts.shape[1], levels, NOISE_STEPS), NoiseSchedule(kind="cosine"))
-    model.init_from_data(counts, codes, center, 0.5)
+    model.init_from_data(MemoryMatrix(counts), codes, center, 0.5)
     return model.eval()
+
+
+def label_rates(counts, codes, sizes, strength=1.0):
+    found = Statistics.of(MemoryMatrix(counts), "log1p", training_groups(codes, sizes))
+    return init.label_rates(counts.sum(0, dtype=np.float64), found.sums, codes, found.totals, strength)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from wbdit import NoiseSchedule, WBDiT, samplers
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
 from wbdit.counts.likelihood import CountLikelihood
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.samplers import GuidedModel
 
 N, GENES, STOP = 5, 40, 500
@@ -23,7 +24,7 @@ def model_of(labels=(3,), **options):
     options = {"n_outputs": 2, "shared_patches": False, "cell_token": True, **options}
     likelihood = CountLikelihood(GENES, len(CountBins.up_to(counts.max()).lowest), 1000)
     model = CountDenoiser(WBDiT(**SMALL, label_sizes=labels, **options), likelihood, NoiseSchedule(kind="cosine"))
-    stirred(model).init_from_data(counts, codes, np.log1p(counts).mean(0), 0.5)
+    stirred(model).init_from_data(MemoryMatrix(counts), codes, np.log1p(counts).mean(0), 0.5)
     with torch.no_grad():
         likelihood.dispersion_knots.normal_(generator=torch.Generator().manual_seed(0))
     return model

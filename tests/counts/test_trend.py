@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from wbdit.counts.trend import KNOTS, CovariateTrend, Spline, fit_trend, natural_basis
+from wbdit.data.covariates import quantile_bins
 
 RNG = np.random.default_rng(0)
+
+
+def summed(counts, x):
+    """Return the counts summed over the cells of each bin of a covariate."""
+    bins = quantile_bins(x)
+    return np.stack([counts[bins == one].sum(0, dtype=np.float64) for one in range(bins.max() + 1)])
 
 
 def test_the_basis_is_linear_beyond_the_knots_and_smooth_between():
@@ -46,7 +53,8 @@ def test_a_known_trend_is_found_and_bridges_an_interval_without_cells():
     truth = np.stack([0.8 * x, np.tanh(x), np.zeros_like(x)], axis=1)
     counts = RNG.poisson(5 * library * np.exp(truth)).astype(np.float32)
     trend = CovariateTrend(1, 3)
-    trend.init_from_data(x[:, None].astype(np.float32), counts, (5 * library * np.ones((1, 3))).astype(np.float32))
+    x = x.astype(np.float32)
+    trend.init_from_data(x[:, None], [summed(counts, x)], (5 * library * np.ones((1, 3))).astype(np.float32))
     at = torch.linspace(-1.5, 1.5, 31)
     rates, dispersion = trend(at[:, None])
     wanted = torch.stack([0.8 * at, at.tanh(), torch.zeros_like(at)], dim=1)
@@ -63,7 +71,7 @@ def test_a_silent_gene_has_a_finite_trend():
 def test_no_offset_without_a_value_and_none_that_grows_beyond_the_cells():
     x = np.linspace(-1, 1, 200, dtype=np.float32)[:, None]
     trend = CovariateTrend(1, 1)
-    trend.init_from_data(x, np.exp(2 * x) * 10, np.full_like(x, 10))
+    trend.init_from_data(x, [summed(np.exp(2 * x) * 10, x[:, 0])], np.full_like(x, 10))
     rates = trend(torch.tensor([[np.nan], [1.0], [7.0], [-1.0]]))[0][:, 0]
     assert rates[0] == 0
     assert rates[1] == rates[2] > 1.5

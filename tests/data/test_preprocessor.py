@@ -8,6 +8,7 @@ import torch
 from helpers import make_cells
 
 from wbdit import InputError
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.data.expression import check_cells, read_h5ad
 from wbdit.data.labels import apportion
 from wbdit.data.matrix import find_expression
@@ -219,7 +220,7 @@ def test_variable_genes_are_kept(space):
     rate[::2, :20] *= 4  # twenty genes differ between two types of cells, the others do not
     rate[:, 199] = 0
     counts = rng.poisson(rate).astype(np.float32)
-    keep = variable_genes(counts if space == "counts" else np.log1p(counts), space, 15)
+    keep = variable_genes(MemoryMatrix(counts if space == "counts" else np.log1p(counts)), space, 15)
     assert keep.sum() == 15
     assert keep[:20].sum() >= 10  # one or two by chance
     assert not keep[199]
@@ -233,7 +234,7 @@ def test_too_many_genes_are_said(log):
 
 def test_scaled_values_do_not_tell_variable_genes():
     with pytest.raises(InputError, match="from scaled values"):
-        variable_genes(SCALED, "scaled", 5)
+        variable_genes(MemoryMatrix(SCALED), "scaled", 5)
 
 
 def test_apportion():
@@ -247,7 +248,7 @@ def test_choosing_genes_leaves_the_number_of_threads_alone(cells):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert variable_genes(cells.X, "counts", 10).sum() == 10
+        assert variable_genes(MemoryMatrix(cells.X), "counts", 10).sum() == 10
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -19,6 +19,7 @@ import wbdit
 from wbdit import InputError
 from wbdit.checkpoint import read_preprocessor, write_preprocessor
 from wbdit.cli import _parse_per_label
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.data.sources import TrainingData
@@ -375,7 +376,7 @@ def test_variable_genes_are_those_of_scanpy(space, flavor, batches):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = sc.pp.highly_variable_genes(adata, flavor=flavor, n_top_genes=50, batch_key=key, inplace=False)
-    chosen = variable_genes(adata.X, space, 50, batches)
+    chosen = variable_genes(MemoryMatrix(adata.X), space, 50, batches)
     np.testing.assert_array_equal(chosen, theirs["highly_variable"].to_numpy())
 
 

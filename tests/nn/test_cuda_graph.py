@@ -12,6 +12,7 @@ from wbdit import WBDiT, backend, samplers
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import CountDenoiser, FixedLibrary
 from wbdit.counts.likelihood import CountLikelihood
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.nn import cuda_graph
 from wbdit.schedule import NoiseSchedule
 
@@ -185,7 +186,7 @@ def test_a_count_denoiser_is_replayed_at_its_depths(recorded, spacing):
     schedule = NoiseSchedule(kind="cosine")
     likelihood = CountLikelihood(12, len(CountBins.up_to(counts.max()).lowest), schedule.noise_steps)
     denoiser = CountDenoiser(model((3,)), likelihood, schedule).eval()
-    denoiser.init_from_data(counts, y, np.log1p(counts).mean(0), 0.5)
+    denoiser.init_from_data(MemoryMatrix(counts), y, np.log1p(counts).mean(0), 0.5)
     x, log_library = torch.randn(5, 1, 12), torch.linspace(2, 4, 5)
     path = samplers.timesteps(schedule, 4, spacing, stop=500)
     cells = []
@@ -205,7 +206,7 @@ def counts_model(monkeypatch):
     counts = np.random.default_rng(0).poisson(2.0, (40, 12)).astype(np.float32)
     likelihood = CountLikelihood(12, len(CountBins.up_to(counts.max()).lowest), 1000)
     denoiser = CountDenoiser(model((3,)), likelihood, NoiseSchedule(kind="cosine")).eval()
-    denoiser.init_from_data(counts, np.arange(40)[:, None] % 3, np.log1p(counts).mean(0), 0.5)
+    denoiser.init_from_data(MemoryMatrix(counts), np.arange(40)[:, None] % 3, np.log1p(counts).mean(0), 0.5)
     simulate_gpu(monkeypatch)
     return denoiser
 

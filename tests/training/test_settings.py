@@ -1,5 +1,6 @@
 """Presets as objects, settings by dotted names, and one line for each impossible value."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,21 @@ def test_a_preset_object():
     assert (config.model["hidden_size"], config.model["depth"]) == (16, 1)
     assert config.trained.steps == 3
     assert wbdit.training.fit._name(SMALL) == "small"
+
+
+def test_patches_widen_with_the_genes():
+    """Between 64 and 4,096 genes the preset's own patches are used; a run keeps the size that it was trained with."""
+    for genes in (64, 2000, 4096):
+        assert SMALL.model_for(genes) == {**SMALL.model, "input_size": genes}
+    for genes in (4097, 13_714, 36_601):
+        size = SMALL.model_for(genes)["patch_size"]
+        assert size > 64
+        assert math.ceil(genes / size) <= 64
+    assert with_settings(SMALL, ["most_patches=none"]).model_for(14_000)["patch_size"] == 64
+    tiny = tiny_preset()
+    narrow = replace(tiny, model={**tiny.model, "patch_size": 8}, most_patches=2)
+    generator = wbdit.fit(make_cells(20, 50), preset=narrow, steps=1, progress=False)
+    assert generator.config.model["patch_size"] == generator.denoiser.patch_size == 32
 
 
 def test_a_presets_precision_counts_unless_another_is_given(monkeypatch):
@@ -80,6 +96,7 @@ def test_every_setting_of_a_preset_can_be_named(name):
         ("likelihood.stop=1000", "at least 1 and at most 998"),
         ("schedule=wavy", "one of linear, cosine"),
         ("max_genes=0", "max_genes must be at least 1"),
+        ("most_patches=0", "most_patches must be at least 1"),
     ],
 )
 def test_impossible_settings(setting, words):

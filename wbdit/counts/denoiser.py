@@ -13,14 +13,17 @@ from torch.nn import functional as F
 
 from wbdit import ops
 from wbdit.counts.fused_steps import CountSteps
-from wbdit.counts.init import expected_counts, label_rates
+from wbdit.counts.init import ExpectedCounts, label_rates
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.counts.trend import CovariateTrend
-from wbdit.data.normalize import log_library_sizes
+from wbdit.data.cell_matrix import CellMatrix
+from wbdit.data.components import components_of
+from wbdit.data.statistics import Statistics, training_groups
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.fused_steps import DenoiserSteps, FusedSteps
 from wbdit.schedule import NoiseSchedule, Prediction
 
+COMPONENTS = 64  # of the cells, with which the cell token begins
 NOISE_AXES = 16  # principal components with scaled initial noise; later ones are mostly sequencing noise
 
 
@@ -101,36 +104,47 @@ class CountDenoiser(nn.Module):
     @torch.no_grad()
     def init_from_data(
         self,
-        counts: np.ndarray,
+        cells: CellMatrix,
         codes: np.ndarray,
         center: np.ndarray,
         scale: float,
         covariates: np.ndarray | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         """Initialize the likelihood, the label rates, the trends and the library scale from the training cells.
 
-        A denoiser with a cell token also gets the cells' principal components.
+        A denoiser with a cell token also gets the principal components of the cells, or of a random sample of many
+        cells, see :mod:`wbdit.data.components`.
 
         Parameters
         ----------
-        counts
-            Raw counts ``(n, G)``.
+        cells
+            Raw counts of n cells by G genes.
         codes
             Labels ``(n, C)`` int64.
         center, scale
             Center ``(G,)`` and scale of the values, see :class:`wbdit.data.preprocessor.Preprocessor`.
         covariates
             Scaled covariates ``(n, K)``, for a denoiser with covariates.
+        statistics
+            Statistics of the cells with :func:`wbdit.data.statistics.training_groups`, if they were learned before.
         """
-        self.likelihood.init_from_data(counts, center, scale)
-        log_library = log_library_sizes(counts)
+        if statistics is None:
+            statistics = Statistics.of(cells, "log1p", training_groups(codes, self.label_sizes, covariates))
+        self.likelihood.init_from_data(statistics, center, scale)
+        library = statistics.totals
+        log_library = np.log(np.maximum(library, 1))
         self.log_library_scale.copy_(torch.tensor([log_library.mean(), max(log_library.std(), 1e-3)]))
-        rates = label_rates(counts, codes, self.denoiser.label_sizes)
+        totals, columns = statistics.matrix_mean * len(library), len(self.label_sizes)
+        rates = label_rates(totals, statistics.sums[:columns], codes, library)
         self.label_rates.copy_(torch.from_numpy(rates))
         if covariates is not None:
-            self.trend.init_from_data(covariates, counts, expected_counts(counts, codes, rates, self.label_sizes))
+            expected = ExpectedCounts(totals, codes, library, rates, self.label_sizes)
+            self.trend.init_from_data(covariates, statistics.sums[columns:], expected)
         if self.denoiser.has_cell_token:
-            self.denoiser.cell_token.init_principal_components(torch.from_numpy((np.log1p(counts) - center) / scale))
+            found = components_of(cells, "log1p", COMPONENTS)
+            variances, axes = torch.from_numpy(found.variances / scale**2), torch.from_numpy(found.axes)
+            self.denoiser.cell_token.init_principal_components(variances, axes)
 
     @property
     def network(self) -> Denoiser:

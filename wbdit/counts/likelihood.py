@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit.counts.bins import CountBins
+from wbdit.data.statistics import Statistics
 
 LARGEST_SIZE = 20.0  # of the prior's negative binomial, which is nearly Poisson beyond it
 KNOTS = 12  # timesteps at which the dispersion is learned; linear in between
@@ -55,14 +56,14 @@ class CountLikelihood(nn.Module):
     log_size: Tensor
 
     @torch.no_grad()
-    def init_from_data(self, counts: np.ndarray, center: np.ndarray, scale: float) -> None:
-        """Set the levels, their values and the initial prior from the counts ``(n, G)`` of the training cells."""
-        levels = CountBins.up_to(float(counts.max()))
+    def init_from_data(self, statistics: Statistics, center: np.ndarray, scale: float) -> None:
+        """Set the levels, their values and the initial prior from the statistics of the training cells' counts."""
+        levels = CountBins.up_to(float(statistics.largest.max()))
         middle = levels.middle
-        top = levels.of(counts.max(0)).astype(int)
-        mean = counts.mean(0) + 1e-4
+        top = levels.of(statistics.largest).astype(int)
+        mean = statistics.matrix_mean + 1e-4
         # method of moments: variance = mean + mean^2 / size
-        excess = np.maximum(counts.var(0) - mean, 0.02 * mean)
+        excess = np.maximum(statistics.matrix_variance - mean, 0.02 * mean)
         size = np.stack([np.full_like(mean, LARGEST_SIZE), np.clip(mean**2 / excess, 0.02, LARGEST_SIZE)])
         self.lowest.copy_(torch.from_numpy(levels.lowest))
         self.highest.copy_(torch.from_numpy(levels.highest))

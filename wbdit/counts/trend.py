@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wbdit.counts.init import ExpectedCounts, cell_slices, pooled
+from wbdit.data.covariates import quantile_bins
+
 KNOTS = 5  # per covariate; few, so that the trend bridges an interval without training cells
-BINS = 64  # cells are pooled by quantiles of the covariate before the fit
 PRIOR_PRECISION = 1.0  # of a coefficient of a standardized basis function
 NEWTON_STEPS = 25
 
@@ -66,23 +69,18 @@ def fit_trend(x: np.ndarray, spline: Spline, counts: np.ndarray, expected: np.nd
     Parameters
     ----------
     x
-        Covariate ``(n,)``.
+        Mean covariate of each bin of cells, ``(bins,)``.
     spline
         Basis of the trend.
     counts, expected
-        Observed counts ``(n, G)`` and the counts expected without the covariate.
+        Observed counts ``(bins, G)`` and the counts expected without the covariate, summed over the cells of each bin.
 
     Returns
     -------
     Coefficients ``(S, G)`` of the standardized basis.
     """
-    edges = np.quantile(x, np.linspace(0, 1, BINS + 1)[1:-1])
-    bin_of = np.unique(np.searchsorted(edges, x), return_inverse=True)[1]
-    pool = np.zeros((bin_of.max() + 1, len(x)))
-    pool[bin_of, np.arange(len(x))] = 1
-    middle = pool @ x / pool.sum(1)
-    basis = natural_basis(torch.from_numpy(middle), torch.from_numpy(spline.knots)).numpy() @ spline.transform
-    observed, exposure = pool @ counts + 1e-9, pool @ expected + 1e-9
+    basis = natural_basis(torch.from_numpy(x), torch.from_numpy(spline.knots)).numpy() @ spline.transform
+    observed, exposure = counts + 1e-9, expected + 1e-9
     penalty = np.full(basis.shape[1], PRIOR_PRECISION)
     penalty[0] = 1e-3
     beta = np.zeros((basis.shape[1], counts.shape[1]))
@@ -134,24 +132,37 @@ class CovariateTrend(nn.Module):
     rates: Tensor
 
     @torch.no_grad()
-    def init_from_data(self, covariates: np.ndarray, counts: np.ndarray, expected: np.ndarray) -> None:
+    def init_from_data(
+        self, covariates: np.ndarray, counts: Sequence[np.ndarray], expected: ExpectedCounts | np.ndarray
+    ) -> None:
         """Fit the trends in turn, each to what the earlier ones leave.
 
         Parameters
         ----------
         covariates
             Scaled covariates of the training cells, ``(n, K)``.
-        counts, expected
-            As in :func:`fit_trend`.
+        counts
+            Observed counts per covariate, summed over the cells of each bin, ``(bins, G)``; see
+            :func:`wbdit.data.covariates.quantile_bins`.
+        expected
+            Counts ``(n, G)`` of the cells that are expected without covariates. They are made in chunks.
         """
         for k, x in enumerate(covariates.T.astype(np.float64)):
-            spline = Spline.fit(x)
+            spline, bins = Spline.fit(x), quantile_bins(x)
             self.knots[k] = torch.from_numpy(spline.knots)
             self.transform[k] = torch.from_numpy(spline.transform)
             self.limits[k] = torch.tensor([x.min(), x.max()])
-            self.rates[k] = torch.from_numpy(fit_trend(x, spline, counts, expected))
-            own = torch.from_numpy(covariates[:, k : k + 1])
-            expected = expected * np.exp(self._offsets(own, self.rates[k : k + 1], slice(k, k + 1)).numpy())
+            exposure = np.zeros_like(counts[k])
+            for part in cell_slices(len(x), exposure.shape[1]):
+                known = torch.from_numpy(covariates[part, :k])
+                left = (
+                    expected[part] * self._offsets(known, self.rates[:k], slice(k)).exp().numpy()
+                    if k
+                    else expected[part]
+                )
+                exposure += pooled(bins[part], len(exposure), left)
+            middle = np.bincount(bins, x) / np.bincount(bins)
+            self.rates[k] = torch.from_numpy(fit_trend(middle, spline, counts[k], exposure))
 
     def forward(self, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Return the offsets of log rates and of dispersions, ``(B, G)`` each; NaN among ``(B, K)`` has none."""

@@ -11,6 +11,8 @@ import pandas as pd
 
 from wbdit.errors import InputError
 
+BINS = 64  # of cells by quantiles of a covariate, in which trends are fitted
+
 
 @dataclass(frozen=True)
 class Covariates:
@@ -121,6 +123,20 @@ class Covariates:
     def summary(self) -> str:
         """Return the columns as text, such as ", continuous: pseudotime"; empty without columns."""
         return f", continuous: {', '.join(self.columns)}" if self.columns else ""
+
+
+def quantile_bins(x: np.ndarray) -> np.ndarray:
+    """Return the bin ``(n,)`` int64 of each value ``(n,)``: at most :data:`BINS` quantiles, empty ones left out.
+
+    Examples
+    --------
+    >>> from wbdit.data.covariates import quantile_bins
+    >>> quantile_bins(np.array([0.0, 5.0, 0.0, 7.0])).tolist()
+    [0, 1, 0, 2]
+    """
+    x = x.astype(np.float64)
+    edges = np.quantile(x, np.linspace(0, 1, BINS + 1)[1:-1])
+    return np.unique(np.searchsorted(edges, x), return_inverse=True)[1]
 
 
 def _read(adata: ad.AnnData, columns: Sequence[str]) -> np.ndarray:

@@ -35,7 +35,7 @@ from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source, find_again, find_expression
 from wbdit.data.normalize import TARGET_SUM, Values, transformed
 from wbdit.data.space import LARGEST_LOG_VALUE, Space
-from wbdit.data.statistics import Statistics
+from wbdit.data.statistics import Statistics, training_groups
 from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
@@ -181,25 +181,26 @@ class Preprocessor:
         batches = _batches(adata, batch_key)
         expression = find_expression(adata, source)
         said = [expression.found]  # once everything is checked: an error stands alone
-        X, space, var = expression.X, expression.space, expression.var
+        cells, space, var = MemoryMatrix(expression.X), expression.space, expression.var
         if genes is not None:
             chosen = gene_columns(genes, var, adata)
             said.append(f"using the {len(chosen)} chosen of {len(var)} genes")
-            X, var = X[:, chosen], var.iloc[chosen]
+            cells, var = cells.select(genes=chosen), var.iloc[chosen]
         if max_genes is not None and len(var) > max_genes:
-            keep = np.flatnonzero(variable_genes(X, space, max_genes, batches))
+            keep = np.flatnonzero(variable_genes(cells, space, max_genes, batches))
             within = "" if batch_key is None else f", variable within {batch_key!r}"
             said.append(f"kept the {len(keep)} most variable of {len(var)} genes{within}")
-            X, var = X[:, keep], var.iloc[keep]
+            cells, var = cells.select(genes=keep), var.iloc[keep]
         elif batch_key is not None:
             said.append(f"all {len(var)} genes are kept, so `batch_key` has no effect")
         for line in said:
             logger.info(line)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
-        cells = MemoryMatrix(X)
-        found = Statistics.of(cells, values)
+        codes = labels.codes(adata)
+        scaled = covariates.encode(covariates.values) if covariates.columns else None
+        found = Statistics.of(cells, values, training_groups(codes, labels.label_sizes, scaled))
         scale = float(np.sqrt(found.variance.mean())) if centered else 1.0
-        order = np.lexsort((found.totals, labels.combination_index(labels.codes(adata))))
+        order = np.lexsort((found.totals, labels.combination_index(codes)))
         preprocessor = cls(
             space=space,
             values=values,

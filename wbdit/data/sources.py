@@ -11,7 +11,7 @@ import numpy as np
 from wbdit.data.cell_matrix import CellMatrix, MemoryMatrix, chunks, dense_chunks
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
-from wbdit.data.statistics import Statistics
+from wbdit.data.statistics import Statistics, training_groups
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,10 @@ class TrainingData:
     @property
     def statistics(self) -> Statistics:
         """Statistics of the cells; learned in one pass if they are not known."""
-        return self.known or Statistics.of(self.cells, self.preprocessor.values)
+        if self.known is not None:
+            return self.known
+        groups = training_groups(self.codes, self.preprocessor.labels.label_sizes, self.scaled_covariates)
+        return Statistics.of(self.cells, self.preprocessor.values, groups)
 
     @property
     def log_library(self) -> np.ndarray:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
-from wbdit.data.cell_matrix import CellMatrix, dense_chunks
-from wbdit.data.normalize import Values, transformed
+from wbdit.data.cell_matrix import CellMatrix, chunks
+from wbdit.data.covariates import quantile_bins
+from wbdit.data.moments import Moments
+from wbdit.data.normalize import Values, transformed_rows
+
+
+class Groups(NamedTuple):
+    """The group of each cell, ``(n,)`` int64, and the number of groups."""
+
+    of_cell: np.ndarray
+    size: int
 
 
 @dataclass(frozen=True)
@@ -22,41 +34,104 @@ class Statistics:
         Of each gene's values, ``(G,)`` fp64; the variance is divided by n.
     smallest
         Each gene's smallest value above zero, ``(G,)`` fp32; infinite for a gene without.
+    matrix_mean, matrix_variance
+        The same of the matrix itself, as :attr:`mean` and :attr:`variance`.
     largest
-        Largest entry of the matrix itself.
+        Each gene's largest entry of the matrix itself, ``(G,)`` fp32.
     totals
         Sum of the matrix itself over the genes of each cell, ``(n,)`` fp64.
+    sums
+        Sums of the matrix itself over the cells of each group, ``(groups, G)`` fp64, one table per grouping.
     """
 
     mean: np.ndarray
     variance: np.ndarray
     smallest: np.ndarray
-    largest: float
+    matrix_mean: np.ndarray
+    matrix_variance: np.ndarray
+    largest: np.ndarray
     totals: np.ndarray
+    sums: tuple[np.ndarray, ...] = ()
 
     @classmethod
-    def of(cls, matrix: CellMatrix, values: Values) -> Statistics:
+    def of(cls, matrix: CellMatrix, values: Values, groupings: Sequence[Groups] = ()) -> Statistics:
         """Return the statistics of cells, whose values are transformed to a kind of values.
+
+        Parameters
+        ----------
+        matrix
+            Cells by genes.
+        values
+            Kind of values.
+        groupings
+            Groupings of the cells for :attr:`sums`, such as :func:`training_groups`.
 
         Examples
         --------
         >>> from wbdit.data.cell_matrix import MemoryMatrix
         >>> from wbdit.data.statistics import Statistics
         >>> found = Statistics.of(MemoryMatrix(cells.X), "log1p")
-        >>> found.mean.shape, found.totals.shape, found.largest
-        ((765,), (700,), 259.0)
+        >>> found.mean.shape, found.totals.shape, found.largest.max()
+        ((765,), (700,), np.float32(259.0))
         """
         n, genes = matrix.shape
-        first, second, pivot = np.zeros(genes), np.zeros(genes), np.zeros(genes)
-        smallest, largest, totals = np.full(genes, np.inf, np.float32), -np.inf, np.zeros(n)
-        for part, dense in dense_chunks(matrix):
-            seen = transformed(dense, values)
-            if part.start == 0:
-                pivot = seen.mean(0, dtype=np.float64)  # near the mean, so that the squares do not cancel
-            away = seen - pivot
-            first += away.sum(0)
-            second += np.einsum("ng,ng->g", away, away)
-            smallest = np.minimum(smallest, np.where(seen > 0, seen, np.float32(np.inf)).min(0))
-            largest = max(largest, float(dense.max()))
-            totals[part] = dense.sum(1, dtype=np.float64)
-        return cls(pivot + first / n, np.maximum(second / n - (first / n) ** 2, 0), smallest, largest, totals)
+        seen, stored = Moments(genes), Moments(genes)
+        smallest, largest = np.full(genes, np.inf, np.float32), np.full(genes, -np.inf, np.float32)
+        totals, sums = np.zeros(n), tuple(np.zeros((grouping.size, genes)) for grouping in groupings)
+        for part, X in chunks(matrix):
+            changed = transformed_rows(X, values)
+            seen.add(changed)
+            stored.add(X)
+            above = changed.data > 0
+            np.minimum.at(smallest, changed.indices[above], changed.data[above])
+            np.maximum.at(largest, X.indices, X.data)
+            has_zeros = np.bincount(X.indices, minlength=genes) < X.shape[0]
+            largest[has_zeros] = np.maximum(largest[has_zeros], 0)
+            totals[part] = np.asarray(X.sum(1, dtype=np.float64)).ravel()
+            for table, grouping in zip(sums, groupings, strict=True):
+                add_by_group(table, grouping.of_cell[part], X)
+        moments = seen.mean, seen.variance(), smallest, stored.mean, stored.variance()
+        return cls(*moments, largest, totals, sums)
+
+
+def training_groups(
+    codes: np.ndarray, label_sizes: Sequence[int], covariates: np.ndarray | None = None
+) -> list[Groups]:
+    """Return the groupings of training cells by each label column, then by quantile bins of each covariate.
+
+    Parameters
+    ----------
+    codes
+        Labels ``(n, C)`` int64.
+    label_sizes
+        Number of labels of each column, ``(C,)``.
+    covariates
+        Scaled covariates ``(n, K)``, if any.
+
+    Examples
+    --------
+    >>> from wbdit.data.statistics import training_groups
+    >>> ages = np.linspace(-1, 1, 100)[:, None]
+    >>> [grouping.size for grouping in training_groups(np.zeros((100, 1), int), [2], ages)]
+    [2, 64]
+    """
+    bins = [] if covariates is None else [quantile_bins(x) for x in covariates.T]
+    by_label = [Groups(column, size) for column, size in zip(codes.T, label_sizes, strict=True)]
+    return [*by_label, *(Groups(found, int(found.max()) + 1) for found in bins)]
+
+
+def add_by_group(table: np.ndarray, group: np.ndarray, X: sp.csr_matrix) -> None:
+    """Add cells ``(B, G)`` to the sums ``(groups, G)`` fp64 of their groups ``(B,)``.
+
+    Examples
+    --------
+    >>> from wbdit.data.statistics import add_by_group
+    >>> table = np.zeros((2, 765))
+    >>> add_by_group(table, np.arange(700) % 2, cells.X)
+    >>> table.sum() == cells.X.sum()
+    np.True_
+    """
+    cells = np.arange(len(group))
+    member = sp.csr_matrix((np.ones(len(group)), (group, cells)), shape=(len(table), len(group)))
+    found = (member @ X).tocoo()
+    table[found.row, found.col] += found.data

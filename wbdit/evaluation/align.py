@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from wbdit.data import normalize
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.data.expression import check_cells
 from wbdit.data.matrix import Expression, Source, find_expression
 from wbdit.data.space import Space, describe
@@ -169,7 +170,7 @@ def variable_genes(values: sp.csr_matrix, n_genes: int, space: Space) -> np.ndar
     if space == "scaled":
         variance = values.power(2).mean(axis=0) - np.square(values.mean(axis=0))
         return np.sort(np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_genes])
-    return np.flatnonzero(most_variable(values, "lognorm", n_genes))
+    return np.flatnonzero(most_variable(MemoryMatrix(values), "lognorm", n_genes))
 
 
 @contextmanager

@@ -261,17 +261,19 @@ class CellToken(nn.Module):
         return self.linear(z)
 
     @torch.no_grad()
-    def init_principal_components(self, x: Tensor, components: int = 64) -> None:
-        """Set the first rows of the projection to the leading principal axes of cells ``(n, G)``.
+    def init_principal_components(self, variances: Tensor, axes: Tensor) -> None:
+        """Set the first rows of the projection to the leading principal axes of the training cells.
 
         Each axis is divided by its component's standard deviation, but only where that exceeds 1, so that noise is
         not amplified.
+
+        Parameters
+        ----------
+        variances, axes
+            Variances ``(K,)`` and axes ``(K, inputs)``, leading ones first. At most `hidden_size` are used.
         """
-        centered = x.double() - x.double().mean(0)
-        variances, axes = torch.linalg.eigh(centered.T @ centered / len(x))
-        k = min(components, len(variances), len(self.proj.weight))
-        deviations = variances.flip(0)[:k].clamp(min=1).sqrt()
-        self.proj.weight[:k] = (axes.flip(1)[:, :k] / deviations).T.to(self.proj.weight)
+        k = min(len(axes), len(self.proj.weight))
+        self.proj.weight[:k] = (axes[:k] / variances[:k, None].clamp(min=1).sqrt()).to(self.proj.weight)
 
 
 def sincos_positions(tokens: int, hidden_size: int) -> Tensor:

@@ -10,7 +10,8 @@ measured.
 Spread is the distance between the 16th and 84th percentiles of log counts within labels, after regression on the
 library size and on the trends of the covariates. Percentiles ignore a few outliers, which have other causes. The
 directions come from one half of the training cells and the spread from the other half, because principal components
-overfit the cells that they come from.
+overfit the cells that they come from. At most :data:`wbdit.data.components.MOST_CELLS` random cells of each half are
+used.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from wbdit._progress import Show, progress_bar
 from wbdit.cell_blocks import BLOCK
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.trend import spline_basis
+from wbdit.data.components import MOST_CELLS, MOST_VALUES, Residuals, read_some
+from wbdit.data.normalize import transformed_rows
 from wbdit.data.sources import TrainingData
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
 FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
+BYTES = 12  # of a nonzero value and its column
 NARROWEST, WIDEST = 0.8, 2.0  # safety clamp of the factors
 SEED = 0x5370726561640000  # of the cells generated here; far from the seeds that users choose
 
@@ -67,13 +70,12 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     model.noise_axes.zero_()
     model.noise_factors.fill_(1)
     order = np.random.default_rng(generator.config.seed).permutation(len(data))
-    one, other = (within_labels(data.take(half)) for half in np.array_split(order, 2))
+    one, other = (within_labels(data.take(half[:MOST_CELLS])) for half in np.array_split(order, 2))
     k, genes = len(model.noise_factors), data.cells.shape[1]
     if min(len(one), len(other)) < FEWEST or k >= genes:
         return noise
-    # a fixed start vector makes the directions reproducible
-    axes = eigsh(one.T @ one, k, v0=np.ones(genes, np.float32))[1].T[::-1]
-    model.noise_axes.copy_(torch.from_numpy(axes.copy()))
+    axes = one.components(k).axes
+    model.noise_axes[: len(axes)] = torch.from_numpy(axes)
     wanted = _width(other @ axes.T)
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
@@ -81,7 +83,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
             counts = generator.sample(*(like.codes, SEED + turn), show=_part_of(show, turn), covariates=like.covariates)
             made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
-            model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
+            model.noise_factors[: len(axes)].mul_(ratios).clamp_(NARROWEST, WIDEST)
     return noise
 
 
@@ -101,32 +103,30 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
 
 
 def calibration_bytes(data: TrainingData) -> int:
-    """Return the memory of :func:`calibrate_noise` beyond that of sampling: the residuals of all cells."""
-    return 4 * data.cells.shape[0] * data.cells.shape[1]
+    """Return the memory of :func:`calibrate_noise` beyond that of sampling: the sparse values of its cells, twice."""
+    few = data.cells.rows(np.arange(min(len(data), PROBE)))
+    values = min(len(data), 2 * MOST_CELLS) * few.nnz // few.shape[0]
+    return 2 * BYTES * min(values, 2 * MOST_VALUES)
 
 
-def within_labels(data: TrainingData) -> Array:
+def within_labels(data: TrainingData) -> Residuals:
     """Return the residuals of the cells' values after regression on labels, library size and covariates.
 
     Each combination of labels has its own linear fit on the logarithm of the library size and on the spline bases of
-    the covariates. Combinations with fewer than :data:`FEWEST_OF_LABEL` cells are left out.
+    the covariates. Combinations with fewer than :data:`FEWEST_OF_LABEL` cells are left out. The values are not divided
+    by their scale.
 
-    Returns
-    -------
-    ``(cells, G)`` fp32.
+    Parameters
+    ----------
+    data
+        Training cells in random order. The first ones are used, see :func:`wbdit.data.components.read_some`.
     """
-    values, log_library, trends = data.values(), data.log_library, _trends(data)
-    combination = data.preprocessor.labels.combination_index(data.codes)
-    beyond = [np.empty((0, values.shape[1]), values.dtype)]
-    for label in np.unique(combination):
-        mine = combination == label
-        n = np.count_nonzero(mine)
-        if n >= FEWEST_OF_LABEL:
-            known = np.stack([np.ones(n, values.dtype), log_library[mine], *trends[:, mine]], axis=1)
-            line = np.linalg.lstsq(known, values[mine], rcond=None)[0]
-            free = max(n - known.shape[1], 1)
-            beyond.append((values[mine] - known @ line) * np.sqrt(n / free).astype(values.dtype))
-    return np.concatenate(beyond)
+    X, read = read_some(data.cells, np.arange(len(data)))
+    known = np.stack([np.ones(len(data)), data.log_library, *_trends(data)], axis=1)[read]
+    combination = data.preprocessor.labels.combination_index(data.codes[read])
+    groups = [np.flatnonzero(combination == label) for label in np.unique(combination)]
+    groups = [group for group in groups if len(group) >= FEWEST_OF_LABEL]
+    return Residuals(transformed_rows(X, data.preprocessor.values), known, groups, corrected=True)
 
 
 def _trends(data: TrainingData) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from wbdit.training.checks import check_choice, check_model, check_range, check_
 
 PRECISIONS = ("auto", "fp32", "bf16")
 NOISE_STEPS = 1000
+PATCH_MULTIPLE = 16  # genes; wide patches are multiples of this, as vector units like them
 
 
 def check_precision(name: str) -> None:
@@ -168,6 +170,9 @@ class Preset:
         Settings of the count likelihood; ignored if the model is not trained on counts.
     denoiser
         "wbdit" for :class:`wbdit.WBDiT`, "dit" for the black-box :class:`wbdit.DiT`.
+    most_patches
+        Maximum number of patches: with more genes, patches hold more than ``model["patch_size"]``, see
+        :meth:`model_for`. None for no maximum.
 
     Raises
     ------
@@ -196,11 +201,32 @@ class Preset:
     max_genes: int = 2000
     likelihood: Likelihood = field(default_factory=Likelihood)
     denoiser: Literal["wbdit", "dit"] = "wbdit"
+    most_patches: int | None = None
 
     def __post_init__(self) -> None:
         check_types("", vars(self), Preset)
         check_range("max_genes", self.max_genes, 1)
+        check_range("most_patches", self.most_patches, 1)
         check_model(self.denoiser, self.model)
+
+    def model_for(self, genes: int) -> dict[str, Any]:
+        """Return the arguments of the denoiser for a number of genes.
+
+        The cost of a step grows with the number of patches, and that of attention with its square. So patches widen
+        beyond :attr:`most_patches`, to a multiple of :data:`PATCH_MULTIPLE` genes.
+
+        Examples
+        --------
+        >>> small = wbdit.Preset.from_name("small")
+        >>> [small.model_for(genes)["patch_size"] for genes in (2000, 4096, 14000)]
+        [64, 64, 224]
+        """
+        sizes = {**self.model, "input_size": genes}
+        if self.most_patches is not None:
+            widest = PATCH_MULTIPLE * math.ceil(genes / self.most_patches / PATCH_MULTIPLE)
+            own = self.model.get("patch_size", 10)
+            sizes["patch_size"] = own if genes <= own * self.most_patches else widest
+        return sizes
 
     @classmethod
     def from_name(cls, name: str) -> Preset:
@@ -253,6 +279,7 @@ PRESETS = {
         schedule="cosine",
         budget=Budget(epochs=50),
         training=Training(weight_decay=0.1, most_epochs=50),
+        most_patches=64,
     ),
     # one GPU
     "base": Preset(
@@ -269,6 +296,7 @@ PRESETS = {
         schedule="cosine",
         budget=Budget(epochs=60),
         training=Training(batch_size=256, learning_rate=3e-4, warmup_steps=1000, ema=0.9999, weight_decay=0.1),
+        most_patches=64,
     ),
 }
 # control: black-box blocks of the same width and depth, otherwise identical

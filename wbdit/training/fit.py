@@ -43,6 +43,7 @@ from wbdit.training.trainer import Trainer, choose_precision
 from wbdit.training.validation import Validation, split_rows
 from wbdit.whitebox.measures import diagnostics
 
+LONG_PREPARATION = 30.0  # seconds; the log says how long it took if longer
 MAX_CALIBRATION_SHARE = 0.25  # of a training budget in minutes
 
 logger = logging.getLogger("wbdit")
@@ -182,6 +183,8 @@ def fit(
             run = TrainingRun.start(
                 adata, label, continuous, chosen, name, budget, max_genes, seed or 0, where, precision, how
             )
+        if (prepared := time.monotonic() - began) > LONG_PREPARATION:
+            logger.info(f"read and prepared the cells in {duration(prepared)}")
         write = stack.enter_context(tensorboard_writer(tensorboard))
         with deferred_signals():
             generator = run.train(writer, write, progress, began)
@@ -292,7 +295,7 @@ class TrainingRun:
             preset=name,
             seed=seed,
             denoiser=preset.denoiser,
-            model={**preset.model, "input_size": genes, "label_sizes": labels.label_sizes, **of_covariates},
+            model={**preset.model_for(genes), "label_sizes": labels.label_sizes, **of_covariates},
             schedule={"noise_steps": NOISE_STEPS, "kind": preset.schedule},
             training=asdict(replace(preset.training, precision=precision)),
             budget=asdict(budget or preset.budget),
@@ -300,9 +303,8 @@ class TrainingRun:
         )
         model = make_model(config)
         if isinstance(model, CountDenoiser):
-            model.init_from_data(
-                *(data.dense(), data.codes, data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates)
-            )
+            center, scale = data.preprocessor.center, data.preprocessor.scale
+            model.init_from_data(data.cells, data.codes, center, scale, data.scaled_covariates, data.statistics)
         run = cls(model.to(device), data, config, held_out, resuming.reading_facts(max_genes, **reading))
         conditions = f"{labels.summary()}{covariates.summary()}"
         logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
@@ -523,5 +525,5 @@ def _likelihood(preset: Preset, data: TrainingData) -> LikelihoodConfig | None:
     """Return the settings of the count likelihood; None if the model is not trained on counts."""
     if not data.has_counts:
         return None
-    n_bins = len(CountBins.up_to(data.statistics.largest).lowest)
+    n_bins = len(CountBins.up_to(float(data.statistics.largest.max())).lowest)
     return LikelihoodConfig(n_bins=n_bins, **asdict(preset.likelihood))

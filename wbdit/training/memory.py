@@ -56,7 +56,7 @@ def count_weights(preset: Preset, genes: int) -> int:
 
     def weights(depth: int) -> int:
         with torch.device("meta"):
-            model = DENOISERS[preset.denoiser](**{**preset.model, "input_size": genes, "depth": depth})
+            model = DENOISERS[preset.denoiser](**{**preset.model_for(genes), "depth": depth})
         return sum(p.numel() for p in model.parameters())
 
     one = weights(1)

@@ -12,7 +12,7 @@ from wbdit.training.checks import describe, fits, model_settings
 from wbdit.training.config import Likelihood, Preset, Training
 
 SECTIONS = {"training": Training, "likelihood": Likelihood}
-WHOLE = ("schedule", "lognorm", "centered", "max_genes")  # settings of the preset itself
+WHOLE = ("schedule", "lognorm", "centered", "max_genes", "most_patches")  # settings of the preset itself
 
 
 def with_settings(preset: Preset, assignments: Iterable[str]) -> Preset:

@@ -8,9 +8,12 @@ from typing import Any, cast
 
 import anndata as ad
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from wbdit.counts.denoiser import COMPONENTS
+from wbdit.data.components import Residuals
 from wbdit.data.normalize import log_library_sizes
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
@@ -283,7 +286,9 @@ def _untrained(generator: CellGenerator, x0: Tensor) -> WBDiT:
     model = make_model(generator.config)
     denoiser = cast(WBDiT, model.network)
     if denoiser.has_cell_token:
-        denoiser.cell_token.init_principal_components(x0[:, 0])
+        values = sp.csr_matrix(x0[:, 0].cpu().numpy())
+        found = Residuals(values, np.ones((len(x0), 1))).components(COMPONENTS)
+        denoiser.cell_token.init_principal_components(*map(torch.from_numpy, found))
     return denoiser.to(x0.device).eval()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from bench.quality.peers.peer import LABEL, joined
+from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.data.expression import check_cells, check_labels, read_h5ad
 from wbdit.data.matrix import find_expression
 from wbdit.data.split import split
@@ -102,7 +103,7 @@ class DataSet:
             notes.append(f"{choice.cells} of {test.n_obs} held-out cells are used")
             test = test[np.sort(np.random.default_rng(seed).choice(test.n_obs, choice.cells, replace=False))]
         if train.n_vars > choice.genes:
-            keep = variable_genes(train.X, "counts", choice.genes)
+            keep = variable_genes(MemoryMatrix(train.X), "counts", choice.genes)
             train, test = train[:, keep], test[:, keep]
             notes.append(f"{keep.sum()} variable genes of {cells.n_vars}, chosen on the training cells")
         train, test = (_with_counts(part, name, notes) for part, name in ((train, "training"), (test, "held-out")))
