@@ -104,7 +104,7 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
 
 def calibration_bytes(data: TrainingData) -> int:
     """Return the memory of :func:`calibrate_noise` beyond that of sampling: the sparse values of its cells, twice."""
-    few = data.cells.rows(np.arange(min(len(data), PROBE)))
+    few = data.cells.rows(np.arange(min(len(data), BLOCK)))
     values = min(len(data), 2 * MOST_CELLS) * few.nnz // few.shape[0]
     return 2 * BYTES * min(values, 2 * MOST_VALUES)
 
