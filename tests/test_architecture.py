@@ -9,6 +9,7 @@ from helpers import ROOT
 HELPERS = {
     "_io",
     "_cache",
+    "_draws",
     "_flags",
     "_lock",
     "_log",

@@ -20,6 +20,10 @@ class Batch(NamedTuple):
     log_library: Tensor | None
     covariates: Tensor | None = None
 
+    def rows(self, rows: slice) -> Batch:
+        """Return some of the cells."""
+        return Batch(self.x[rows], *(None if part is None else part[rows] for part in self[1:]))
+
 
 class Batches:
     """Shuffled minibatches of cells in memory. The order comes from torch's global random generator.
