@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from torch import Tensor
 
 
-
 class _Active(threading.local):
     """The part of a batch that this thread works on, if any; unlike a ContextVar, torch.compile can read it."""
 

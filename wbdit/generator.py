@@ -246,6 +246,7 @@ class CellGenerator:
         batch_size: int = 256,
         covariates: np.ndarray | None = None,
         show: Show = lambda share, text: None,
+        rows: slice = slice(None),
     ) -> np.ndarray:
         """Sample cells as an array, without labels and gene names.
 
@@ -259,10 +260,12 @@ class CellGenerator:
             Covariates ``(n, K)`` in the cells' own units; drawn from the training cells if None.
         show
             Called after each model call with the finished share of the work, from 0 to 1, and an empty text.
+        rows
+            The cells to sample, a range of the `n`; all by default. They are the same as among all of them.
 
         Returns
         -------
-        Counts or values ``(n, G)``, the input of :meth:`wbdit.data.preprocessor.Preprocessor.decode`.
+        Counts or values of the cells, ``(n, G)``, the input of :meth:`wbdit.data.preprocessor.Preprocessor.decode`.
 
         Examples
         --------
@@ -276,7 +279,7 @@ class CellGenerator:
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
         sampling = self._resolve_sampler(None, calls, None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(codes), seed))
-        return self._sample(asked, library, sampling, seed, batch_size, show)
+        return self._sample(asked, library, sampling, seed, batch_size, show, rows)
 
     def save(self, run: str | Path, *, overwrite: bool = False) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.
@@ -355,15 +358,17 @@ class CellGenerator:
         seed: int,
         batch_size: int,
         show: Show,
+        rows: slice = slice(None),
     ) -> np.ndarray:
         """Sample the requested cells batch by batch and return the input of `Preprocessor.decode`, ``(cells, G)``."""
         path = samplers.timesteps(self.schedule, sampling.calls, sampling.spacing, stop=self.model.stop)
-        n, graph = len(asked.codes), CUDAGraphModel(self.model)
-        starts = range(0, n, batch_size)
+        graph = CUDAGraphModel(self.model)
+        first, beyond, _ = rows.indices(len(asked.codes))
+        starts = range(first, beyond, batch_size)
         calls = count(1)
 
         def batch(start: int) -> np.ndarray:
-            rows = np.arange(start, min(start + batch_size, n))
+            rows = np.arange(start, min(start + batch_size, beyond))
             return self._sample_batch(
                 *(graph, rows, asked, library[rows], sampling.sampler, path, seed),
                 lambda *step: show(next(calls) / (len(starts) * len(path)), ""),

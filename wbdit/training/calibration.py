@@ -27,6 +27,7 @@ from wbdit._progress import Show, progress_bar
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.trend import spline_basis
 from wbdit.data.sources import TrainingData
+from wbdit.training.distributed import current
 
 if TYPE_CHECKING:
     from wbdit.generator import CellGenerator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
 BATCH = 256  # cells per batch
+BLOCK = 64  # cells per block; a process samples whole ones
 PROBE = 64  # cells generated to measure the speed
 FEWEST = 100  # cells per half; with fewer, the directions are mostly sampling error
 FEWEST_OF_LABEL = 10
@@ -78,13 +80,24 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
             like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
-            counts = generator.sample(
-                *(like.codes, SEED + turn), batch_size=BATCH, show=_part_of(show, turn), covariates=like.covariates
-            )
+            counts = _sample(generator, like, SEED + turn, _part_of(show, turn))
             made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors.mul_(ratios).clamp_(NARROWEST, WIDEST)
+            current().copy_first([model.noise_axes, model.noise_factors])
     return noise
+
+
+def _sample(generator: CellGenerator, like: TrainingData, seed: int, show: Show) -> np.ndarray:
+    """Sample the counts ``(n, G)`` of cells like some; each process samples a share of them, in whole blocks."""
+    ranks, n = current(), len(like)
+    options: dict[str, Any] = {"batch_size": BATCH, "show": show, "covariates": like.covariates}
+    if ranks.size == 1:
+        return generator.sample(like.codes, seed, **options)
+    rows, own = ranks.part(n, BLOCK), np.zeros((0, like.cells.shape[1]), np.int32)
+    if rows.start < rows.stop:
+        own = generator.sample(like.codes, seed, rows=rows, **options)
+    return ranks.gather(torch.from_numpy(own), n, BLOCK).numpy()
 
 
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
@@ -99,7 +112,7 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     few, covariates = data.codes[:PROBE], data.covariates[:PROBE]
     start = time.monotonic()
     generator.sample(few, seed=0, covariates=covariates)
-    return ROUNDS * CELLS / len(few) * (time.monotonic() - start)
+    return ROUNDS * CELLS / len(few) * (time.monotonic() - start) / current().size
 
 
 def calibration_bytes(data: TrainingData) -> int:
