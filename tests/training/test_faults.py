@@ -1,4 +1,4 @@
-"""Faults of steps: losses and gradients that are not finite are skipped, and memory that does not suffice is divided."""
+"""Faults of steps: what is not finite is skipped, and where memory does not suffice the batch is divided."""
 
 import json
 
