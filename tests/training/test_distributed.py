@@ -196,7 +196,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 def test_more_processes_than_cells_of_a_batch(monkeypatch):
     monkeypatch.setattr(distributed, "_joined", Ranks(0, 9))
-    for name in ("check_same", "copy_first"):
+    for name in ("check_same", "copy_first", "exchange"):
         monkeypatch.setattr(Ranks, name, lambda *given: None)
     with pytest.raises(InputError, match="a batch of 8 cells has none for some of 9 processes: start fewer"):
         wbdit.fit(make_cells(60, 12), preset=tiny_preset(batch_size=8), steps=1, progress=False)
