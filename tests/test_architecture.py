@@ -9,6 +9,7 @@ from helpers import ROOT
 HELPERS = {
     "_io",
     "_cache",
+    "_draws",
     "_flags",
     "_lock",
     "_log",
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "pl": {"report", "evaluation", "data", "generator"},
 }
 EVERYTHING = set(MAY_IMPORT)
-MAY_IMPORT |= {"demo": EVERYTHING, "cli": EVERYTHING | {"demo"}, "__init__": EVERYTHING}
+MAY_IMPORT |= {"demo": EVERYTHING, "cli": EVERYTHING | {"demo"}, "__main__": {"cli"}, "__init__": EVERYTHING}
 LOWEST = {"_cache", "_version", "errors"}  # the only helpers that kernels and ops import
 
 

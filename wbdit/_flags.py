@@ -50,4 +50,5 @@ class Group(click.Group):
             return super().invoke(ctx)
         except InputError as error:
             own = self.commands.get(ctx.invoked_subcommand or "")
-            raise InputError(with_flags(str(error), [*([own] if own else []), *self.commands.values()])) from error
+            error.args = (with_flags(str(error), [*([own] if own else []), *self.commands.values()]),)
+            raise

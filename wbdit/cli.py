@@ -19,7 +19,7 @@ import numpy as np
 from wbdit import __version__
 from wbdit._flags import Group, with_flags
 from wbdit._signals import Terminated, terminating
-from wbdit.errors import InputError
+from wbdit.errors import InputError, SharedError
 
 FILE = click.Path(dir_okay=True, path_type=Path)  # each command checks its paths itself, with clearer messages
 
@@ -195,6 +195,7 @@ def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], 
     from wbdit.data.expression import read_h5ad
     from wbdit.data.genes import read_gene_list
     from wbdit.training.config import Preset
+    from wbdit.training.distributed import joined
     from wbdit.training.fit import fit
     from wbdit.training.settings import with_settings
 
@@ -203,7 +204,10 @@ def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], 
     chosen = with_settings(Preset.from_name(preset or "small"), settings) if settings else preset
     if (options["genes"] or "").endswith(".txt"):
         options["genes"] = read_gene_list(options["genes"])
-    generator = fit(read_h5ad(data), out=out, preset=chosen, progress=_shows_progress(), **options)
+    with joined() as ranks:
+        generator = fit(read_h5ad(data), out=out, preset=chosen, progress=_shows_progress(), **options)
+    if not ranks.is_first:
+        return
     trained = generator.config.trained
     took = f"{trained.steps} steps in {trained.seconds:.0f} s"
     logger.info(f"{out}: {took}; next: wbdit generate {out} --n 1000 --out synthetic.h5ad")
@@ -214,7 +218,7 @@ def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], 
             passes=trained.epochs,
             seconds=trained.seconds,
             total_seconds=trained.total_seconds,
-            loss=generator.history[-1]["loss"] if generator.history else None,
+            loss=generator.history[-1].get("loss") if generator.history else None,
             validation_loss=trained.validation_loss,
             model_hash=generator.config.model_hash,
         )
@@ -502,6 +506,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
         code = 0
     except click.ClickException as error:
         code = _fail(error.format_message())
+    except SharedError as error:
+        code = _fail(str(error)) if error.reports else 2
     except InputError as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, click.Abort):

@@ -16,6 +16,28 @@ class InputError(ValueError):
     """
 
 
+class SharedError(InputError):
+    """An error that all processes of a training have learned of.
+
+    Parameters
+    ----------
+    message
+        As for an InputError.
+    reports
+        Whether this process is the one that reports it to the user.
+
+    Examples
+    --------
+    >>> from wbdit.errors import SharedError
+    >>> SharedError("process 1: out of memory", reports=True).reports
+    True
+    """
+
+    def __init__(self, message: str, reports: bool) -> None:
+        super().__init__(message)
+        self.reports = reports
+
+
 def need_extra(package: str, extra: str = "report") -> InputError:
     """Return the error that reports a missing optional package and the extra that installs it."""
     return InputError(f"this needs {package}, which is not installed: pip install 'wbdit[{extra}]'")

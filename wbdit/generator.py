@@ -323,6 +323,7 @@ class CellGenerator:
         batch_size: int | None = None,
         covariates: np.ndarray | None = None,
         show: Show = lambda share, text: None,
+        rows: slice = slice(None),
     ) -> np.ndarray:
         """Sample cells as an array, without labels and gene names.
 
@@ -336,10 +337,12 @@ class CellGenerator:
             Covariates ``(n, K)`` in the cells' own units; drawn from the training cells if None.
         show
             Called after each model call with the finished share of the work, from 0 to 1, and an empty text.
+        rows
+            The cells to sample, a range of the `n`; all by default. They are the same as among all of them.
 
         Returns
         -------
-        Counts or values ``(n, G)``, the input of :meth:`wbdit.data.preprocessor.Preprocessor.decode`.
+        Counts or values of the cells, ``(n, G)``, the input of :meth:`wbdit.data.preprocessor.Preprocessor.decode`.
 
         Examples
         --------
@@ -353,7 +356,7 @@ class CellGenerator:
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
         sampling = self._resolve_sampler(None, calls, None)
         plan = Plan(*asked.complete(self.preprocessor, self._uniform(len(codes), seed)), sampling, seed, {})
-        return self._sample(plan, range(plan.n), batch_size, show)
+        return self._sample(plan, range(plan.n)[rows], batch_size, show)
 
     def save(self, run: str | Path, *, overwrite: bool = False) -> None:
         """Write a RUN folder: ``config.json``, ``model.safetensors``, ``preprocessor.*``, ``metrics.jsonl``.

@@ -226,6 +226,7 @@ def check_state(
     """
     for name in ("step", "epoch", "position"):
         _whole(name, facts.get(name), 0, LARGEST)
+    _whole("skipped", facts.get("skipped", 0), 0, LARGEST)  # runs of earlier versions count none
     _number("seconds", facts.get("seconds"), lowest=0)
     for name in ("validation_loss", "best_loss", "best_step"):
         if facts.get(name) is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, requires
 
 import torch
 from packaging.requirements import Requirement
+from torch import distributed
 
 from wbdit import ops
 from wbdit._version import MISSING, __version__, installed_version
@@ -48,6 +50,7 @@ def describe() -> str:
         f"system: {_system()}",
         f"cpu kernels: {_cpu_kernels(level)}",
         f"cuda: {_cuda()}",
+        f"several processes (torchrun): {_distributed()}",
         f"triton: {_triton()}",
         "optional packages:",
         *(f"  {extra:12} {_extra(extra)}" for extra in EXTRAS),
@@ -90,6 +93,16 @@ def _cuda() -> str:
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         return "no device, because this PyTorch is built without CUDA: pip install --force-reinstall torch"
     return "no device"
+
+
+def _distributed() -> str:
+    """Return what processes that train together can use, and the number of this process among them."""
+    if not distributed.is_available():
+        return "not in this PyTorch"
+    backends = {"gloo on CPUs": distributed.is_gloo_available(), "nccl on GPUs": distributed.is_nccl_available()}
+    found = ", ".join(name for name, is_there in backends.items() if is_there) or "no backend"
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return f"{found}; this is process {rank} of {size}" if rank and size else found
 
 
 def _triton() -> str:

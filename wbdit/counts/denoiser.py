@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit import ops
+from wbdit._draws import draw
 from wbdit.counts.fused_steps import CountSteps
 from wbdit.counts.init import ExpectedCounts, label_rates
 from wbdit.counts.likelihood import CountLikelihood
@@ -289,11 +290,18 @@ class CountDenoiser(nn.Module):
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
         vector, rates, dispersion = self._split(conditioning)
-        seen = F.dropout(x, self.input_dropout, self.training)
-        answer = self.denoiser(seen, t, conditioning=vector).float()
+        answer = self.denoiser(self._hide(x), t, conditioning=vector)
+        answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
         if self.denoiser.out_channels == 2:
             dispersion = dispersion + answer[:, 1]
         return answer[:, 0] + rates, dispersion
+
+    def _hide(self, x: Tensor) -> Tensor:
+        """Return noised cells ``(B, 1, G)`` with some values hidden at random, in training mode."""
+        if not self.training or self.input_dropout == 0:
+            return x
+        # dropout of ones: the factors for a whole batch, of which this may be a part
+        return x * draw(len(x), lambda n: F.dropout(x.new_ones(n, *x.shape[1:]), self.input_dropout))
 
     def _split(self, conditioning: Tensor) -> tuple[Tensor, ...]:
         """Return the denoiser's conditioning ``(B, d)``, and the offsets of rates and dispersions ``(B, G)``."""

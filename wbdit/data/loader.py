@@ -20,6 +20,10 @@ class Batch(NamedTuple):
     log_library: Tensor | None
     covariates: Tensor | None = None
 
+    def rows(self, rows: slice) -> Batch:
+        """Return some of the cells."""
+        return Batch(self.x[rows], *(None if part is None else part[rows] for part in self[1:]))
+
 
 class Batches:
     """Shuffled minibatches of cells in memory. The order comes from torch's global random generator.
@@ -75,18 +79,19 @@ class Batches:
         """Number of batches in an epoch."""
         return len(self.x) // self.batch_size
 
-    def draw(self) -> Batch:
-        """Return the next batch."""
+    def draw(self) -> Tensor:
+        """Return the rows of the next batch, ``(B,)`` int64 on the CPU; :meth:`take` fetches the cells."""
         if self.position + self.batch_size > len(self.x):
             self.order = torch.randperm(len(self.x))
             self.position = 0
             self.epoch += 1
-        rows = self.order[self.position : self.position + self.batch_size].to(self.x.device)
+        rows = self.order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
-        return self.take(rows)
+        return rows
 
     def take(self, rows: Tensor) -> Batch:
         """Return the cells at the given rows ``(B,)`` int64, on the cells' device."""
+        rows = rows.to(self.x.device)
         taken = (None if of is None else of[rows] for of in (self.y, self.log_library, self.covariates))
         return Batch(self.x[rows][:, None], *taken)
 

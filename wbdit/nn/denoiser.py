@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wbdit import ops
+from wbdit._draws import draw
 from wbdit.nn.blocks import FinalLayer
 from wbdit.nn.conditioning import Conditioned
 from wbdit.nn.crate import product_dtype
@@ -273,7 +274,8 @@ class Denoiser(Conditioned, ABC):
         covariates = self.covariate_embedder.drop(covariates)
         if y is None:
             return None, covariates
-        together = torch.rand(len(covariates), 1, device=covariates.device) < self.covariate_embedder.dropout
+        u = draw(len(covariates), lambda n: torch.rand(n, 1, device=covariates.device))
+        together = u < self.covariate_embedder.dropout
         nulls = torch.tensor(self.label_sizes, device=y.device)
         hidden = torch.where(together, nulls, y.reshape(len(y), len(nulls))).view_as(y)
         return hidden, covariates.masked_fill(together, torch.nan)

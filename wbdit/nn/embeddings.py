@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wbdit._draws import draw
+
 
 class TimestepEmbedder(nn.Module):
     """A sinusoidal embedding of the timestep (Vaswani et al. 2017), followed by a two-layer perceptron.
@@ -88,7 +90,7 @@ class LabelEmbedder(nn.Module):
         if self.dropout == 0:
             return y
         columns = len(self.label_sizes)
-        drops = torch.rand(len(y), columns + (columns > 1), device=y.device) < self.dropout
+        drops = _drops(y, columns, self.dropout)
         dropped = drops[:, :columns] | drops[:, -1:]
         nulls = torch.tensor(self.label_sizes, device=y.device)
         return torch.where(dropped, nulls, y.reshape(len(y), columns)).view_as(y)
@@ -136,7 +138,7 @@ class CovariateEmbedder(nn.Module):
     def drop(self, covariates: Tensor) -> Tensor:
         """Hide covariates ``(B, K)`` at random, as in training: each one, and all of a sample together."""
         columns = self.n_covariates
-        drops = torch.rand(len(covariates), columns + (columns > 1), device=covariates.device) < self.dropout
+        drops = _drops(covariates, columns, self.dropout)
         return covariates.masked_fill(drops[:, :columns] | drops[:, -1:], torch.nan)
 
     def forward(self, covariates: Tensor) -> Tensor:
@@ -290,6 +292,12 @@ def sincos_positions(tokens: int, hidden_size: int) -> Tensor:
         for fn in (torch.sin, torch.cos)
     ]
     return torch.cat(waves, dim=1).float()[None]
+
+
+def _drops(of: Tensor, columns: int, dropout: float) -> Tensor:
+    """Return which columns of samples to hide, and in one more column, which samples to hide whole."""
+    width = columns + (columns > 1)
+    return draw(len(of), lambda n: torch.rand(n, width, device=of.device)) < dropout
 
 
 def xavier(*layers: nn.Linear) -> None:

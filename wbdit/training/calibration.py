@@ -31,6 +31,7 @@ from wbdit.counts.trend import spline_basis
 from wbdit.data.components import MOST_CELLS, MOST_VALUES, Residuals, read_some
 from wbdit.data.normalize import transformed_rows
 from wbdit.data.sources import TrainingData
+from wbdit.training.distributed import current
 
 if TYPE_CHECKING:
     from wbdit.generator import CellGenerator
@@ -80,11 +81,24 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
             like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
-            counts = generator.sample(*(like.codes, SEED + turn), show=_part_of(show, turn), covariates=like.covariates)
+            counts = _sample(generator, like, SEED + turn, _part_of(show, turn))
             made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors[: len(axes)].mul_(ratios).clamp_(NARROWEST, WIDEST)
+            current().copy_first([model.noise_axes, model.noise_factors])
     return noise
+
+
+def _sample(generator: CellGenerator, like: TrainingData, seed: int, show: Show) -> np.ndarray:
+    """Sample the counts ``(n, G)`` of cells like some; each process samples a share of them, in whole blocks."""
+    ranks, n = current(), len(like)
+    options: dict[str, Any] = {"show": show, "covariates": like.covariates}
+    if ranks.size == 1:
+        return generator.sample(like.codes, seed, **options)
+    rows, own = ranks.part(n, BLOCK), np.zeros((0, like.cells.shape[1]), np.int32)
+    if rows.start < rows.stop:
+        own = generator.sample(like.codes, seed, rows=rows, **options)
+    return ranks.gather(torch.from_numpy(own), n, BLOCK).numpy()
 
 
 def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
@@ -99,7 +113,7 @@ def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
     generator.sample(few.codes, seed=0, calls=1, covariates=few.covariates)  # the first call may compile kernels
     start = time.monotonic()
     generator.sample(few.codes, seed=0, covariates=few.covariates)
-    return ROUNDS * math.ceil(CELLS / len(few)) * (time.monotonic() - start)
+    return ROUNDS * math.ceil(CELLS / len(few)) * (time.monotonic() - start) / current().size
 
 
 def calibration_bytes(data: TrainingData) -> int:

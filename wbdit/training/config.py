@@ -60,7 +60,10 @@ class Training:
     Attributes
     ----------
     batch_size
-        Cells per step.
+        Cells per step, in all processes together.
+    micro_batch
+        Cells per forward and backward pass of a process, whose gradients are summed: for batches that do not fit into
+        memory. None for all of its cells at once. Results are equal up to rounding.
     learning_rate
         Peak learning rate of AdamW (Loshchilov and Hutter 2019).
     betas, weight_decay
@@ -95,6 +98,7 @@ class Training:
     """
 
     batch_size: int = 64
+    micro_batch: int | None = None
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
@@ -111,6 +115,7 @@ class Training:
         check_precision(self.precision)
         check_types("training.", vars(self), Training)
         check_range("training.batch_size", self.batch_size, 1)
+        check_range("training.micro_batch", self.micro_batch, 1)
         check_range("training.learning_rate", self.learning_rate, 0, above=True)
         for beta in self.betas:
             check_range("training.betas", beta, 0, 1, below=True)

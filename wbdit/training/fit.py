@@ -27,7 +27,7 @@ from wbdit.data.matrix import Source
 from wbdit.data.sources import TrainingData
 from wbdit.data.space import Space
 from wbdit.errors import InputError
-from wbdit.generator import CellGenerator, find_device, make_model, read_generator, write_generator
+from wbdit.generator import CellGenerator, make_model, read_generator, write_generator
 from wbdit.nn.wbdit import WBDiT
 from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
 from wbdit.run_folder import RunWriter
@@ -35,6 +35,7 @@ from wbdit.schedule import NoiseSchedule
 from wbdit.training import resume as resuming
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
 from wbdit.training.config import NOISE_STEPS, Budget, Preset, Training, check_precision
+from wbdit.training.distributed import current, joins_others
 from wbdit.training.forecast import Forecast, duration, short
 from wbdit.training.losses import CountNLL, LossFunction, SquaredError
 from wbdit.training.memory import GIGABYTE, check_memory, peak_memory
@@ -45,10 +46,12 @@ from wbdit.whitebox.measures import diagnostics
 
 LONG_PREPARATION = 30.0  # seconds; the log says how long it took if longer
 MAX_CALIBRATION_SHARE = 0.25  # of a training budget in minutes
+BAD_BATCHES = "bad_batches.jsonl"  # of the RUN folder: the rows of batches whose steps were skipped
 
 logger = logging.getLogger("wbdit")
 
 
+@joins_others
 def fit(
     adata: ad.AnnData,
     *,
@@ -161,10 +164,14 @@ def fit(
         budget = Budget(minutes, epochs, steps)
     settings: dict[str, Any] = {"validation": validation, "early_stopping": early_stopping}
     settings = {name: value for name, value in settings.items() if value is not None}
-    where = find_device(device)
+    ranks = current()
+    where = ranks.device(device)
     source = Source(layer, use_raw, space, round_counts)
     with ExitStack() as stack:
-        writer = stack.enter_context(_writing(folder, resume, overwrite)) if folder is not None else None
+        writer = None
+        if folder is not None and ranks.is_first:
+            writer = stack.enter_context(_writing(folder, resume, overwrite))
+        ranks.exchange()  # the folder is in order before the others read it
         if resume:
             if folder is None:
                 raise InputError("no run to resume: give the run's folder as `out`")
@@ -185,7 +192,7 @@ def fit(
             )
         if (prepared := time.monotonic() - began) > LONG_PREPARATION:
             logger.info(f"read and prepared the cells in {duration(prepared)}")
-        write = stack.enter_context(tensorboard_writer(tensorboard))
+        write = stack.enter_context(tensorboard_writer(tensorboard if ranks.is_first else None))
         with deferred_signals():
             generator = run.train(writer, write, progress, began)
             run.log_ending(folder)
@@ -248,6 +255,10 @@ class TrainingRun:
         self.history: list[dict[str, Any]] = []
         self.identity: dict[str, Any] = {"cells_hash": Fingerprint.of(data, held_out), "reading": reading}
         self.schedule = NoiseSchedule(**config.schedule)
+        self.ranks = current()
+        genes, totals = "\n".join(data.preprocessor.genes), data.totals if data.has_counts else data.totals[:0]
+        self.ranks.check_same("cells", genes.encode(), data.codes.tobytes(), totals.tobytes())
+        self.ranks.copy_first(model.state_dict().values())
         self.trainer = self._trainer()
         self.began = time.monotonic()
         self.forecast = Forecast(self.trainer, self.began, lambda: 0.0)
@@ -370,10 +381,11 @@ class TrainingRun:
                     writer.save(partial(self._write, averaged))
             return averaged
 
+        self.ranks.exchange()  # all have read the folder
         untrained = save()  # fails now, not after hours, if the folder cannot be written
         minutes, seconds = self.trainer.budget.minutes, None
         if minutes is not None:
-            seconds = calibration_seconds(untrained, self.data)
+            seconds = self.ranks.from_first(partial(calibration_seconds, untrained, self.data))
             reserved = min(seconds / 60, MAX_CALIBRATION_SHARE * minutes)
             self.trainer.budget = Budget(minutes=minutes - reserved)
         del untrained
@@ -383,6 +395,7 @@ class TrainingRun:
             lambda: calibration_seconds(self.generator(), self.data) if seconds is None else seconds,
             calibration_bytes(self.data),
         )
+        self.trainer.skipped.path = None if writer is None else writer.run / BAD_BATCHES
         self.finished = self.trainer.train(log, save, progress, self.forecast.watch)
         averaged = save()
         if self.finished:  # noise_axes and noise_factors, measured with the averaged weights
@@ -451,7 +464,9 @@ class TrainingRun:
             estimated_seconds=_rounded(self.forecast.seconds),
             estimated_gigabytes=_rounded(self.forecast.gigabytes),
         )
-        config = replace(self.config, model_hash=checkpoint.state_hash(state), trained=trained)
+        training = {**self.config.training, "micro_batch": trainer.gradient.micro_batch}
+        model_hash = checkpoint.state_hash(state)
+        config = replace(self.config, training=training, model_hash=model_hash, trained=trained)
         return CellGenerator(model, self.schedule, self.data.preprocessor, config, self.history)
 
     def _trainer(self) -> Trainer:
@@ -473,7 +488,13 @@ class TrainingRun:
             held_out = Validation(loss_fn, batches(self.held_out), training.batch_size, config.seed)
         diagnose = diagnostics if isinstance(self.model.network, WBDiT) else None
         budget = Budget(**config.budget)
-        return Trainer(loss_fn, batches(self.data), training, budget, config.seed, diagnose, held_out)
+        trainer = Trainer(loss_fn, batches(self.data), training, budget, config.seed, diagnose, held_out)
+        if self.ranks.size > trainer.batches.batch_size:
+            raise InputError(
+                f"a batch of {trainer.batches.batch_size} cells has none for some of {self.ranks.size} processes: "
+                "start fewer"
+            )
+        return trainer
 
     def _plan(self) -> str:
         """Return what is to be done, for the log: the budget, its passes and steps, and the held-out cells."""
@@ -489,7 +510,8 @@ class TrainingRun:
             )
         cells = f"of {trainer.batches.batch_size} cells"
         held = "" if self.held_out is None else f"; {len(self.held_out)} cells are held out"
-        return f"training for {', '.join(passes)} {cells}{held}"
+        ranks = f" on {self.ranks.size} processes" if self.ranks.size > 1 else ""
+        return f"training for {', '.join(passes)} {cells}{ranks}{held}"
 
 
 def _check_settings(config: RunConfig, folder: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wbdit._draws import normal_like
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.loader import Batch
 from wbdit.nn.denoiser import Denoiser
@@ -70,15 +71,15 @@ class SquaredError:
 
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
         """Return the scalar loss of a batch of values ``(B, 1, G)`` at timesteps ``(B,)`` int64."""
-        noise = torch.randn_like(batch.x)
+        noise = normal_like(batch.x)
         x_t = self.schedule.noising(batch.x, t, noise)
         target = self.schedule.target(self.model.prediction, batch.x, t, noise)
-        return F.mse_loss(self.model(x_t, t, **self._given(batch)).float(), target)
+        return F.mse_loss(self.model(x_t, t, **self._given(batch)).to(target.dtype), target)
 
     def inputs(self, batch: Batch, t: Tensor) -> Inputs:
         """Return the denoiser and its inputs for a batch."""
         given = self._given(batch)
-        x_t = self.schedule.noising(batch.x, t, torch.randn_like(batch.x))
+        x_t = self.schedule.noising(batch.x, t, normal_like(batch.x))
         return Inputs(self.model, x_t, t, given.get("y"), given.get("conditioning"))
 
     def _given(self, batch: Batch) -> dict[str, Tensor | None]:
@@ -136,8 +137,8 @@ class CountNLL:
         levels = batch.x[:, 0]
         genes = torch.arange(levels.shape[1], device=levels.device)
         x0 = self.model.likelihood.values[genes, levels.long()][:, None]
-        x_t = self.schedule.noising(x0, t, torch.randn_like(x0))
-        log_library = batch.log_library + LIBRARY_JITTER * torch.randn_like(batch.log_library)
+        x_t = self.schedule.noising(x0, t, normal_like(x0))
+        log_library = batch.log_library + LIBRARY_JITTER * normal_like(batch.log_library)
         return x_t, self.model.embed(batch.y, log_library, batch.covariates)
 
 

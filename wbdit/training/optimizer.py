@@ -31,6 +31,11 @@ class AveragingAdamW(torch.optim.AdamW):
 
     Attributes
     ----------
+    norm
+        Norm of the gradient of all weights, a scalar on the device; None to compute it where it is needed.
+    found_inf
+        1 to skip the next step, else 0, a scalar on the device, as :class:`torch.amp.GradScaler` has it; None for 0. A
+        skipped step changes neither the weights nor the state; the averages go on toward the weights.
     decay
         Decay of the moving average in the next step: its new value is ``decay * average + (1 - decay) * weight``.
 
@@ -59,6 +64,8 @@ class AveragingAdamW(torch.optim.AdamW):
         self.averages = dict(averages or {})
         self.clip_norm = clip_norm
         self.decay = 1.0
+        self.norm: Tensor | None = None
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -72,21 +79,26 @@ class AveragingAdamW(torch.optim.AdamW):
         averages = [self.averages[p] for p in weights] if self.averages else []
         rest = self.averages
         if weights and cpu.serves(*weights, *gradients, *averages):
-            self._step_in_two_passes(weights, gradients, averages)
-            rest = {p: average for p, average in rest.items() if p.grad is None}
+            self._init_state(weights)
+            if self.found_inf is None or not self.found_inf:
+                self._step_in_two_passes(weights, gradients, averages)
+                rest = {p: average for p, average in rest.items() if p.grad is None}
         else:
             if self.clip_norm:
-                torch.nn.utils.clip_grad_norm_(weights, self.clip_norm)
+                norm = torch.nn.utils.get_total_norm(gradients) if self.norm is None else self.norm
+                torch.nn.utils.clip_grads_with_norm_(weights, self.clip_norm, norm)
             super().step()
         if rest:
             torch._foreach_lerp_(list(rest.values()), list(rest), 1 - self.decay)
         return loss
 
-    def _step_in_two_passes(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
+    def _init_state(self, weights: list[Tensor]) -> None:
         for p in weights:
             if not self.state[p]:
                 zero = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+    def _step_in_two_passes(self, weights: list[Tensor], gradients: list[Tensor], averages: list[Tensor]) -> None:
         states = [self.state[p] for p in weights]
         torch._foreach_add_([state["step"] for state in states], 1)
         settings = {p: group for group in self.param_groups for p in group["params"]}

@@ -19,8 +19,12 @@ from wbdit.ops import cpu
 from wbdit.profiling import span
 from wbdit.run_check import check_state
 from wbdit.training.config import Budget, Training
+from wbdit.training.distributed import LostProcess, Ranks, current
+from wbdit.training.faults import SkippedSteps
 from wbdit.training.losses import LossFunction
 from wbdit.training.optimizer import AveragingAdamW
+from wbdit.training.records import LogWindow, summary
+from wbdit.training.step import BatchGradient, random_state, restore_random_state
 from wbdit.training.validation import Validation
 
 LOG_SECONDS = 2.0
@@ -54,6 +58,9 @@ class Trainer:
     validation
         Loss of held-out cells, measured at regular steps and logged. With ``training.early_stopping``, training ends
         when it no longer decreases.
+    ranks
+        The processes that train together, each with a trainer of its own that has the same arguments; those of
+        :func:`wbdit.training.distributed.current` by default. Their states are equal after each step.
 
     Attributes
     ----------
@@ -67,6 +74,8 @@ class Trainer:
         Last and lowest loss of the held-out cells, and the step of the lowest one; None before the first evaluation.
     stopped_early
         Whether the loss of the held-out cells has not decreased for ``training.early_stopping`` passes.
+    skipped
+        Steps that were skipped because their loss or gradient was not finite.
     """
 
     def __init__(
@@ -78,7 +87,9 @@ class Trainer:
         seed: int = 0,
         diagnose: Diagnose | None = None,
         validation: Validation | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or current()
         self.loss_fn = loss_fn
         self.model = model = loss_fn.model
         self.schedule = loss_fn.schedule
@@ -96,6 +107,9 @@ class Trainer:
             betas=training.betas,
         )
         self.low_precision = choose_precision(training.precision, self.device) == "bf16"
+        self.gradient = BatchGradient(
+            loss_fn, list(self.weights.values()), self.ranks, self.low_precision, training.micro_batch
+        )
         self.diagnose = diagnose
         self.validation = validation
         self.validation_loss: float | None = None
@@ -103,18 +117,23 @@ class Trainer:
         self.best_step: int | None = None
         self.best: dict[str, Tensor] = {}  # averaged weights at the best step, with early stopping
         self.stopped_early = False
-        self.last: tuple[Batch, Tensor] | None = None  # last step's batch and timesteps
+        self.last: tuple[Batch, Tensor] | None = None  # last step's batch and timesteps, of this process
+        self.skipped = SkippedSteps()
         self.step = 0
         self.seconds = 0.0
+        self._clock = 0.0  # the first process's seconds, which decide in all
+        self._must_stop: Callable[[], bool] = lambda: False  # whether this process must stop
+        self._is_asked = False  # whether a process was to stop during the last step
         with self._forked():
             torch.manual_seed(seed)
-            self.random = self._random_state()
+            self.random = random_state(self.device)
 
     @property
     def progress(self) -> float:
         """Used share of the budget, or of the most epochs if that is larger."""
         epochs = self.step / self.batches.per_epoch
-        return max(self.budget.progress(self.seconds, epochs, self.step), self._share_of_most_epochs)
+        seconds = self.seconds if self.ranks.size == 1 else self._clock
+        return max(self.budget.progress(seconds, epochs, self.step), self._share_of_most_epochs)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -154,7 +173,8 @@ class Trainer:
             Called every few seconds with step, epoch, loss, learning rate, cells per second and seconds, and from time
             to time with the results of `diagnose` and the loss of the held-out cells.
         save
-            Called every few minutes, so that a long run can be resumed.
+            Called every few minutes, so that a long run can be resumed, and when another process is lost. Like `log`
+            and `watch` it is called in the first process only.
         bar
             Show a progress bar on stderr.
         watch
@@ -167,35 +187,45 @@ class Trainer:
         Raises
         ------
         InputError
-            If the loss is not finite.
+            If losses or gradients are not finite in several steps, see :mod:`wbdit.training.faults`, memory does not
+            suffice, or another process fails.
         """
         self.model.train()
-        logged = saved = time.monotonic()
-        next_diagnosis = logged
-        losses: list[Tensor] = []
-        with self._forked(), deferred_signals() as interrupted, progress_bar("training", bar, self.progress) as show:
-            self._restore_random_state(self.random)
-            while self._goes_on and not interrupted():
+        saved = next_diagnosis = time.monotonic()
+        window, first = LogWindow(saved), self.ranks.is_first
+        shown = progress_bar("training", bar and first, self.progress)
+        with self._forked(), deferred_signals() as self._must_stop, shown as show, self._saving_when_lost(save):
+            restore_random_state(self.random, self.device)
+            while self._goes_on and not self._is_stopped():
                 start = time.monotonic()
-                losses.append(self._update())
+                self._update()
                 now = time.monotonic()
                 self.seconds += now - start
-                watch()
-                if now - logged > LOG_SECONDS or self.progress >= 1 or self._is_evaluated:
-                    record = self._record(losses, now - logged)
+                is_due = now - window.began > LOG_SECONDS or self.progress >= 1 or self._is_evaluated
+                window.steps += 1
+                if not first:
+                    self.skipped.forget()
+                elif is_due or self.device.type == "cpu":  # reading waits for a GPU
+                    window.losses += self.skipped.read()
+                if first:
+                    watch()
+                if is_due:
+                    record = self._record(window, now)
                     if self._is_evaluated:
                         record |= self._validate()
-                    if self.diagnose is not None and now >= next_diagnosis:
+                    if first and self.diagnose is not None and now >= next_diagnosis:
                         record |= self._diagnose()
                         next_diagnosis = now + (time.monotonic() - now) / DIAGNOSTICS_SHARE
-                    log(record)
-                    show(self.progress, _summary(record))
-                    losses, logged = [], now
+                    if first:
+                        log(record)
+                        show(self.progress, summary(record))
+                    window = LogWindow(now)
                 if now - saved > SAVE_SECONDS:
-                    self.random = self._random_state()
-                    save()
+                    self.random = random_state(self.device)
+                    if first:
+                        save()
                     saved = now
-            self.random = self._random_state()
+            self.random = random_state(self.device)
         self.model.eval()
         return not self._goes_on
 
@@ -215,6 +245,7 @@ class Trainer:
             "position": self.batches.position,
             "cells": len(self.batches.x),
             "has_best": bool(self.best),
+            "skipped": self.skipped.count,
             **{name: getattr(self, name) for name in VALIDATION_FACTS},
         }
         return tensors, facts
@@ -244,6 +275,7 @@ class Trainer:
             self.random = {k.removeprefix("random."): v for k, v in tensors.items() if k.startswith("random.")}
             self.batches.order = tensors["order"]
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+            self._clock, self.skipped.count = self.seconds, int(facts.get("skipped", 0))
             self.batches.epoch, self.batches.position = int(facts["epoch"]), int(facts["position"])
             self.best = {
                 name: tensors[f"best.{name}"].to(self.device) for name in self.weights if facts.get("has_best")
@@ -253,25 +285,48 @@ class Trainer:
         except (InputError, KeyError, RuntimeError) as error:
             raise InputError(f"the saved training state does not fit this run ({error})") from error
 
-    def _update(self) -> Tensor:
-        """Take one optimizer step; return its loss, a scalar on the device."""
+    def _update(self) -> None:
+        """Take one optimizer step; it is skipped if its loss or gradient is not finite."""
         with span("train step"):
-            rate = self._learning_rate()
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("factor", 1.0)
+            place = self.batches.order, self.batches.epoch, self.batches.position, random_state(self.device)
             with span("batch"):
-                batch = self.batches.draw()
-                t = self._timesteps(len(batch.x))
-                self.last = batch, t
-            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
-            with span("forward"), autocast:
-                loss = self.loss_fn(batch, t)
-            with span("backward"):
-                self.optimizer.zero_grad()
-                loss.backward()
+                rows = self.batches.draw()
+                t = self._timesteps(len(rows))
+                own = self.ranks.part(len(rows))
+                batch, own_t = self.batches.take(rows[own]), t[own]
+                self.last = batch, own_t
+            try:
+                loss = self.gradient(batch, own_t, len(rows), self._meet)
+            except LostProcess:  # back to the last complete step, so that it can be saved
+                self.batches.order, self.batches.epoch, self.batches.position, random = place
+                restore_random_state(random, self.device)
+                raise
             with span("optimizer"):
-                self._descend()
-        return loss.detach()
+                is_finite = self._descend(loss)
+            self.skipped.note(self.step, rows, loss, is_finite)
+
+    def _meet(self, out_of_memory: bool) -> bool:
+        """Exchange with the other processes; return whether memory did not suffice in one of them."""
+        met = self.ranks.exchange(self._must_stop(), out_of_memory, self.seconds if self.ranks.is_first else 0.0)
+        self._is_asked, self._clock = met.stop > 0, met.number
+        return met.out_of_memory > 0
+
+    def _is_stopped(self) -> bool:
+        """Whether a process must stop; all learn it during the same step."""
+        return self._must_stop() if self.ranks.size == 1 else self._is_asked
+
+    @contextmanager
+    def _saving_when_lost(self, save: Callable[[], object]) -> Iterator[None]:
+        """Save in the first process if another one is lost; not on a GPU, which may wait for the lost one's sum."""
+        try:
+            yield
+        except LostProcess as error:
+            self.random = random_state(self.device)
+            self.model.eval()
+            if self.ranks.is_first and self.device.type == "cpu":
+                save()
+                raise LostProcess(f"{error}; this training is saved at step {self.step}", True) from error
+            raise
 
     @property
     def _goes_on(self) -> bool:
@@ -288,6 +343,7 @@ class Trainer:
         """Evaluate the averaged weights on the held-out cells, and keep them if they are the best."""
         assert self.validation is not None
         with self._forked(), self._averaged():
+            self.validation.micro_batch = self.gradient.micro_batch
             loss = self.validation.loss(self.low_precision)
         if not math.isfinite(loss):
             raise InputError(f"training diverged: the loss of the held-out cells is {loss} at step {self.step}")
@@ -327,16 +383,25 @@ class Trainer:
         assert self.last is not None
         batch, t = self.last
         some = slice(None, None, max(1, len(t) // DIAGNOSTICS_CELLS))
-        few = Batch(batch.x[some], *(None if part is None else part[some] for part in batch[1:]))
         with self._forked():  # leaves the random state of the training as it is
-            return self.diagnose(*self.loss_fn.inputs(few, t[some]))
+            return self.diagnose(*self.loss_fn.inputs(batch.rows(some), t[some]))
 
-    def _descend(self) -> None:
-        """Clip the gradient, update the weights and their average."""
+    def _descend(self, loss: Tensor) -> Tensor:
+        """Clip the gradient, update the weights and their average; return whether loss and gradient are finite.
+
+        The optimizer reads the flag on the device, so a GPU is not waited for. A step whose flag is false changes
+        neither the weights nor the optimizer's state.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate() * group.get("factor", 1.0)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.weights.values() if p.grad is not None])
+        is_finite = norm.isfinite() & loss.isfinite()
         self.step += 1
         # a smaller decay in early steps, so that the initial weights do not bias the average
         self.optimizer.decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
+        self.optimizer.norm, self.optimizer.found_inf = norm, is_finite.logical_not().float()
         self.optimizer.step()
+        return is_finite
 
     def _timesteps(self, n: int) -> Tensor:
         """Draw `n` timesteps from the lowest to T - 1, one from each of `n` equal parts."""
@@ -350,16 +415,12 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
         return self.training.learning_rate * warm * (final + (1 - final) * cosine)
 
-    def _record(self, losses: list[Tensor], seconds: float) -> dict[str, Any]:
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise InputError(f"training diverged: the loss is {loss} at step {self.step}; lower the learning rate")
+    def _record(self, window: LogWindow, now: float) -> dict[str, Any]:
         return {
             "step": self.step,
             "epoch": round(self.step / self.batches.per_epoch, 2),
-            "loss": round(loss, 6),
+            **window.facts(self.batches.batch_size, now),
             "learning_rate": self._learning_rate(),
-            "cells_per_second": round(len(losses) * self.batches.batch_size / max(seconds, 1e-9), 1),
             "seconds": round(self.seconds, 2),
         }
 
@@ -369,26 +430,9 @@ class Trainer:
         with torch.random.fork_rng([self.device.index or 0] if self.device.type == "cuda" else []):
             yield
 
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def _restore_random_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
-
 
 def choose_precision(precision: str, device: torch.device) -> str:
     """Return "fp32" or "bf16"; "auto" is bf16 on a GPU, and on a CPU with bf16 instructions and kernels."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" or cpu.has_fast_bf16() else "fp32"
-
-
-def _summary(record: dict[str, Any]) -> str:
-    """Return the part of a log record that the progress bar shows."""
-    held_out = f", held out {record['validation_loss']:.4f}" if "validation_loss" in record else ""
-    return f"step {record['step']}, loss {record['loss']:.4f}{held_out}, {record['cells_per_second']:.0f} cells/s"

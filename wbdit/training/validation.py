@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wbdit._draws import BatchDraws
 from wbdit.data.labels import Labels
 from wbdit.data.loader import Batches
+from wbdit.training.distributed import current
 from wbdit.training.losses import LossFunction
+from wbdit.training.step import parts
 
 FEWEST = 4  # cells of a label combination; with fewer, none is held out
 FEWEST_TERMS = 128  # losses per evaluation; with fewer cells, each is noised several times
@@ -72,6 +75,10 @@ class Validation:
     ----------
     seconds
         Duration of the last evaluation; None before the first.
+    micro_batch
+        Cells per forward pass; None for all cells of a batch that are this process's.
+    ranks
+        The processes that share the evaluation, see :func:`wbdit.training.distributed.current`.
     """
 
     def __init__(self, loss_fn: LossFunction, cells: Batches, batch_size: int, seed: int) -> None:
@@ -80,6 +87,8 @@ class Validation:
         self.batch_size = batch_size
         self.seed = seed
         self.seconds: float | None = None
+        self.micro_batch: int | None = None
+        self.ranks = current()
         self.rows = torch.arange(len(cells.x)).repeat(max(1, math.ceil(FEWEST_TERMS / len(cells.x))))
 
     @property
@@ -108,11 +117,14 @@ class Validation:
         model = self.loss_fn.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.cells.x.device)
         size = self.batch_size
-        for rows, t in zip(self.rows.to(self.cells.x.device).split(size), self._timesteps().split(size), strict=True):
-            with torch.autocast(self.cells.x.device.type, torch.bfloat16, enabled=low_precision):
-                total += len(rows) * self.loss_fn(self.cells.take(rows), t).double()
+        for rows, t in zip(self.rows.split(size), self._timesteps().split(size), strict=True):
+            draws = BatchDraws(len(rows))
+            for part in parts(self.ranks.part(len(rows)), self.micro_batch):
+                autocast = torch.autocast(self.cells.x.device.type, torch.bfloat16, enabled=low_precision)
+                with autocast, draws.part(part):
+                    total += len(t[part]) * self.loss_fn(self.cells.take(rows[part]), t[part]).double()
         model.train()
-        loss = float(total) / len(self.rows)
+        loss = self.ranks.exchange(number=float(total)).number / len(self.rows)
         self.seconds = time.monotonic() - began
         return loss
 
