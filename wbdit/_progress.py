@@ -56,28 +56,24 @@ def progress_bar(name: str, shown: bool, done: float = 0.0) -> Iterator[Show]:
         yield show
 
 
-@contextmanager
-def showing_passes(shown: bool) -> Iterator[None]:
-    """Show the progress of long passes over the cells within the block, or hide it.
+def show_passes(shown: bool) -> None:
+    """Show the progress of long passes over the cells from now on, or hide it; it is hidden at first.
 
     Examples
     --------
-    >>> from wbdit._progress import pass_over, showing_passes
-    >>> with showing_passes(False), pass_over("reading cells") as show:
+    >>> from wbdit._progress import pass_over, show_passes
+    >>> show_passes(False)
+    >>> with pass_over("reading cells") as show:
     ...     show(0.5)
     """
-    token = _passes_shown.set(shown)
-    try:
-        yield
-    finally:
-        _passes_shown.reset(token)
+    _passes_shown.set(shown)
 
 
 @contextmanager
 def pass_over(name: str) -> Iterator[Callable[[float], None]]:
     """Yield a function that shows the share of a pass that is done, once it takes :data:`SILENT_SECONDS`.
 
-    Nothing is shown outside of :func:`showing_passes`.
+    Nothing is shown without :func:`show_passes`.
     """
     began, shown = time.monotonic(), _passes_shown.get()
     with ExitStack() as stack:

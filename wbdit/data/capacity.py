@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SHARE = 1 / 16  # of the memory, that one copy of the training cells may take; the rest is for the model
+SHARE = 1 / 32  # of the memory, that one copy of the training cells may take; the rest is for the model
 
 
 def memory_limit() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anndata as ad
@@ -74,13 +75,16 @@ class Cells:
     @classmethod
     def of(cls, cells: ad.AnnData | Cells) -> Cells:
         """Return the cells of an AnnData, whose matrices may lie in a file."""
-        if isinstance(cells, cls):
+        if isinstance(cells, Cells):
             return cells
+        return cls._of_anndata(cells)
+
+    @classmethod
+    def _of_anndata(cls, cells: Any) -> Cells:
         whole = cells._adata_ref if cells.is_view and _has_stored(cells._adata_ref) else cells
         layers = {f"layers[{name!r}]": name for name in whole.layers if name is not None}
         matrices: dict[str, Open] = {} if whole.X is None else {"X": lambda: _opened(whole.X, "X")}
-        for name, key in layers.items():
-            matrices[name] = lambda name=name, key=key: _opened(whole.layers[key], name)
+        matrices |= {name: partial(_layer, whole, name, key) for name, key in layers.items()}
         if whole.raw is not None:
             matrices["raw.X"] = lambda: _opened(whole.raw.X, "raw.X")
         raw_var = None if whole.raw is None else whole.raw.var
@@ -133,9 +137,9 @@ class Cells:
         lost = sorted({name for cells in sets for name in cells.names} - set(shared))
         if lost:
             dropped.append(f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} not in all of them")
-        matrices: dict[str, Open] = {name: lambda name=name: opened(name) for name in shared}
+        matrices: dict[str, Open] = {name: partial(opened, name) for name in shared}
         layers = {name: key for name, key in sets[0].layers.items() if name in shared}
-        obs, var = _stacked([cells.obs for cells in sets]), sets[0].genes("X").loc[genes]
+        obs, var = stack_tables([cells.obs for cells in sets]), sets[0].genes("X").loc[genes]
         joined = cls(obs, var, sets[0].uns, matrices, raw_var, layers, list(zip(names, sets, strict=True)))
         return joined, f"; left out: {', '.join(dropped)}" if dropped else ""
 
@@ -170,8 +174,16 @@ class Cells:
         """Return the cells at the given rows; nothing is copied but the annotation."""
         return self._with(self.obs.iloc[rows], lambda matrix, name: matrix.select(rows))
 
+    def with_raw(self, X: Any, var: pd.DataFrame) -> Cells:
+        """Return these cells with a stored matrix as ``raw.X``."""
+        matrices = {**self._open, "raw.X": lambda: _opened(X, "raw.X")}
+        return Cells(self.obs, self.var, self.uns, matrices, var, self.layers, self.sets)
+
     def _with(self, obs: pd.DataFrame, change: Callable[[CellMatrix, str], CellMatrix]) -> Cells:
-        matrices: dict[str, Open] = {name: lambda name=name: change(self.matrix(name), name) for name in self.names}
+        def opened(name: str) -> CellMatrix:
+            return change(self.matrix(name), name)
+
+        matrices: dict[str, Open] = {name: partial(opened, name) for name in self.names}
         return Cells(obs, self.var, self.uns, matrices, self.raw_var, self.layers, self.sets)
 
 
@@ -181,6 +193,10 @@ def _has_stored(adata: ad.AnnData) -> bool:
 
 def _opened(X: Any, name: str) -> CellMatrix:
     return stored_matrix(X, name) if is_stored(X) else MemoryMatrix(in_memory(X))
+
+
+def _layer(adata: Any, name: str, key: str) -> CellMatrix:
+    return _opened(adata.layers[key], name)
 
 
 def _shared_genes(panels: Sequence[pd.Index], names: Sequence[str]) -> tuple[pd.Index, list[str]]:
@@ -203,7 +219,7 @@ def _shared_genes(panels: Sequence[pd.Index], names: Sequence[str]) -> tuple[pd.
     return genes, [f"{n} genes of {name}" for name, n in lost if n]
 
 
-def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def stack_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the columns that all tables have, with the rows of one table below those of another."""
     shared = [name for name in tables[0] if all(name in table for table in tables)]
     columns = {}

@@ -80,7 +80,7 @@ class CompactMatrix:
         return cls.collect((X for _, X in chunks(matrix)), genes, expected=int(n * (4 * per_cell + 8)))
 
     @classmethod
-    def collect(cls, pieces: Iterable[sp.csr_matrix], genes: int, expected: int) -> CompactMatrix:
+    def collect(cls, pieces: Iterable[sp.csr_matrix], genes: int, expected: int | None) -> CompactMatrix:
         """Copy canonical CSR pieces of consecutive cells.
 
         Parameters
@@ -90,14 +90,14 @@ class CompactMatrix:
         genes
             Number of genes.
         expected
-            Expected size in bytes, which decides where the cells are kept.
+            Expected size in bytes, which decides where the cells are kept; None for a file.
 
         Raises
         ------
         InputError
             As :meth:`of`.
         """
-        folder = None if fits(expected) else _folder_with(expected)
+        folder = None if expected is not None and fits(expected) else _folder_with(expected or 0)
         kind = _InMemory if folder is None else _InFile
         indices: _Numbers = kind(np.min_scalar_type(max(genes - 1, 0)), folder)
         values: _Numbers = kind(np.dtype(VALUE_TYPES[0]), folder)
@@ -113,8 +113,7 @@ class CompactMatrix:
             if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
                 raise
             raise InputError(
-                f"{folder} is full, and the training cells need about {expected / GIGABYTE:.1f} GB there: set "
-                "WBDIT_CACHE to a folder with more space"
+                f"{folder} is full: the training cells need more space there; set WBDIT_CACHE to a larger folder"
             ) from error
         indices.close_writing()
         values.close_writing()
@@ -198,11 +197,11 @@ class _InFile:
     def __init__(self, dtype: np.dtype[Any], folder: Path | None) -> None:
         self.dtype = dtype
         self.folder = folder
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)
+        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115, open as long as the matrix
         self.lock = threading.Lock()  # of the file's position
 
     def append(self, numbers: np.ndarray) -> None:
-        left = memoryview(numbers.astype(self.dtype).view(np.uint8))
+        left = numbers.astype(self.dtype).view(np.uint8).data
         while left:
             left = left[self.file.write(left) :]
 
@@ -219,7 +218,7 @@ class _InFile:
     def take(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         size = self.dtype.itemsize
         taken = np.empty(int(lengths.sum()), self.dtype)
-        buffer, place = memoryview(taken.view(np.uint8)), 0
+        buffer, place = taken.view(np.uint8).data, 0
         with self.lock:
             for start, length in zip((starts * size).tolist(), (lengths * size).tolist(), strict=True):
                 self.file.seek(start)

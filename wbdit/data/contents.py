@@ -103,7 +103,7 @@ def sampled_cells(n: int) -> np.ndarray:
 
 
 def _is_real(dtype: np.dtype[Any]) -> bool:
-    return dtype != bool and np.issubdtype(dtype, np.number) and not np.issubdtype(dtype, np.complexfloating)
+    return dtype.kind in "iuf"
 
 
 def _nonzero_values(X: Any) -> list[np.ndarray]:

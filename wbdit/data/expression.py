@@ -99,7 +99,7 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
     """
     columns = adata.obs.columns
     if label not in columns:
-        raise InputError(f"no column {label!r} in obs; the columns are: {', '.join(map(str, columns)) or 'none'}")
+        raise no_column(adata, label)
     if (columns == label).sum() > 1:
         raise InputError(f"obs has {(columns == label).sum()} columns {label!r}: rename or drop all but one")
     try:
@@ -121,6 +121,21 @@ def is_text(name: str) -> bool:
     (True, False, False)
     """
     return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def no_column(adata: Any, name: str) -> InputError:
+    """Return the error for a column that obs lacks, or the obs of one of the sets that cells were joined from.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import no_column
+    >>> no_column(cells, "cell_type")
+    InputError("no column 'cell_type' in obs; the columns are: bulk_labels")
+    """
+    lacking = [(of, part) for of, part in getattr(adata, "sets", ()) if name not in part.obs.columns]
+    of, part = lacking[0] if lacking else ("", adata)
+    columns = ", ".join(map(str, part.obs.columns)) or "none"
+    return InputError(f"no column {name!r} in obs{of and f' of {of}'}; the columns are: {columns}")
 
 
 def check_label_sizes(adata: ad.AnnData, label: str) -> None:

@@ -264,7 +264,7 @@ class _Matrices:
 
     def _mixed(self, name: str) -> str:
         """Return how the sets that were joined differ in what they hold, from a few cells of each; else nothing."""
-        spaces = {}
+        spaces: dict[str, str] = {}
         for of, cells in self.cells.sets:
             matrix = cells.matrix(name)
             space = read_values(Contents.of(matrix.select(cells=sampled_cells(matrix.shape[0])))).space

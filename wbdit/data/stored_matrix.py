@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,8 @@ class _Compressed:
         self.indices, self.data = group["indices"], group["data"]
         rows, self.columns = X.shape if X.format == "csr" else X.shape[::-1]
         self.pointers = np.asarray(group["indptr"][:])
-        entries = len(self.indices)
-        if self.pointers.dtype.kind not in "iu" or self.indices.dtype.kind not in "iu" or len(self.data) != entries:
+        entries = int(self.indices.shape[0])
+        if self.pointers.dtype.kind not in "iu" or self.indices.dtype.kind not in "iu" or self.data.shape != (entries,):
             raise _damaged(name, "its parts do not fit together")
         self.pointers = self.pointers.astype(np.int64)
         if len(self.pointers) != rows + 1 or self.pointers[0] != 0 or self.pointers[-1] != entries:
@@ -180,7 +181,7 @@ def _by_cells(columns: _Compressed, shape: tuple[int, int]) -> CompactMatrix:
 
     def turned() -> Iterator[sp.csr_matrix]:
         with pass_over("turning X") as show:
-            for first, last in zip(edges[:-1], edges[1:], strict=True):
+            for first, last in pairwise(edges.tolist()):
                 parts = [columns(start, stop)[:, first:last] for start, stop in pieces]
                 block = as_rows(sp.vstack(parts, format="csr").T)
                 yield block
