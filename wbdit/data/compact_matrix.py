@@ -13,7 +13,8 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -197,7 +198,7 @@ class _InFile:
     def __init__(self, dtype: np.dtype[Any], folder: Path | None) -> None:
         self.dtype = dtype
         self.folder = folder
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115, open as long as the matrix
+        self._open()
         self.lock = threading.Lock()  # of the file's position
 
     def append(self, numbers: np.ndarray) -> None:
@@ -206,11 +207,13 @@ class _InFile:
             left = left[self.file.write(left) :]
 
     def widen(self, dtype: np.dtype[Any]) -> None:
-        wider = _InFile(dtype, self.folder)
-        for numbers in self._all():
-            wider.append(numbers)
-        self.file.close()
-        self.file, self.dtype = wider.file, dtype
+        narrow, file = self.dtype, self.file
+        self._open()
+        self.dtype = dtype
+        file.seek(0)
+        while piece := file.read(2**24):
+            self.append(np.frombuffer(piece, narrow))
+        file.close()
 
     def close_writing(self) -> None:
         pass
@@ -233,10 +236,9 @@ class _InFile:
                 raise OSError(errno.EIO, "the temporary file of the training cells is cut short")
             buffer = buffer[read:]
 
-    def _all(self) -> Iterator[np.ndarray]:
-        self.file.seek(0)
-        while piece := self.file.read(2**24):
-            yield np.frombuffer(piece, self.dtype)
+    def _open(self) -> None:
+        self.file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115, as long as this object
+        weakref.finalize(self, self.file.close)
 
 
 def _holds(dtype: np.dtype[Any], values: np.ndarray) -> bool:

@@ -75,8 +75,8 @@ def read_cells(path: str | Path) -> ad.AnnData:
     Examples
     --------
     >>> from wbdit.data.files import read_cells
-    >>> cells[:5].copy().write_zarr("few.zarr")
-    >>> read_cells("few.zarr").shape
+    >>> cells[:5].copy().write_h5ad("few.h5ad")
+    >>> read_cells("few.h5ad").shape
     (5, 765)
     """
     if not Path(path).is_dir():
@@ -146,11 +146,11 @@ def _open_group(group: Any, path: Path) -> Cells:
 
 def _matrices(group: Any) -> dict[tuple[str, ...], Any]:
     """Return the matrices of an AnnData in HDF5 or zarr by their places: ("X",), ("raw", "X"), ("layers", "counts")."""
-    places = [("X",)] if "X" in group else []
+    places: list[tuple[str, ...]] = [("X",)] if "X" in group else []
     for above in ("raw", "layers"):
         if above in group and hasattr(group[above], "keys"):  # a missing raw may be stored as an empty array
             places += [(above, name) for name in group[above] if above == "layers" or name == "X"]
-    found = {}
+    found: dict[tuple[str, ...], Any] = {}
     for place in places:
         stored = group["/".join(place)]
         found[place] = ad.io.sparse_dataset(stored) if hasattr(stored, "keys") else stored
