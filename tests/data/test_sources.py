@@ -283,7 +283,7 @@ def test_rounding_and_layers_of_a_file(folder, on_disk):
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
-        ("indices", 30, "an index is not among its 30 columns"),
+        ("indices", 30, "an index is 30, but there are 30 columns"),
         ("indptr", -1, "pointer"),
         ("indptr", 10**9, "pointer"),
     ],

@@ -15,6 +15,7 @@ from wbdit.data.cell_matrix import CellMatrix, JoinedMatrix, MemoryMatrix
 from wbdit.data.contents import Contents
 from wbdit.data.expression import in_memory
 from wbdit.data.stored_matrix import is_stored, stored_matrix
+from wbdit.data.structure import check_matrices
 from wbdit.errors import InputError
 
 Open = Callable[[], CellMatrix]
@@ -81,6 +82,7 @@ class Cells:
 
     @classmethod
     def _of_anndata(cls, cells: Any) -> Cells:
+        check_matrices(cells)
         whole = cells._adata_ref if cells.is_view and _has_stored(cells._adata_ref) else cells
         layers = {f"layers[{name!r}]": name for name in whole.layers if name is not None}
         matrices: dict[str, Open] = {} if whole.X is None else {"X": lambda: _opened(whole.X, "X")}

@@ -16,11 +16,18 @@ from wbdit.data.trial import try_h5ad
 from wbdit.errors import InputError
 
 
-def read_h5ad(path: str | Path) -> ad.AnnData:
+def read_h5ad(path: str | Path, *, tried: bool = False) -> ad.AnnData:
     """Read an ``.h5ad`` file.
 
     The file may come from anyone: its sizes are checked before anything is read, and its sparse matrices before
     anything is computed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tried
+        Whether :func:`wbdit.data.trial.try_h5ad` has been called.
 
     Raises
     ------
@@ -37,7 +44,8 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     path = Path(path)
     check_regular(path)
     try:
-        try_h5ad(path)
+        if not tried:
+            try_h5ad(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # check_cells reports the ones that matter in one line
             adata = ad.read_h5ad(path)
@@ -77,7 +85,8 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
         raise InputError("there are no genes (0 columns)")
     if adata.n_obs < 2:
         raise InputError(f"at least two cells are needed, there {_are(adata.n_obs)}")
-    check_matrices(adata)
+    if isinstance(adata, ad.AnnData):  # other cells are checked as they are read
+        check_matrices(adata)
     if label is not None:
         check_labels(adata, label)
 

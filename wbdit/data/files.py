@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from wbdit._io import check_regular
 from wbdit.data.capacity import fits
 from wbdit.data.cell_matrix import as_rows
 from wbdit.data.cells import Cells, stack_tables
 from wbdit.data.compact_matrix import CompactMatrix
 from wbdit.data.expression import in_memory, read_h5ad
+from wbdit.data.structure import check_matrices
+from wbdit.data.trial import try_h5ad
 from wbdit.errors import InputError
 
 GIGABYTE = 1e9
@@ -82,7 +85,9 @@ def read_cells(path: str | Path) -> ad.AnnData:
     if not Path(path).is_dir():
         return read_h5ad(path)
     with _reading(Path(path), ".zarr"):
-        return ad.read_zarr(path)
+        adata = ad.read_zarr(path)
+        check_matrices(adata)
+        return adata
 
 
 def _name(source: Any, i: int) -> str:
@@ -102,12 +107,12 @@ def _join(sets: Sequence[tuple[str, Cells]]) -> Cells:
 def _open_file(path: Path) -> Cells:
     """Open one file, or the files of an annbatch collection."""
     if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f"no such file: {path}")
+        check_regular(path)
         with _reading(path, ".h5ad"):
+            try_h5ad(path, whole=False)
             file = h5py.File(path, "r")
             large = not fits(_size(file))
-        return _open_group(file, path) if large else Cells.of(read_h5ad(path))
+        return _open_group(file, path) if large else Cells.of(read_h5ad(path, tried=True))
     with _reading(path, ".zarr"):
         import zarr
 
@@ -180,7 +185,9 @@ class _reading:
         self.warnings.__exit__(kind, error, trace)
         if isinstance(error, ImportError):
             raise InputError(f"reading {self.path} needs zarr: pip install zarr") from error
-        if isinstance(error, Exception) and not isinstance(error, InputError):
+        if isinstance(error, InputError):
+            raise InputError(f"cannot use {self.path}: {error}") from error
+        if isinstance(error, Exception):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"cannot read {self.path} as {self.kind} ({reason}); is it complete?") from error
 

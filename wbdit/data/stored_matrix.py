@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from wbdit._progress import pass_over
 from wbdit.data.cell_matrix import CellMatrix, SelectedMatrix, as_rows
 from wbdit.data.compact_matrix import CompactMatrix
-from wbdit.errors import InputError
+from wbdit.data.structure import check_indices, check_pointers
 
 PIECE_VALUES = 2**22  # values that are read at once: some 50 MB
 BLOCK_VALUES = 2**25  # values that are turned at once, of a matrix that is stored by genes
@@ -127,23 +127,17 @@ class _Compressed:
         self.name = name
         self.indices, self.data = group["indices"], group["data"]
         rows, self.columns = X.shape if X.format == "csr" else X.shape[::-1]
-        self.pointers = np.asarray(group["indptr"][:])
-        entries = int(self.indices.shape[0])
-        if self.pointers.dtype.kind not in "iu" or self.indices.dtype.kind not in "iu" or self.data.shape != (entries,):
-            raise _damaged(name, "its parts do not fit together")
-        self.pointers = self.pointers.astype(np.int64)
-        if len(self.pointers) != rows + 1 or self.pointers[0] != 0 or self.pointers[-1] != entries:
-            raise _damaged(name, "its pointers do not fit its shape and entries")
-        if (np.diff(self.pointers) < 0).any():
-            raise _damaged(name, "a pointer is lower than the one before it")
+        pointers = np.asarray(group["indptr"][:])
+        check_pointers(pointers, self.indices, self.data, (rows, self.columns), name)
+        self.pointers = pointers.astype(np.int64)
+        entries = int(self.pointers[-1])
         self.per_row = entries / max(rows, 1)
 
     def __call__(self, start: int, stop: int) -> sp.csr_matrix:
         pointers = self.pointers[start : stop + 1]
         first, last = int(pointers[0]), int(pointers[-1])
         indices, data = np.asarray(self.indices[first:last]), np.asarray(self.data[first:last])
-        if len(indices) and (indices.min() < 0 or indices.max() >= self.columns):
-            raise _damaged(self.name, f"an index is not among its {self.columns} columns")
+        check_indices(indices, self.columns, self.name)
         if data.dtype == np.float16:  # which scipy stores, but does not compute with
             data = data.astype(np.float32)
         X = sp.csr_matrix((data, indices.astype(np.int32), pointers - first), shape=(stop - start, self.columns))
@@ -193,7 +187,3 @@ def _by_cells(columns: _Compressed, shape: tuple[int, int]) -> CompactMatrix:
 def _genes(columns: _Compressed) -> int:
     """Return the genes that are read at once."""
     return max(1, int(PIECE_VALUES / max(columns.per_row, 1)))
-
-
-def _damaged(name: str, reason: str) -> InputError:
-    return InputError(f"{name} is damaged: {reason}; save the cells again from their source")
