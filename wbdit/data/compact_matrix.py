@@ -52,7 +52,7 @@ class CompactMatrix:
     >>> from wbdit.data.cell_matrix import MemoryMatrix
     >>> from wbdit.data.compact_matrix import CompactMatrix
     >>> compact = CompactMatrix.of(MemoryMatrix(cells.X))
-    >>> compact.shape, compact.nbytes < cells.X.data.nbytes
+    >>> compact.shape, compact.nbytes < cells.X.data.nbytes + cells.X.indices.nbytes
     ((700, 765), True)
     >>> (compact.rows(np.array([4, 1])) != cells.X[[4, 1]]).nnz
     0
@@ -108,7 +108,7 @@ class CompactMatrix:
                 counted.append(np.diff(X.indptr).astype(np.int64))
                 indices.append(X.indices)
                 while not _holds(values.dtype, X.data):
-                    values.widen(np.dtype(VALUE_TYPES[VALUE_TYPES.index(values.dtype.type) + 1]))
+                    values.change_type(np.dtype(VALUE_TYPES[VALUE_TYPES.index(values.dtype.type) + 1]))
                 values.append(X.data)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
@@ -159,7 +159,7 @@ class _Numbers(Protocol):
 
     def append(self, numbers: np.ndarray) -> None: ...
 
-    def widen(self, dtype: np.dtype[Any]) -> None:
+    def change_type(self, dtype: np.dtype[Any]) -> None:
         """Change the type of all numbers."""
 
     def close_writing(self) -> None: ...
@@ -177,7 +177,7 @@ class _InMemory:
     def append(self, numbers: np.ndarray) -> None:
         self.pieces.append(numbers.astype(self.dtype))
 
-    def widen(self, dtype: np.dtype[Any]) -> None:
+    def change_type(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
         self.pieces = [piece.astype(dtype) for piece in self.pieces]
 
@@ -206,7 +206,7 @@ class _InFile:
         while left:
             left = left[self.file.write(left) :]
 
-    def widen(self, dtype: np.dtype[Any]) -> None:
+    def change_type(self, dtype: np.dtype[Any]) -> None:
         narrow, file = self.dtype, self.file
         self._open()
         self.dtype = dtype

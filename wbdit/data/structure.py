@@ -78,8 +78,8 @@ def check_pointers(indptr: Any, indices: Any, data: Any, shape: Sequence[int], n
     if data.dtype == np.float16:
         raise InputError(f"{name} is sparse in float16, which scipy does not compute with: convert it to float32")
     rows, entries = int(shape[0]), int(indices.shape[0])
-    if len(indptr) != rows + 1:
-        raise _damaged(name, f"it has {len(indptr)} pointers, but {rows} rows or columns need {rows + 1}")
+    if indptr.shape[0] != rows + 1:
+        raise _damaged(name, f"it has {indptr.shape[0]} pointers, but {rows} rows or columns need {rows + 1}")
     if data.shape[0] != entries:
         raise _damaged(name, f"it has {data.shape[0]} values and {entries} indices")
     last = 0
