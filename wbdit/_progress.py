@@ -6,16 +6,20 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 from tqdm import tqdm
 
 LAYOUT = "{desc} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}"
 LINE_SECONDS = 2.0  # least time between two lines of the log
+SILENT_SECONDS = 3.0  # a pass over the cells that is shorter shows nothing
 
 logger = logging.getLogger("wbdit")
 
 Show = Callable[[float, str], None]
+
+_passes_shown: ContextVar[bool] = ContextVar("passes_shown", default=False)
 
 
 @contextmanager
@@ -49,6 +53,41 @@ def progress_bar(name: str, shown: bool, done: float = 0.0) -> Iterator[Show]:
             bar.update(min(share, 1.0) - bar.n)
 
         bar.miniters = 0  # tqdm would adapt it to the first shares; its least interval of 0.1 s is enough
+        yield show
+
+
+def show_passes(shown: bool) -> None:
+    """Show the progress of long passes over the cells from now on, or hide it; it is hidden at first.
+
+    Examples
+    --------
+    >>> from wbdit._progress import pass_over, show_passes
+    >>> show_passes(False)
+    >>> with pass_over("reading cells") as show:
+    ...     show(0.5)
+    """
+    _passes_shown.set(shown)
+
+
+@contextmanager
+def pass_over(name: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function that shows the share of a pass that is done, once it takes :data:`SILENT_SECONDS`.
+
+    Nothing is shown without :func:`show_passes`.
+    """
+    began, shown = time.monotonic(), _passes_shown.get()
+    with ExitStack() as stack:
+        bar: Show | None = None
+
+        def show(share: float) -> None:
+            nonlocal bar
+            if not shown:
+                return
+            if bar is None and share < 1 and time.monotonic() - began > SILENT_SECONDS:
+                bar = stack.enter_context(progress_bar(name, True))
+            if bar is not None:
+                bar(share, "")
+
         yield show
 
 

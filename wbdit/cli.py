@@ -137,7 +137,7 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], overwr
     """
     from wbdit._io import write_h5ads
     from wbdit._outputs import check_writable, has_uns
-    from wbdit.data.expression import read_h5ad
+    from wbdit.data.files import read_cells
     from wbdit.data.split import MARK
     from wbdit.data.split import split as split_cells
 
@@ -145,13 +145,13 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], overwr
         raise InputError("DATA, --train and --test must be three different files")
     for path in (train, test):
         check_writable(path, overwrite=overwrite, is_ours=has_uns(MARK))
-    parts = split_cells(read_h5ad(data), hold_out=hold_out or None, **options)
+    parts = split_cells(read_cells(data), hold_out=hold_out or None, **options)
     write_h5ads(dict(zip((train, test), parts, strict=True)))
     _say(f"{train}: {parts[0].n_obs} cells to train on; {test}: {parts[1].n_obs} held-out cells")
 
 
 @cli.command()
-@click.argument("data", type=FILE)
+@click.argument("data", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="RUN folder to write.")
 @click.option("--label", multiple=True, help="Column of obs to condition on, such as the cell type; repeatable.")
 @click.option(
@@ -187,12 +187,13 @@ def split(data: Path, train: Path, test: Path, hold_out: tuple[str, ...], overwr
 @click.option("--tensorboard", type=FILE, help="Folder for TensorBoard logs.")
 @_threads
 @_output_options
-def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], **options: Any) -> None:
-    """Train on the cells of DATA.h5ad.
+def train(data: tuple[Path, ...], out: Path, preset: str | None, settings: tuple[str, ...], **options: Any) -> None:
+    """Train on the cells of DATA, .h5ad or .zarr.
+
+    The cells of several DATA are joined on the genes that all have. Large files are read in pieces, not as a whole.
 
     Ctrl-C stops early and saves the run. So do SIGTERM and SIGHUP, with exit status 143 and 129. --resume goes on.
     """
-    from wbdit.data.expression import read_h5ad
     from wbdit.data.genes import read_gene_list
     from wbdit.training.config import Preset
     from wbdit.training.distributed import joined
@@ -205,7 +206,7 @@ def train(data: Path, out: Path, preset: str | None, settings: tuple[str, ...], 
     if (options["genes"] or "").endswith(".txt"):
         options["genes"] = read_gene_list(options["genes"])
     with joined() as ranks:
-        generator = fit(read_h5ad(data), out=out, preset=chosen, progress=_shows_progress(), **options)
+        generator = fit(list(data), out=out, preset=chosen, progress=_shows_progress(), **options)
     if not ranks.is_first:
         return
     trained = generator.config.trained
@@ -288,7 +289,7 @@ def generate(
     """
     from wbdit._outputs import check_writable, has_uns
     from wbdit.cell_files import check_format, reading
-    from wbdit.data.expression import read_h5ad
+    from wbdit.data.files import read_cells
     from wbdit.data.space import describe
     from wbdit.generator import load
     from wbdit.streaming import part_path
@@ -298,7 +299,7 @@ def generate(
     check_format(out)
     began = time.monotonic()
     generator = load(run, device=_device_of_rank(device))
-    cells = read_h5ad(like) if like is not None else None
+    cells = read_cells(like) if like is not None else None
     options |= {
         "n_per_label": _parse_per_label(n_per_label),
         "guidance": _parse_guidance(guidance),
@@ -373,11 +374,11 @@ def augment(
     from wbdit._io import write_h5ad
     from wbdit._outputs import check_writable, has_uns
     from wbdit.augmentation import augment as add_cells
-    from wbdit.data.expression import read_h5ad
+    from wbdit.data.files import read_cells
     from wbdit.generator import load
 
     check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
-    cells = read_h5ad(data)
+    cells = read_cells(data)
     if generator is not None:
         options |= {"generator": load(generator, device=device)} | ({} if minutes is None else {"minutes": minutes})
     else:
@@ -419,13 +420,13 @@ def evaluate(
 
     Each score of SYNTHETIC.h5ad against REAL.h5ad comes with a baseline: the score that other real cells get.
     """
-    from wbdit.data.expression import read_h5ad
+    from wbdit.data.files import read_cells
     from wbdit.evaluation import evaluate as judge
     from wbdit.report.evaluation import check_report, write_report
 
     check_report(out, overwrite=overwrite)
-    cells = read_h5ad(real), read_h5ad(synthetic)
-    trained_on = read_h5ad(train) if train is not None else None
+    cells = read_cells(real), read_cells(synthetic)
+    trained_on = read_cells(train) if train is not None else None
     result = judge.evaluate(*cells, train=trained_on, label=label, progress=_shows_progress(), **options)
     facts = {"Real": real.name, "Synthetic": synthetic.name, **_facts(cells[1].uns.get("wbdit", {}))}
     logger.info("drawing the report; on first use UMAP compiles itself, which takes half a minute")
@@ -450,14 +451,14 @@ def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str
 
     The report shows the effect of each block on the real cells of DATA.h5ad, and the genes of its heads and atoms.
     """
-    from wbdit.data.expression import read_h5ad
+    from wbdit.data.files import read_cells
     from wbdit.generator import load
     from wbdit.report.explain import check_explanation, write_explanation
     from wbdit.whitebox.explain import explain as look_into
     from wbdit.whitebox.findings import findings
 
     check_explanation(out, overwrite=overwrite)
-    found = look_into(load(run, device=device), read_h5ad(data), cells=cells, seed=seed)
+    found = look_into(load(run, device=device), read_cells(data), cells=cells, seed=seed)
     page = write_explanation(found, out, title=f"{run.name} on {data.stem}")
     for finding in findings(found):
         click.echo(f"{finding.question} {finding.verdict.capitalize()}. {finding.answer}")

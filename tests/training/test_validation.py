@@ -10,6 +10,7 @@ from helpers import as_old_version, interrupt_at, make_cells, tiny_preset, two_c
 import wbdit
 from wbdit import InputError
 from wbdit.checkpoint import read_tensors_and_facts, state_hash
+from wbdit.data.cells import Cells
 from wbdit.data.labels import Labels
 from wbdit.training.trainer import Trainer
 from wbdit.training.validation import FEWEST, Validation, split_rows
@@ -92,7 +93,7 @@ def test_the_loss_is_comparable_and_leaves_the_training_alone(often):
 def test_the_averaged_weights_are_evaluated(often):
     generator = wbdit.fit(CELLS, steps=4, **HELD_OUT)
     run = wbdit.training.fit.TrainingRun  # the loss function of the run, on the weights that it returned
-    held_out = wbdit.training.fit._split(CELLS, "type", 0.2, 0)[1]
+    held_out = wbdit.training.fit._split(Cells.of(CELLS), "type", 0.2, 0)[1]
     data = wbdit.data.sources.TrainingData.of(generator.preprocessor, held_out)
     again = run(generator.model, data, generator.config, data).trainer.validation
     with torch.random.fork_rng([]):

@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from wbdit.data.expression import no_column
 from wbdit.errors import InputError
 
 BINS = 64  # of cells by quantiles of a covariate, in which trends are fitted
@@ -146,8 +147,7 @@ def _read(adata: ad.AnnData, columns: Sequence[str]) -> np.ndarray:
 
 def _column(adata: ad.AnnData, name: str) -> np.ndarray:
     if name not in adata.obs.columns:
-        keys = ", ".join(map(str, adata.obs.columns)) or "none"
-        raise InputError(f"no column {name!r} in obs; the columns are: {keys}")
+        raise no_column(adata, name)
     column = adata.obs[name]
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
         raise InputError(f"column {name!r} in obs is not numeric ({column.dtype}): give it as `label`, or convert it")

@@ -16,11 +16,18 @@ from wbdit.data.trial import try_h5ad
 from wbdit.errors import InputError
 
 
-def read_h5ad(path: str | Path) -> ad.AnnData:
+def read_h5ad(path: str | Path, *, tried: bool = False) -> ad.AnnData:
     """Read an ``.h5ad`` file.
 
     The file may come from anyone: its sizes are checked before anything is read, and its sparse matrices before
     anything is computed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tried
+        Whether :func:`wbdit.data.trial.try_h5ad` has been called.
 
     Raises
     ------
@@ -37,7 +44,8 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     path = Path(path)
     check_regular(path)
     try:
-        try_h5ad(path)
+        if not tried:
+            try_h5ad(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # check_cells reports the ones that matter in one line
             adata = ad.read_h5ad(path)
@@ -77,7 +85,8 @@ def check_cells(adata: ad.AnnData, label: str | None = None) -> None:
         raise InputError("there are no genes (0 columns)")
     if adata.n_obs < 2:
         raise InputError(f"at least two cells are needed, there {_are(adata.n_obs)}")
-    check_matrices(adata)
+    if isinstance(adata, ad.AnnData):  # other cells are checked as they are read
+        check_matrices(adata)
     if label is not None:
         check_labels(adata, label)
 
@@ -99,7 +108,7 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
     """
     columns = adata.obs.columns
     if label not in columns:
-        raise InputError(f"no column {label!r} in obs; the columns are: {', '.join(map(str, columns)) or 'none'}")
+        raise no_column(adata, label)
     if (columns == label).sum() > 1:
         raise InputError(f"obs has {(columns == label).sum()} columns {label!r}: rename or drop all but one")
     try:
@@ -121,6 +130,21 @@ def is_text(name: str) -> bool:
     (True, False, False)
     """
     return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def no_column(adata: Any, name: str) -> InputError:
+    """Return the error for a column that obs lacks, or the obs of one of the sets that cells were joined from.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import no_column
+    >>> no_column(cells, "cell_type")
+    InputError("no column 'cell_type' in obs; the columns are: bulk_labels")
+    """
+    lacking = [(of, part) for of, part in getattr(adata, "sets", ()) if name not in part.obs.columns]
+    of, part = lacking[0] if lacking else ("", adata)
+    columns = ", ".join(map(str, part.obs.columns)) or "none"
+    return InputError(f"no column {name!r} in obs{of and f' of {of}'}; the columns are: {columns}")
 
 
 def check_label_sizes(adata: ad.AnnData, label: str) -> None:

@@ -22,8 +22,15 @@ DEEPEST, MOST_PARTS = 24, 100_000  # groups within groups, and parts of a file; 
 PER_NAME = 100  # bytes of memory per row or column of a table without names, which anndata numbers
 
 
-def check_h5ad(path: Path) -> int:
+def check_h5ad(path: Path, whole: bool = True) -> int:
     """Check the sizes and the links of an ``.h5ad`` file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    whole
+        Whether it is to be read as a whole, and so must fit into memory.
 
     Returns
     -------
@@ -45,12 +52,12 @@ def check_h5ad(path: Path) -> int:
     """
     with h5py.File(path, "r") as file:
         claimed = sum(_claims(name, part) for name, part in _parts(file, ""))
-    check_claim(claimed, path.stat().st_size)
+    check_claim(claimed, path.stat().st_size, whole)
     return claimed
 
 
-def check_claim(claimed: int, stored: int) -> None:
-    """Refuse to read `claimed` bytes from `stored` ones if that cannot be true, or does not fit into memory.
+def check_claim(claimed: int, stored: int, whole: bool = True) -> None:
+    """Refuse to read `claimed` bytes from `stored` ones if that cannot be true, or the whole does not fit into memory.
 
     Raises
     ------
@@ -69,7 +76,7 @@ def check_claim(claimed: int, stored: int) -> None:
             f"its {stored:,} bytes claim to hold {claimed / 1e9:,.1f} GB: the file is damaged, or made to fill the "
             "memory"
         )
-    free = free_memory()
+    free = free_memory() if whole else None
     if free is not None and claimed > max(LARGE, free):
         raise InputError(
             f"it holds {claimed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB of memory are free: use a smaller file, or a "

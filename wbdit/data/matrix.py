@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from wbdit.data.expression import in_memory, is_text
-from wbdit.data.space import FEWEST, SPACES, Reading, Space, describe, matrix_values, read_values
+from wbdit.data.cell_matrix import CellMatrix, MemoryMatrix, RoundedMatrix, parts
+from wbdit.data.cells import Cells
+from wbdit.data.contents import Contents, sampled_cells
+from wbdit.data.expression import is_text
+from wbdit.data.space import FEWEST, SPACES, Reading, Space, describe, read_values
 from wbdit.errors import InputError
 
 # parts of a cell's molecules (velocyto, scVelo): never all of its counts if another matrix holds counts
@@ -62,8 +65,8 @@ class Expression:
 
     Attributes
     ----------
-    X
-        ``(cells, genes)`` in memory: CSR or a dense array.
+    matrix
+        Cells by genes, to be read by rows.
     space
         Its expression space.
     var
@@ -76,15 +79,22 @@ class Expression:
         A sentence that says what was found and chosen.
     """
 
-    X: Any
+    matrix: CellMatrix
     space: Space
     var: pd.DataFrame
     name: str
     source: Source
     found: str
 
+    @property
+    def X(self) -> Any:
+        """All cells ``(cells, genes)`` in memory: CSR or a dense array."""
+        if isinstance(self.matrix, MemoryMatrix):
+            return self.matrix.X
+        return self.matrix.read(np.arange(self.matrix.shape[0]))
 
-def find_expression(adata: ad.AnnData, source: Source | None = None) -> Expression:
+
+def find_expression(adata: ad.AnnData | Cells, source: Source | None = None) -> Expression:
     """Find the matrix to use, and its expression space.
 
     Counts in X are used. If X holds other values, counts are looked for in ``raw.X`` and all layers. A single matrix of
@@ -94,7 +104,7 @@ def find_expression(adata: ad.AnnData, source: Source | None = None) -> Expressi
     Parameters
     ----------
     adata
-        Cells by genes.
+        Cells by genes, in memory or in a file. Each matrix is read at most once to find what it holds.
     source
         The user's choice, if any.
 
@@ -114,19 +124,19 @@ def find_expression(adata: ad.AnnData, source: Source | None = None) -> Expressi
     Traceback (most recent call last):
     wbdit.errors.InputError: there is no layer 'counts'; the layers are: none (`layer="X"` is X)
     """
-    source, matrices = source or Source(), _Matrices(adata)
+    source, matrices = source or Source(), _Matrices(Cells.of(adata))
     name, note = (source.name, "") if source.name is not None else _choose(matrices, source)
-    X, space, rounded = _settle(name, matrices, source)
+    matrix, space, rounded = _settle(name, matrices, source)
     found = f"{name} is {describe(space)}{rounded}{note}"
     if name != "X" and source.name is None:
         what = f"using the {describe(space)} in {name}{matrices.genes_note(name)}{rounded}"
         found = f"X {_what(matrices.reading('X'))}; {what}"
     var = matrices.var(name)
     check_gene_names(var.index)
-    return Expression(X, space, var, name, replace(source, **matrices.choice(name)), found)
+    return Expression(matrix, space, var, name, replace(source, **matrices.choice(name)), found)
 
 
-def find_again(adata: ad.AnnData, source: Source, space: Space) -> Expression:
+def find_again(adata: ad.AnnData | Cells, source: Source, space: Space) -> Expression:
     """Find the matrix of a run in other cells: the same one if it is there, else one in the run's space.
 
     Parameters
@@ -151,13 +161,14 @@ def find_again(adata: ad.AnnData, source: Source, space: Space) -> Expression:
     """
     if space == "lognorm" and adata.n_obs < FEWEST:  # too few values to recognize them by
         source = replace(source, space=space)
-    matrices = _Matrices(adata)
+    cells = Cells.of(adata)
+    matrices = _Matrices(cells)
     for name in (source.name, "X"):
         if name in matrices.present and matrices.space(name, source) == space:
-            return find_expression(adata, replace(source, **matrices.choice(name)))
+            return find_expression(cells, replace(source, **matrices.choice(name)))
     names = matrices.different([name for name in matrices.others if matrices.reading(name).space == space])
     if len(names) == 1:
-        return find_expression(adata, Source(**matrices.choice(names[0])))
+        return find_expression(cells, Source(**matrices.choice(names[0])))
     if names:
         raise InputError(f"the run was trained on {space}, and here {_and(names)} {space}: put the right ones into X")
     x = matrices.reading("X")
@@ -187,23 +198,21 @@ def check_gene_names(names: pd.Index) -> None:
 
 
 class _Matrices:
-    """The matrices of an AnnData by name, each read at most once."""
+    """The matrices of cells by name, and what they hold."""
 
-    def __init__(self, adata: ad.AnnData) -> None:
-        self.adata = adata
-        self.layers = {f"layers[{name!r}]": name for name in adata.layers if name is not None}
-        self._matrices: dict[str, Any] = {}
-        self._readings: dict[str, Reading] = {}
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.layers = cells.layers
 
     @property
     def others(self) -> list[str]:
         """All matrices but X; the layers first, as they have the genes of X."""
-        return [*self.layers, *(["raw.X"] if self.adata.raw is not None else [])]
+        return [*self.layers, *(["raw.X"] if "raw.X" in self.cells.names else [])]
 
     @property
     def present(self) -> list[str]:
         """All matrices."""
-        return [*(["X"] if self.adata.X is not None else []), *self.others]
+        return list(self.cells.names)
 
     def choice(self, name: str) -> dict[str, Any]:
         """Return the arguments that choose a matrix."""
@@ -217,39 +226,53 @@ class _Matrices:
         """Return how to choose one of several matrices."""
         return f"choose with {' or '.join(map(self.flag, names))}"
 
-    def __getitem__(self, name: str) -> Any:
-        """Return the matrix in memory; raise an InputError if there is none."""
-        if name not in self._matrices:
-            self._matrices[name] = in_memory(self._stored(name))
-        return self._matrices[name]
-
-    def _stored(self, name: str) -> Any:
-        adata = self.adata
-        if name == "X":
-            if "X" in adata.layers:
-                raise InputError('a layer is called "X": rename it, as `layer="X"` chooses X itself')
-            if adata.X is None:
+    def __getitem__(self, name: str) -> CellMatrix:
+        """Return the matrix; raise an InputError if there is none."""
+        if name == "X" and "X" in self.layers.values():
+            raise InputError('a layer is called "X": rename it, as `layer="X"` chooses X itself')
+        if name not in self.cells.names:
+            if name == "X":
                 raise InputError("there is no X matrix: put the counts into adata.X, or choose a layer with `layer`")
-            return adata.X
-        if name == "raw.X":
-            if adata.raw is None:
+            if name == "raw.X":
                 raise InputError("these cells have no raw, so leave out `use_raw=True`")
-            return adata.raw.X
-        if name not in self.layers:
             known = ", ".join(map(str, self.layers.values())) or "none"
             raise InputError(f'there is no layer {name[7:-1]}; the layers are: {known} (`layer="X"` is X)')
-        return adata.layers[self.layers[name]]
+        return self.cells.matrix(name)
+
+    def contents(self, name: str) -> Contents:
+        """Return what a pass over the matrix finds."""
+        self[name]
+        return self.cells.contents(name)
 
     def reading(self, name: str) -> Reading:
         """Return what the matrix holds."""
-        if name not in self._readings:
-            absent = name == "X" and self.adata.X is None
-            self._readings[name] = Reading(None, "is missing") if absent else read_values(self[name])
-        reading = self._readings[name]
-        made = self.adata.uns.get("wbdit") if name == "X" else None
+        if name == "X" and "X" not in self.cells.names:
+            return Reading(None, "is missing")
+        if mixed := self._mixed(name):
+            return Reading(None, mixed)
+        reading = read_values(self.contents(name))
+        made = self.cells.uns.get("wbdit") if name == "X" else None
         if isinstance(made, Mapping) and reading.may_be_log and made.get("trained_on") == "lognorm":
             return Reading("lognorm")  # generated log values lack the structure of counts, but say what they are
         return reading
+
+    def may_be_counts(self, name: str) -> bool:
+        """Return whether a few cells hold only integers, which spares a pass over most other matrices."""
+        matrix = self[name]
+        some = Contents.of(matrix.select(cells=sampled_cells(matrix.shape[0])))
+        return some.holds_numbers and not some.fractional
+
+    def _mixed(self, name: str) -> str:
+        """Return how the sets that were joined differ in what they hold, from a few cells of each; else nothing."""
+        spaces: dict[str, str] = {}
+        for of, cells in self.cells.sets:
+            matrix = cells.matrix(name)
+            space = read_values(Contents.of(matrix.select(cells=sampled_cells(matrix.shape[0])))).space
+            spaces.setdefault(describe(space) if space else "other values", of)
+        if len(spaces) < 2:
+            return ""
+        held = " and ".join(f"{what} in {of}" for what, of in spaces.items())
+        return f"holds {held}: give files of one kind"
 
     def space(self, name: str, source: Source) -> Space | None:
         """Return the space of the matrix if it is read as a run's source says; None if it cannot be."""
@@ -260,26 +283,29 @@ class _Matrices:
 
     def var(self, name: str) -> pd.DataFrame:
         """Annotation of the matrix's genes."""
-        var = self.adata.raw.var if name == "raw.X" else self.adata.var
-        return var.set_axis(var.index.astype(str), axis=0)
+        return self.cells.genes(name)
 
     def genes_note(self, name: str) -> str:
         """Return " with its 20000 genes (X has 2000)" if the genes are not those of X."""
-        own, of_x = len(self.var(name)), self.adata.n_vars
+        own, of_x = len(self.var(name)), self.cells.n_vars
         return f" with its {own} genes (X has {of_x})" if own != of_x else ""
 
     def equal(self, a: str, b: str) -> bool:
-        """Return whether two matrices are equal on the genes of X."""
+        """Return whether two matrices are equal on the genes of X; a pass over both ends at the first difference."""
         both = []
         for name in (a, b):
-            X, names = sp.csr_matrix(self[name]), self.var(name).index
-            if name == "raw.X" and not names.equals(self.adata.var_names):
-                columns = names.get_indexer(self.adata.var_names) if names.is_unique else np.array([-1])
+            matrix, names, of_x = self[name], self.var(name).index, self.cells.genes("X").index
+            if name == "raw.X" and not names.equals(of_x):
+                columns = names.get_indexer(of_x) if names.is_unique else np.array([-1])
                 if (columns < 0).any():
                     return False
-                X = X[:, columns]
-            both.append(X)
-        return both[0].shape == both[1].shape and (both[0] != both[1]).nnz == 0
+                matrix = matrix.select(genes=columns)
+            both.append(matrix)
+        one, other = both
+        if one.shape != other.shape:
+            return False
+        rows = (np.arange(part.start, part.stop) for part in parts(one.shape))
+        return all((sp.csr_matrix(one.read(some)) != sp.csr_matrix(other.read(some))).nnz == 0 for some in rows)
 
     def different(self, names: list[str]) -> list[str]:
         """Return the matrices without those that equal an earlier one."""
@@ -299,7 +325,7 @@ def _choose(matrices: _Matrices, source: Source) -> tuple[str, str]:
     counts = _counts(matrices)
     if x.space == "counts":
         others = [name for name in counts if not matrices.equal("X", name)]
-        if float(matrix_values(matrices["X"]).max()) > 1:
+        if matrices.contents("X").highest > 1:
             return "X", f"; other counts are in {' and '.join(others)}" if others else ""
         if others:  # zeros and ones may tell detection
             raise InputError(
@@ -329,23 +355,21 @@ def _choose(matrices: _Matrices, source: Source) -> tuple[str, str]:
 
 def _counts(matrices: _Matrices) -> list[str]:
     """Return the names of the different matrices of counts beside X; velocity layers only if there are no others."""
-    found = [name for name in matrices.others if matrices.reading(name).space == "counts"]
+    found = [
+        name for name in matrices.others if matrices.may_be_counts(name) and matrices.reading(name).space == "counts"
+    ]
     whole = [name for name in found if matrices.layers.get(name) not in VELOCITY_LAYERS]
     return matrices.different(whole or found)
 
 
-def _settle(name: str, matrices: _Matrices, source: Source) -> tuple[Any, Space, str]:
+def _settle(name: str, matrices: _Matrices, source: Source) -> tuple[CellMatrix, Space, str]:
     """Return the matrix, its space, and ", rounded ..." if it was rounded."""
     X, reading = matrices[name], matrices.reading(name)
     space = reading.space
     if source.round_counts and reading.may_be_counts:
-        rounded = X.copy()
-        values = rounded.data if sp.issparse(rounded) else rounded
-        changed = float(np.mean(values != np.rint(values)))
-        values[...] = np.rint(values)
-        if sp.issparse(rounded):
-            rounded.eliminate_zeros()
-        settled = read_values(rounded)
+        contents, rounded = matrices.contents(name), RoundedMatrix(X)
+        changed = contents.fractional / contents.stored
+        settled = read_values(Contents.of(rounded))
         if settled.space == "counts" or settled.may_be_counts:
             return rounded, "counts", f", rounded to integers ({100 * changed:.0f} % of the values were not)"
         raise InputError(f"rounded, {name} {settled.problem}")

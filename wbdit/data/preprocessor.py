@@ -26,7 +26,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from wbdit.data.annotations import Annotations
-from wbdit.data.cell_matrix import CellMatrix, MemoryMatrix
+from wbdit.data.cell_matrix import CellMatrix
+from wbdit.data.cells import Cells
+from wbdit.data.compact_matrix import CompactMatrix
 from wbdit.data.covariates import Covariates
 from wbdit.data.draws import Drawn, TrainingDraws
 from wbdit.data.expression import check_cells, check_labels
@@ -100,7 +102,7 @@ class Preprocessor:
     @classmethod
     def fit(
         cls,
-        adata: ad.AnnData,
+        adata: ad.AnnData | Cells,
         *,
         label: str | Sequence[str] | None = None,
         continuous: str | Sequence[str] | None = None,
@@ -127,7 +129,7 @@ class Preprocessor:
     @classmethod
     def fit_cells(
         cls,
-        adata: ad.AnnData,
+        adata: ad.AnnData | Cells,
         *,
         label: str | Sequence[str] | None = None,
         continuous: str | Sequence[str] | None = None,
@@ -175,13 +177,14 @@ class Preprocessor:
             :func:`wbdit.data.matrix.find_expression`, :meth:`wbdit.data.labels.Labels.fit`,
             :meth:`wbdit.data.covariates.Covariates.fit`).
         """
+        adata = Cells.of(adata)
         check_cells(adata)
         labels = Labels.fit(adata, label)
         covariates = Covariates.fit(adata, continuous, labels.columns)
         batches = _batches(adata, batch_key)
         expression = find_expression(adata, source)
         said = [expression.found]  # once everything is checked: an error stands alone
-        cells, space, var = MemoryMatrix(expression.X), expression.space, expression.var
+        cells, space, var = expression.matrix, expression.space, expression.var
         if genes is not None:
             chosen = gene_columns(genes, var, adata)
             said.append(f"using the {len(chosen)} chosen of {len(var)} genes")
@@ -196,6 +199,7 @@ class Preprocessor:
         for line in said:
             logger.info(line)
         values: Values = ("lognorm" if lognorm else "log1p") if space == "counts" else "as is"
+        cells = CompactMatrix.of(cells)
         codes = labels.codes(adata)
         scaled = covariates.encode(covariates.values) if covariates.columns else None
         found = Statistics.of(cells, values, training_groups(codes, labels.label_sizes, scaled))
@@ -217,7 +221,7 @@ class Preprocessor:
         )
         return preprocessor, cells, found
 
-    def encode(self, adata: ad.AnnData) -> np.ndarray:
+    def encode(self, adata: ad.AnnData | Cells) -> np.ndarray:
         """Return the model's input for cells, ``(cells, G)`` fp32.
 
         Raises
@@ -231,13 +235,14 @@ class Preprocessor:
         """Return the model's input for a :meth:`matrix` of expression, of the same shape."""
         return (transformed(matrix, self.values) - self.center) / np.float32(self.scale)
 
-    def matrix(self, adata: ad.AnnData) -> np.ndarray:
+    def matrix(self, adata: ad.AnnData | Cells) -> np.ndarray:
         """Return the expression of the run's genes, ``(cells, G)`` fp32; raises the errors of :meth:`encode`."""
         cells = self.cells(adata)
         return cells.rows(np.arange(cells.shape[0])).toarray()
 
-    def cells(self, adata: ad.AnnData) -> CellMatrix:
+    def cells(self, adata: ad.AnnData | Cells) -> CellMatrix:
         """Return the cells with the run's genes, to be read by rows; raises the errors of :meth:`encode`."""
+        adata = Cells.of(adata)
         check_cells(adata)
         expression = find_again(adata, self.source, self.space)
         if expression.name != (self.source.name or "X"):
@@ -248,7 +253,7 @@ class Preprocessor:
             raise InputError(
                 f"{len(missing)} of the run's {len(self.genes)} genes are missing, {self.genes[missing[0]]!r} first"
             )
-        return MemoryMatrix(expression.X).select(genes=columns)
+        return expression.matrix.select(genes=columns)
 
     def decode(self, x: np.ndarray, library: np.ndarray) -> ad.AnnData:
         """Convert a model's output to cells, without labels.
@@ -361,7 +366,7 @@ def _check_generated(values: np.ndarray, counts: bool = False) -> None:
         raise InputError("the model generates values that are no expression: its weights are damaged, use another run")
 
 
-def _batches(adata: ad.AnnData, batch_key: str | None) -> np.ndarray | None:
+def _batches(adata: ad.AnnData | Cells, batch_key: str | None) -> np.ndarray | None:
     """Return the batch of each cell, as text."""
     if batch_key is None:
         return None

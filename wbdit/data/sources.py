@@ -9,6 +9,8 @@ import anndata as ad
 import numpy as np
 
 from wbdit.data.cell_matrix import CellMatrix, MemoryMatrix, chunks, dense_chunks
+from wbdit.data.cells import Cells
+from wbdit.data.compact_matrix import CompactMatrix
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.data.statistics import Statistics, training_groups
@@ -44,7 +46,7 @@ class TrainingData:
     @classmethod
     def fit(
         cls,
-        adata: ad.AnnData,
+        adata: ad.AnnData | Cells,
         *,
         label: str | Sequence[str] | None = None,
         continuous: str | Sequence[str] | None = None,
@@ -56,6 +58,7 @@ class TrainingData:
         batch_key: str | None = None,
     ) -> TrainingData:
         """Fit a preprocessor and apply it; arguments and errors as in :meth:`Preprocessor.fit_cells`."""
+        adata = Cells.of(adata)
         preprocessor, cells, found = Preprocessor.fit_cells(
             adata,
             label=label,
@@ -71,7 +74,7 @@ class TrainingData:
         return cls(preprocessor, cells, codes, covariates, found.totals, found)
 
     @classmethod
-    def of(cls, preprocessor: Preprocessor, adata: ad.AnnData) -> TrainingData:
+    def of(cls, preprocessor: Preprocessor, adata: ad.AnnData | Cells) -> TrainingData:
         """Apply the preprocessor of an earlier run to cells.
 
         Raises
@@ -79,7 +82,8 @@ class TrainingData:
         InputError
             If genes, labels or covariates are missing, or the cells are in another expression space.
         """
-        cells, covariates = preprocessor.cells(adata), preprocessor.covariates.read(adata)
+        adata = Cells.of(adata)
+        cells, covariates = CompactMatrix.of(preprocessor.cells(adata)), preprocessor.covariates.read(adata)
         totals = np.concatenate([np.asarray(X.sum(1, dtype=np.float64)).ravel() for _, X in chunks(cells)])
         return cls(preprocessor, cells, preprocessor.labels.codes(adata), covariates, totals)
 

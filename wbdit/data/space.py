@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import scipy.sparse as sp
 
+from wbdit.data.cell_matrix import MemoryMatrix
+from wbdit.data.contents import Contents
 from wbdit.errors import InputError
 
 Space = Literal["counts", "lognorm", "scaled"]
@@ -37,7 +38,6 @@ SPACES: tuple[Space, ...] = get_args(Space)
 LARGEST_LOG_VALUE = 25.0
 LARGEST_COUNT = 2**24  # fp32 holds every integer up to this
 
-SAMPLED_CELLS = 300
 LARGEST_MULTIPLE = 12  # larger multiples say little: rounding errors grow with them
 TOLERANCE = 0.05  # of a multiple, 1 in 10 of random values; values may have been rounded to three decimals
 ENOUGH = 0.8  # share of values that must be multiples
@@ -83,20 +83,6 @@ def describe(space: Space) -> str:
     return words[space]
 
 
-def matrix_values(X: Any) -> np.ndarray:
-    """Return the stored values of a dense or sparse matrix as a flat array.
-
-    The zeros that a sparse matrix does not store are left out.
-
-    Examples
-    --------
-    >>> from wbdit.data.space import matrix_values
-    >>> matrix_values(np.eye(2)), len(matrix_values(cells.X))
-    (array([1., 0., 0., 1.]), 174400)
-    """
-    return np.asarray(X.data if sp.issparse(X) else X).ravel()
-
-
 def detect_space(X: Any, name: str = "X") -> Space:
     """Detect from the values whether expression is raw counts, log-normalized or scaled.
 
@@ -123,24 +109,31 @@ def detect_space(X: Any, name: str = "X") -> Space:
     >>> detect_space(counts), detect_space(np.log1p(1e4 * counts / counts.sum(1, keepdims=True)))
     ('counts', 'lognorm')
     """
-    reading = read_values(X)
+    reading = read_values(Contents.of(MemoryMatrix(X)))
     if reading.space is None:
         raise InputError(f"{name} {reading.problem}")
     return reading.space
 
 
-def read_values(X: Any) -> Reading:
-    """Return what a matrix holds, without raising an error; arguments as in :func:`detect_space`."""
-    values = matrix_values(X)
-    if reading := _unusable(values):
+def read_values(contents: Contents) -> Reading:
+    """Return what a matrix with these contents holds, without raising an error.
+
+    Examples
+    --------
+    >>> from wbdit.data.cell_matrix import MemoryMatrix
+    >>> from wbdit.data.contents import Contents
+    >>> from wbdit.data.space import read_values
+    >>> read_values(Contents.of(MemoryMatrix(cells.X))).space
+    'counts'
+    """
+    if reading := _unusable(contents):
         return reading
-    lowest, highest = float(values.min()), float(values.max())
-    if np.issubdtype(values.dtype, np.integer) or bool((values == np.rint(values)).all()):
-        return _integers(_sample(X), lowest, highest)
+    cells, lowest, highest = list(contents.cells), contents.lowest, contents.highest
+    if not contents.fractional:
+        return _integers(cells, lowest, highest)
     if lowest >= 0:
-        return _positive(_sample(X), highest)
-    stored_zeros = int((values == 0).sum()) + (int(np.prod(X.shape)) - values.size)
-    if stored_zeros > 0.5 * np.prod(X.shape):
+        return _positive(cells, highest)
+    if contents.zeros > 0.5 * np.prod(contents.shape):
         return Reading(
             None,
             f"holds negative values (lowest {lowest:.4g}) although most entries are zero: neither counts, "
@@ -149,18 +142,17 @@ def read_values(X: Any) -> Reading:
     return Reading("scaled")
 
 
-def _unusable(values: np.ndarray) -> Reading | None:
+def _unusable(contents: Contents) -> Reading | None:
     """Return the reading of values that are no numbers, not finite or all zero; None for others."""
-    if values.dtype == bool:
+    if contents.dtype == bool:
         return Reading(
             None, "holds True and False: give counts, or convert it to numbers (astype(float)) to use zeros and ones"
         )
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        return Reading(None, f"holds {values.dtype} values, not numbers")
-    bad = int(np.size(values) - np.isfinite(values).sum())
-    if bad:
-        return Reading(None, f"holds {bad} NaN or infinite values: remove or replace them first")
-    if values.size == 0 or not values.any():
+    if not contents.holds_numbers:
+        return Reading(None, f"holds {contents.dtype} values, not numbers")
+    if contents.bad:
+        return Reading(None, f"holds {contents.bad} NaN or infinite values: remove or replace them first")
+    if not contents.nonzero:
         return Reading(None, "holds only zeros: give cells with nonzero expression")
     return None
 
@@ -237,15 +229,6 @@ def _nearly_counts(log: bool) -> Reading:
         may_be_counts=True,
         may_be_log=log,
     )
-
-
-def _sample(X: Any) -> list[np.ndarray]:
-    """Return the nonzero values of evenly spaced cells, fp64, without empty cells."""
-    rows = np.unique(np.linspace(0, X.shape[0] - 1, SAMPLED_CELLS).astype(int))
-    some = X[rows]
-    cells = np.split(some.data, some.indptr[1:-1]) if sp.issparse(some) else list(np.asarray(some))
-    nonzero = [cell[cell != 0].astype(np.float64) for cell in cells]
-    return [cell for cell in nonzero if cell.size]
 
 
 def _is_normalized(cells: list[np.ndarray], parts: int = 1) -> bool:

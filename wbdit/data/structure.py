@@ -77,11 +77,11 @@ def check_pointers(indptr: Any, indices: Any, data: Any, shape: Sequence[int], n
         raise _damaged(name, f"its values are {data.dtype}, not numbers")
     if data.dtype == np.float16:
         raise InputError(f"{name} is sparse in float16, which scipy does not compute with: convert it to float32")
-    rows, entries = int(shape[0]), len(indices)
-    if len(indptr) != rows + 1:
-        raise _damaged(name, f"it has {len(indptr)} pointers, but {rows} rows or columns need {rows + 1}")
-    if len(data) != entries:
-        raise _damaged(name, f"it has {len(data)} values and {entries} indices")
+    rows, entries = int(shape[0]), int(indices.shape[0])
+    if indptr.shape[0] != rows + 1:
+        raise _damaged(name, f"it has {indptr.shape[0]} pointers, but {rows} rows or columns need {rows + 1}")
+    if data.shape[0] != entries:
+        raise _damaged(name, f"it has {data.shape[0]} values and {entries} indices")
     last = 0
     for i, chunk in enumerate(_chunks(indptr)):
         if i == 0 and int(chunk[0]) != 0:
@@ -191,7 +191,7 @@ def _matrices(adata: ad.AnnData) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
 
 
 def _chunks(array: Any) -> Iterator[np.ndarray]:
-    for start in range(0, len(array), CHUNK):
+    for start in range(0, array.shape[0], CHUNK):
         yield np.asarray(array[start : start + CHUNK])
 
 

@@ -29,7 +29,7 @@ MEMORY = 10**9  # bytes, to look at the parts of a file
 PATIENCE = 300.0  # seconds of the clock, for slow disks; then the trial ends without a verdict
 
 
-def try_h5ad(path: Path) -> None:
+def try_h5ad(path: Path, whole: bool = True) -> None:
     """Check an ``.h5ad`` file as :func:`wbdit.data.h5ad_check.check_h5ad` does, and read it once, in a child process.
 
     Raises
@@ -45,7 +45,7 @@ def try_h5ad(path: Path) -> None:
     >>> try_h5ad(Path("cells.h5ad"))
     """
     if not sys.platform.startswith("linux"):
-        check_h5ad(path)
+        check_h5ad(path, whole)
         return
     reading, writing = os.pipe()
     try:
@@ -56,10 +56,10 @@ def try_h5ad(path: Path) -> None:
     except OSError:  # no memory for another process
         os.close(reading)
         os.close(writing)
-        check_h5ad(path)
+        check_h5ad(path, whole)
         return
     if child == 0:
-        _read_and_exit(path, writing)
+        _read_and_exit(path, writing, whole)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         if not select.select([pipe], [], [], PATIENCE)[0]:
@@ -78,7 +78,7 @@ def try_h5ad(path: Path) -> None:
         raise InputError(message)
 
 
-def _read_and_exit(path: Path, writing: int) -> None:
+def _read_and_exit(path: Path, writing: int, whole: bool) -> None:
     """Read the file, and write the message of an InputError to a pipe; other errors are left to the parent."""
     message = ""
     try:
@@ -90,7 +90,7 @@ def _read_and_exit(path: Path, writing: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with _limited_memory():
-                claimed = check_h5ad(path)
+                claimed = check_h5ad(path, whole)
             _limit_processor(2 * SECONDS + claimed // BYTES_PER_SECOND)
             if claimed <= WHOLE:
                 ad.read_h5ad(path)

@@ -6,20 +6,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import torch
 
 from wbdit import checkpoint, run_folder
+from wbdit._progress import show_passes
 from wbdit._signals import deferred_signals
 from wbdit.checkpoint import RESUME
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
+from wbdit.data.cells import Cells
 from wbdit.data.expression import check_cells
+from wbdit.data.files import CellSource, open_cells
 from wbdit.data.fingerprint import Fingerprint
 from wbdit.data.labels import Labels
 from wbdit.data.loader import Batches
@@ -53,7 +56,7 @@ logger = logging.getLogger("wbdit")
 
 @joins_others
 def fit(
-    adata: ad.AnnData,
+    adata: CellSource,
     *,
     label: str | Sequence[str] | None = None,
     continuous: str | Sequence[str] | None = None,
@@ -88,7 +91,9 @@ def fit(
     ----------
     adata
         Cells by genes. Raw counts are best. They are looked for in X, ``raw.X`` and all layers, see
-        :func:`wbdit.data.matrix.find_expression`. Log-normalized and scaled values in X work too.
+        :func:`wbdit.data.matrix.find_expression`. Log-normalized and scaled values in X work too. Millions of cells
+        may stay on disk: give a backed AnnData, the path of an ``.h5ad`` or ``.zarr`` file, a list of these, or an
+        iterable of AnnData, see :func:`wbdit.data.files.open_cells`.
     label
         Column of ``obs`` to condition on, such as the cell type, or several: ``["cell_type", "condition", "donor"]``.
     continuous
@@ -166,6 +171,7 @@ def fit(
     settings = {name: value for name, value in settings.items() if value is not None}
     ranks = current()
     where = ranks.device(device)
+    show_passes(progress and ranks.is_first)
     source = Source(layer, use_raw, space, round_counts)
     with ExitStack() as stack:
         writer = None
@@ -178,7 +184,7 @@ def fit(
             choices: dict[str, Any] = {"label": label, "continuous": continuous, "preset": preset, "seed": seed}
             choices |= {"precision": precision, "settings": settings}
             reading = resuming.reading_facts(max_genes, source, genes, batch_key)
-            run = TrainingRun.resume(adata, folder, budget, choices, reading, where)
+            run = TrainingRun.resume(open_cells(adata), folder, budget, choices, reading, where)
         else:
             preset = "small" if preset is None else preset
             chosen = Preset.from_name(preset) if isinstance(preset, str) else preset
@@ -188,7 +194,8 @@ def fit(
             how: dict[str, Any] = {"source": source, "genes": genes, "batch_key": batch_key}
             name = resuming.preset_name(preset)
             run = TrainingRun.start(
-                adata, label, continuous, chosen, name, budget, max_genes, seed or 0, where, precision, how
+                *(open_cells(adata), label, continuous, chosen, name, budget, max_genes),
+                *(seed or 0, where, precision, how),
             )
         if (prepared := time.monotonic() - began) > LONG_PREPARATION:
             logger.info(f"read and prepared the cells in {duration(prepared)}")
@@ -267,7 +274,7 @@ class TrainingRun:
     @classmethod
     def start(
         cls,
-        adata: ad.AnnData,
+        adata: Cells,
         label: str | Sequence[str] | None,
         continuous: str | Sequence[str] | None,
         preset: Preset,
@@ -324,7 +331,7 @@ class TrainingRun:
     @classmethod
     def resume(
         cls,
-        adata: ad.AnnData,
+        adata: Cells,
         folder: Path,
         budget: Budget | None,
         choices: dict[str, Any],
@@ -480,7 +487,8 @@ class TrainingRun:
 
         def batches(cells: TrainingData) -> Batches:
             if isinstance(self.model, CountDenoiser):
-                return Batches.of_counts(cells, self.model.likelihood.bin_of, training.batch_size, device)
+                bin_of = deepcopy(self.model.likelihood).cpu().bin_of  # which a thread may call without the GPU
+                return Batches.of_counts(cells, bin_of, training.batch_size, device)
             return Batches.of_values(cells, training.batch_size, device)
 
         held_out = None
@@ -523,9 +531,7 @@ def _check_settings(config: RunConfig, folder: Path) -> None:
         raise InputError(f"cannot resume {folder}: its training settings are damaged ({error})") from error
 
 
-def _split(
-    adata: ad.AnnData, label: str | Sequence[str] | None, share: float, seed: int
-) -> tuple[ad.AnnData, ad.AnnData | None]:
+def _split(adata: Cells, label: str | Sequence[str] | None, share: float, seed: int) -> tuple[Cells, Cells | None]:
     """Return the training cells and the held-out cells; all cells and None for a share of 0."""
     if share == 0:
         return adata, None
@@ -536,7 +542,7 @@ def _split(
         raise InputError(
             f"`validation={share:g}` of {adata.n_obs} cells holds out {len(held_out)}: give a larger share or 0"
         )
-    return adata[train], adata[held_out]
+    return adata.select(train), adata.select(held_out)
 
 
 def _rounded(value: float | None, unit: float = 1.0) -> float | None:

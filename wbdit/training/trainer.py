@@ -94,6 +94,7 @@ class Trainer:
         self.model = model = loss_fn.model
         self.schedule = loss_fn.schedule
         self.batches = batches
+        batches.own = self.ranks.part(batches.batch_size)
         self.training = training
         self.budget = budget
         self.device = batches.x.device
