@@ -17,7 +17,7 @@ from torch import nn
 from wbdit import NoiseSchedule
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.loader import Batches
-from wbdit.generator import CellGenerator, make_model, sampling_precision
+from wbdit.generator import CellGenerator, Plan, make_model, sampling_precision
 from wbdit.nn.denoiser import Denoiser
 from wbdit.request import GenerationRequest
 from wbdit.run_config import LikelihoodConfig, RunConfig
@@ -130,7 +130,9 @@ def _last_batch(
         return own(*given)
 
     with recorder.recording(), patch.object(generator, "_sample_batch", sample_batch):
-        generator._sample(asked, np.ones(n), sampling, 0, cells, lambda share, text: ends.append(len(launches)))
+        generator._sample(
+            Plan(asked, np.ones(n), sampling, 0, {}), range(n), cells, lambda *step: ends.append(len(launches))
+        )
     return launches, begun[-1], ends
 
 

@@ -1,6 +1,7 @@
 """RUN folders from strangers: every file is checked against itself and the others before a model is built."""
 
 import json
+import shutil
 import os
 import time
 from pathlib import Path
@@ -22,7 +23,10 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return the files of a run with two label columns, a covariate and a training state."""
+    """Return the files of a run with two label columns, a covariate and a training state.
+
+    There is no manifest, which would tell that a file was edited, and no earlier save: a stranger can leave them out.
+    """
     run = tmp_path_factory.mktemp("runs") / "run"
     cells = two_columns(60)
     cells.obs["age"] = np.linspace(20, 60, 60)
@@ -30,6 +34,8 @@ def whole(tmp_path_factory):
     cells.obs["type"] = cells.obs["type"].astype("category")
     given = {"label": ["type", "condition"], "continuous": "age", "preset": tiny_preset(), "steps": 2}
     wbdit.fit(cells, out=run, device="cpu", progress=False, **given)
+    (run / "manifest.json").unlink()
+    shutil.rmtree(run / "previous")
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 

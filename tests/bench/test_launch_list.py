@@ -18,7 +18,7 @@ from helpers import ROOT, tiny_preset
 pytest.importorskip("triton")
 
 BENCH = ROOT / "bench"
-CELLS, TOKENS, WIDTH, HEADS, GENES = 3, 5, 16, 2, 50
+CELLS, TOKENS, WIDTH, HEADS, GENES = 64, 5, 16, 2, 50
 MODULES = ("launch_list", "launch_tasks", "pretend", "recorder", "access", "roofline", "drylaunch", "codegen")
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="needs a process without the interpreter")
 
@@ -66,7 +66,7 @@ def test_every_launch_has_a_row(tiny):
     assert kernels[first:] == ["_embed_patches", *block, "_read_patches"]
     assert [launch.ours for launch in launches].count(True) == 5
     assert not any(launch.replayed for launch in launches)
-    assert launches[first].grid == (TOKENS, 1, 1)  # a program has more rows than there are cells
+    assert launches[first].grid == (2 * TOKENS, 1, 1)  # a program has half of the cells
     assert [row["number"] for row in tiny("forward").rows] == list(range(1, len(launches) + 1))
 
 

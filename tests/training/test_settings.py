@@ -9,6 +9,7 @@ from helpers import make_cells, tiny_preset
 import wbdit
 from wbdit import InputError, Preset
 from wbdit.training.config import PRESETS, Likelihood, Training
+from wbdit.training.resume import preset_name
 from wbdit.training.settings import setting_types, with_settings
 
 SMALL = Preset.from_name("small")
@@ -23,7 +24,7 @@ def test_a_preset_object():
     assert (config.training["batch_size"], config.training["learning_rate"]) == (20, 1e-2)
     assert (config.model["hidden_size"], config.model["depth"]) == (16, 1)
     assert config.trained.steps == 3
-    assert wbdit.training.fit._name(SMALL) == "small"
+    assert preset_name(SMALL) == "small"
 
 
 def test_patches_widen_with_the_genes():
