@@ -177,10 +177,9 @@ def write_history(run: Path, history: Sequence[dict[str, Any]]) -> None:
 
 def read_history(run: Path) -> list[dict[str, Any]]:
     """Read the training log, ``metrics.jsonl``. It is not needed: broken lines are left out, with one warning."""
-    try:
-        lines = (run / METRICS).read_bytes().splitlines()
-    except OSError:
+    if not (run / METRICS).is_file():  # reading a pipe could take for ever
         return []
+    lines = (run / METRICS).read_bytes().splitlines()
     records, broken = [], 0
     for line in filter(None, map(bytes.strip, lines)):
         try:

@@ -605,7 +605,10 @@ def read_generator(folder: Path, device: torch.device) -> CellGenerator:
     preprocessor = checkpoint.read_preprocessor(folder)
     state = read_weights(folder / MODEL, config, preprocessor, make_model)
     if config.model_hash and config.model_hash != checkpoint.state_hash(state):
-        raise InputError(f"{folder / MODEL} is not of the run that {folder / CONFIG} describes: its hash is another")
+        raise InputError(
+            f"{folder / MODEL} and {folder / CONFIG} do not fit each other (the weights have another hash): are both "
+            "from the same run?"
+        )
     model, schedule = make_model(config), NoiseSchedule(**config.schedule)
     model.load_state_dict(state, strict=True)
     return CellGenerator(model.to(device), schedule, preprocessor, config, checkpoint.read_history(folder))
