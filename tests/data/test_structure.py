@@ -268,7 +268,7 @@ def test_claims_are_compared_with_the_file_and_the_memory(monkeypatch):
     ("fault", "words"), [("crash", "crashes HDF5"), ("hang", "never ends"), ("memory", "more memory")]
 )
 def test_a_file_that_breaks_the_library_breaks_a_child_only(stored, monkeypatch, fault, words):
-    def read(path):
+    def read(path, whole):
         if fault == "crash":
             os.abort()
         if fault == "memory":
