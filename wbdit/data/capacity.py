@@ -43,7 +43,7 @@ def in_words(size: int) -> str:
     --------
     >>> from wbdit.data.capacity import in_words
     >>> in_words(3_400_000), in_words(1_260_000_000)
-    ('3 MB', '1.3 GB')
+    ('4 MB', '1.3 GB')
     """
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{-(-size // 10**6)} MB"
 
