@@ -317,7 +317,7 @@ def test_split_writes_both_files_or_none(folder, tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["cook"], "No such command 'cook'"),
-        (["train"], "Missing argument 'DATA'"),
+        (["train"], "Missing argument 'DATA...'"),
         (["train", "data.h5ad"], "Missing option '--out'"),
         (["train", "data.h5ad", "--out", "new", "--tpye", "x"], "No such option"),
         (["train", "data.h5ad", "--out", "new", "--steps", "many"], "not a valid integer"),

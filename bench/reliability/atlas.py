@@ -116,7 +116,7 @@ def sources(paths: list[Path], label: str) -> None:
     """Print cells per second and memory of each way to read random batches."""
     print("| source | way | cells/s | ready after s | peak GB | on disk GB |\n|---|---|---|---|---|---|")
     for path in paths:
-        ways = ["X[idx].toarray()", "in pieces, compact file", "in pieces, compact in memory", "levels in memory"]
+        ways = ["X[idx].toarray()", "compact copy in a file", "compact copy in memory", "levels in memory"]
         for way in ways:
             found = _apart("loader", str(path), way, label)
             print(
@@ -143,10 +143,10 @@ def loader(path: Path, way: str, label: str) -> dict[str, float]:
         took = _rate(lambda i: X[np.sort(order[i * BATCH : (i + 1) * BATCH])].toarray())
         return {"speed": took, "ready": ready, "peak": _peak(), "disk": 0.0}
     cells = open_cells(path)
-    if way == "in pieces, compact file":
+    if way == "compact copy in a file":
         capacity.SHARE = 0
     data = TrainingData.fit(cells, label=label)
-    disk = data.cells.nbytes / 1e9 if way == "in pieces, compact file" else 0.0  # type: ignore[attr-defined]
+    disk = data.cells.nbytes / 1e9 if way == "compact copy in a file" else 0.0  # type: ignore[attr-defined]
     levels = lambda dense: np.minimum(dense, 255).astype(np.uint8)  # noqa: E731, the cost of the likelihood's is its own
     loader.fits = lambda size: way == "levels in memory"  # type: ignore[attr-defined]
     batches = loader.Batches.of_counts(data, levels, BATCH, torch.device("cpu"))

@@ -36,6 +36,18 @@ def fits(size: int) -> bool:
     return size <= SHARE * memory_limit()
 
 
+def in_words(size: int) -> str:
+    """Return a number of bytes in MB or GB.
+
+    Examples
+    --------
+    >>> from wbdit.data.capacity import in_words
+    >>> in_words(3_400_000), in_words(1_260_000_000)
+    ('4 MB', '1.3 GB')
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{-(-size // 10**6)} MB"
+
+
 def _control_groups() -> list[int]:
     """Return the limits of the process's control groups on Linux, by which containers and Slurm limit the memory."""
     try:

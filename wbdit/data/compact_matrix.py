@@ -22,13 +22,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from wbdit._cache import cache_folders
-from wbdit.data.capacity import fits
+from wbdit.data.capacity import fits, in_words
 from wbdit.data.cell_matrix import CellMatrix, SelectedMatrix, chunks
 from wbdit.data.contents import sampled_cells
 from wbdit.errors import InputError
 
 VALUE_TYPES = (np.uint8, np.uint16, np.float32)  # the first that holds all values exactly is used
-GIGABYTE = 1e9
 
 logger = logging.getLogger("wbdit")
 
@@ -120,7 +119,7 @@ class CompactMatrix:
         values.close_writing()
         made = cls(np.cumsum(np.concatenate(counted)), indices, values, genes)
         if folder is not None:
-            logger.info(f"the training cells take {made.nbytes / GIGABYTE:.1f} GB in {folder} until wbdit ends")
+            logger.info(f"the training cells take {in_words(made.nbytes)} in {folder} until wbdit ends")
         return made
 
     @property
@@ -263,7 +262,7 @@ def _folder_with(size: int) -> Path:
             continue
         if free < size:
             raise InputError(
-                f"the training cells need {size / GIGABYTE:.1f} GB on disk, and {folder} has {free / GIGABYTE:.1f} GB "
+                f"the training cells need {in_words(size)} on disk, and {folder} has {in_words(free)} "
                 "free: set WBDIT_CACHE to a folder with more space, or use fewer genes"
             )
         return folder

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from wbdit._io import check_regular
-from wbdit.data.capacity import fits
+from wbdit.data.capacity import fits, in_words
 from wbdit.data.cell_matrix import as_rows
 from wbdit.data.cells import Cells, stack_tables
 from wbdit.data.compact_matrix import CompactMatrix
@@ -24,8 +24,6 @@ from wbdit.data.expression import in_memory, read_h5ad
 from wbdit.data.structure import check_matrices
 from wbdit.data.trial import try_h5ad
 from wbdit.errors import InputError
-
-GIGABYTE = 1e9
 
 CellSource: TypeAlias = ad.AnnData | Cells | str | Path | Iterable[Any]
 
@@ -145,7 +143,7 @@ def _open_group(group: Any, path: Path) -> Cells:
         cells = Cells.of(adata)
         if ("raw", "X") in matrices:
             cells = cells.with_raw(matrices["raw", "X"], ad.io.read_elem(group["raw"]["var"]))
-    logger.info(f"{path} is read in pieces: {adata.n_obs} cells, {_size(group) / GIGABYTE:.1f} GB in memory")
+    logger.info(f"{path} is read in pieces: {adata.n_obs} cells, {in_words(_size(group))} if read as a whole")
     return cells
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wbdit.data.capacity import SHARE, fits
+from wbdit.data.capacity import SHARE, fits, in_words
 from wbdit.data.sources import TrainingData
 
 logger = logging.getLogger("wbdit")
@@ -168,7 +168,7 @@ def _inputs(data: TrainingData, convert: Convert, device: torch.device) -> Tenso
     one = torch.from_numpy(convert(data.dense(np.zeros(1, np.int64))))
     size = len(data) * one.numel() * one.element_size()
     if not (fits(size) if device.type == "cpu" else size <= SHARE * torch.cuda.mem_get_info(device)[1]):
-        logger.info(f"the model's input would take {size / 1e9:.1f} GB: it is made batch by batch")
+        logger.info(f"the model's input would take {in_words(size)}: it is made batch by batch")
         return StreamedRows(data, convert, device)
     x = torch.empty((len(data), one.shape[1]), dtype=one.dtype, device=device)
     for part, dense in data.chunks():
