@@ -54,7 +54,7 @@ def messages(path):
 def test_messages_name_arguments_that_exist():
     """A name in backquotes in a message is an argument of a public function."""
     plots = wbdit.pl.umap, wbdit.pl.genes, wbdit.pl.history
-    functions = (*FUNCTIONS.values(), *plots, wbdit.explain, wbdit.load)
+    functions = (*FUNCTIONS.values(), *plots, wbdit.CellGenerator.generate_to, wbdit.explain, wbdit.load)
     arguments = {name for function in functions for name in inspect.signature(function).parameters}
     files = list((ROOT / "wbdit").rglob("*.py"))
     named = {(path.name, found[1]) for path in files for text in messages(path) for found in ARGUMENT.finditer(text)}
@@ -68,9 +68,11 @@ def test_options_carry_the_arguments_names(command):
     arguments = set(inspect.signature(FUNCTIONS[command]).parameters)
     if "training" in arguments:  # passed on to fit
         arguments |= set(inspect.signature(wbdit.fit).parameters)
+    if command == "generate":  # which writes a file of any length
+        arguments |= set(inspect.signature(wbdit.CellGenerator.generate_to).parameters)
     options = {parameter.name for parameter in cli.commands[command].params}
     files = {"data", "run", "out", "train", "test"}
-    assert options - arguments <= files | {"device", "settings", "threads", "quiet", "json"}
+    assert options - arguments <= files | {"device", "settings", "threads", "quiet", "json", "overwrite"}
 
 
 def test_python_keeps_the_arguments(cells):

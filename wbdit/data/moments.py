@@ -30,7 +30,7 @@ class Moments:
     >>> moments = Moments(765)
     >>> for part in (cells.X[:400], cells.X[400:]):
     ...     moments.add(part)
-    >>> np.allclose(moments.variance(), cells.X.toarray().var(0))
+    >>> np.allclose(moments.variance(), cells.X.toarray().var(0, dtype=np.float64))
     True
     """
 
