@@ -1,8 +1,8 @@
 """RUN folders from strangers: every file is checked against itself and the others before a model is built."""
 
 import json
-import shutil
 import os
+import shutil
 import time
 from pathlib import Path
 
