@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from wbdit.data.expression import is_text
 from wbdit.data.normalize import Values
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.data.space import SPACES
@@ -501,13 +502,8 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 def _text(name: str, value: Any) -> None:
     """Check text that files and terminals can hold: no null character, no half of a character."""
-    try:
-        if isinstance(value, str) and "\0" not in value:
-            value.encode()
-            return
-    except UnicodeEncodeError:
-        pass
-    raise _must(name, "text", value)
+    if not (isinstance(value, str) and is_text(value)):
+        raise _must(name, "text", value)
 
 
 def _truth(name: str, value: Any) -> None:

@@ -15,7 +15,6 @@ undamaged. One process writes at a time; it holds a lock.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wbdit._io import disk_error, sync
+from wbdit._io import disk_error, file_sha256, sync
 from wbdit._lock import FileLock, holder
 from wbdit._outputs import MANIFEST, MARKS_OF_A_RUN, RUN_FILES, check_folder
 from wbdit.checkpoint import CONFIG, MODEL, PREPROCESSOR, RESUME, read_config, read_json
@@ -236,7 +235,7 @@ class RunWriter:
         for path in sorted(folder.rglob("*")):
             sync(path)
             if path.is_file():
-                files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         manifest = folder / MANIFEST
         manifest.write_text(json.dumps({"files": files}, indent=1) + "\n")
         sync(manifest)
@@ -340,7 +339,7 @@ def _damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
             size = path.stat().st_size
             if size != known["bytes"]:
                 return f"{path} is damaged ({size} bytes in place of {known['bytes']})"
-            if _sha256(path) != known["sha256"]:
+            if file_sha256(path) != known["sha256"]:
                 return f"{path} is damaged (its SHA-256 is not the one in {MANIFEST})"
         except FileNotFoundError:
             return f"{folder} has no {name}"
@@ -374,11 +373,6 @@ def _bytes(path: Path) -> bytes | None:
 def _is_without_manifest(folder: Path) -> bool:
     """Return whether a folder holds a save of an older version, without a manifest."""
     return not (folder / MANIFEST).exists() and all((folder / name).is_file() for name in MARKS_OF_A_RUN)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,7 +6,6 @@ kill at any moment loses the chunk in work. The result is written in that folder
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any
 import anndata as ad
 import pandas as pd
 
-from wbdit._io import disk_error, sync
+from wbdit._io import disk_error, file_sha256, sync
 from wbdit._lock import FileLock, holder
 from wbdit._progress import Show
 from wbdit.cell_blocks import BLOCK, n_blocks
@@ -101,7 +100,7 @@ class PartialFile:
         """Return whether these cells are finished, and their file is as it was written."""
         file, record = self._names(rows)
         try:
-            return json.loads(record.read_text())["sha256"] == _sha256(file)
+            return json.loads(record.read_text())["sha256"] == file_sha256(file)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -110,7 +109,7 @@ class PartialFile:
         file, record = self._names(rows)
         temporary = self.folder / "temporary.h5ad"
         write_rows(temporary, [Rows.of(cells)], cells.var[[]], {})
-        digest = _sha256(temporary)
+        digest = file_sha256(temporary)
         temporary.replace(file)
         _write_json(record, {"sha256": digest})
 
@@ -396,8 +395,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,8 +31,7 @@ COVARIATES = RNG.normal(size=(N, 2)).astype(np.float32)
 @pytest.fixture(params=[None, 7], ids=["at once", "by seven cells"])
 def _chunked(request, monkeypatch):
     if request.param:
-        for module in (cell_matrix, init, components):
-            monkeypatch.setattr(module, "CHUNK_VALUES", request.param * G)
+        monkeypatch.setattr(cell_matrix, "CHUNK_VALUES", request.param * G)
 
 
 @pytest.mark.usefixtures("_chunked")
@@ -178,7 +177,7 @@ def test_a_random_sample_of_many_cells_is_enough(monkeypatch):
 
 
 def test_reading_stops_at_enough_values(monkeypatch):
-    monkeypatch.setattr(components, "CHUNK_VALUES", 10 * G)
+    monkeypatch.setattr(cell_matrix, "CHUNK_VALUES", 10 * G)
     monkeypatch.setattr(components, "MOST_VALUES", 15 * G)
     X, read = read_some(MemoryMatrix(np.ones((N, G), np.float32)), np.random.default_rng(0).permutation(N))
     assert len(read) == X.shape[0] == 20

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from wbdit.data.cell_matrix import CHUNK_VALUES
+from wbdit.data.cell_matrix import cells_per_chunk
 
 ROUNDS = 5  # over several label columns, whose rates are fitted in turn
 
@@ -91,7 +91,7 @@ class ExpectedCounts:
 
 def cell_slices(n: int, genes: int) -> list[slice]:
     """Return slices of `n` cells, each of about :data:`wbdit.data.cell_matrix.CHUNK_VALUES` values."""
-    size = max(1, CHUNK_VALUES // max(genes, 1))
+    size = cells_per_chunk(genes)
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 

@@ -17,11 +17,15 @@ def memory_limit() -> int:
     >>> memory_limit() > 0
     True
     """
+    return min([physical_memory() or 8 * 10**9, *_control_groups()])
+
+
+def physical_memory() -> int | None:
+    """Return the memory of the machine in bytes; None if it is unknown, as on Windows."""
     try:
-        known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    except (AttributeError, OSError, ValueError):  # Windows
-        known = [8 * 10**9]
-    return min(known + _control_groups())
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def fits(size: int) -> bool:

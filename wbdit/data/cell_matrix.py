@@ -241,6 +241,11 @@ def chunks(matrix: CellMatrix, cells: int | None = None) -> Iterator[tuple[slice
         yield part, matrix.rows(np.arange(part.start, part.stop))
 
 
+def cells_per_chunk(genes: int) -> int:
+    """Return how many cells of as many genes have about :data:`CHUNK_VALUES` values, at least one."""
+    return max(1, CHUNK_VALUES // max(genes, 1))
+
+
 def parts(shape: tuple[int, int], cells: int | None = None) -> Iterator[slice]:
     """Yield the chunks of a pass over all cells, as slices of their indices; a long pass shows its progress.
 
@@ -251,7 +256,7 @@ def parts(shape: tuple[int, int], cells: int | None = None) -> Iterator[slice]:
     [slice(0, 400, None), slice(400, 700, None)]
     """
     n, genes = shape
-    size = cells or max(1, CHUNK_VALUES // max(genes, 1))
+    size = cells or cells_per_chunk(genes)
     with pass_over("reading cells") as show:
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from wbdit.data.cell_matrix import CHUNK_VALUES, CellMatrix
+from wbdit.data.cell_matrix import CellMatrix, cells_per_chunk
 from wbdit.data.normalize import Values, transformed_rows
 
 MOST_CELLS = 20_000  # that components are learned from; more change the leading ones little
@@ -164,7 +164,7 @@ def read_some(matrix: CellMatrix, cells: np.ndarray) -> tuple[sp.csr_matrix, np.
     >>> X.shape, read.tolist()
     ((2, 765), [4, 9])
     """
-    size = max(1, CHUNK_VALUES // max(matrix.shape[1], 1))
+    size = cells_per_chunk(matrix.shape[1])
     parts, read, stored = [], [], 0
     for start in range(0, len(cells), size):
         block = np.sort(cells[start : start + size])

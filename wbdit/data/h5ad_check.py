@@ -6,7 +6,6 @@ Links and external storage can name other files. Only sizes and addresses are lo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from wbdit.data.capacity import physical_memory
 from wbdit.errors import InputError
 
 LARGE = 10**9  # bytes; smaller claims are never refused
@@ -98,11 +98,7 @@ def free_memory() -> int | None:
             known = dict(line.split(":") for line in file)
         return 1024 * int(known["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+        return physical_memory()
 
 
 def _parts(group: h5py.Group, path: str, seen: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:

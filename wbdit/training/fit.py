@@ -478,7 +478,7 @@ class TrainingRun:
 
     def _trainer(self) -> Trainer:
         config, device = self.config, next(self.model.parameters()).device
-        training = Training(**{**config.training, "betas": tuple(config.training["betas"])})
+        training = _training(config)
         loss_fn: LossFunction
         if isinstance(self.model, CountDenoiser):
             loss_fn = CountNLL(self.model, self.schedule)
@@ -522,10 +522,15 @@ class TrainingRun:
         return f"training for {', '.join(passes)} {cells}{ranks}{held}"
 
 
+def _training(config: RunConfig) -> Training:
+    """Return the training settings of a run, checked."""
+    return Training(**{**config.training, "betas": tuple(config.training["betas"])})
+
+
 def _check_settings(config: RunConfig, folder: Path) -> None:
     """Check the training settings and the budget of a run that is resumed."""
     try:
-        Training(**{**config.training, "betas": tuple(config.training["betas"])})
+        _training(config)
         Budget(**config.budget)
     except (KeyError, TypeError, ValueError) as error:  # InputError too
         raise InputError(f"cannot resume {folder}: its training settings are damaged ({error})") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
 
+from wbdit.data.capacity import physical_memory
 from wbdit.errors import InputError
 from wbdit.generator import DENOISERS
 from wbdit.training.config import Preset
@@ -31,10 +31,7 @@ def total_memory(device: torch.device) -> int | None:
     """Return the memory of the device in bytes; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+    return physical_memory()
 
 
 def check_memory(preset: Preset, genes: int, device: torch.device) -> None:
