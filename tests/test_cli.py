@@ -116,13 +116,12 @@ def test_evaluate_as_json(folder, wbdit, tmp_path, monkeypatch):
 
 
 def test_threads(folder, wbdit, tmp_path):
-    before = torch.get_num_threads()
+    """The command sets the number first; generation on a CPU then sets and restores its own."""
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", seen.append)
         wbdit("generate", folder / "run", "--n", 2, "--calls", 1, "--threads", 3, "--out", tmp_path / "cells.h5ad")
-    assert seen == [3]
-    assert torch.get_num_threads() == before
+    assert seen[0] == 3
 
 
 def test_resume(folder, wbdit, tmp_path):

@@ -106,7 +106,8 @@ def test_the_batch_size_does_not_change_the_cells(generator):
     ("arguments", "words"),
     [
         ({"n": 2, "guidance": {"donor": 2.0}}, "'donor' is no label column of this run, which has: type, condition"),
-        ({"n": 2, "guidance": {"type": float("nan")}}, "finite"),
+        ({"n": 2, "guidance": {"type": float("nan")}}, "between -1000 and 1000"),
+        ({"n": 2, "guidance": -1e39}, "between -1000 and 1000"),
         ({"n": 2, "toward": {"condition": "stim"}}, "together"),
         ({"n": 2, "mix": 0.5}, "together"),
         ({"n": 2, "toward": {"condition": "stim"}, "mix": 1.5}, "between 0 and 1"),

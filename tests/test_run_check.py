@@ -358,6 +358,15 @@ def test_the_settings_of_a_resumed_training(run, keys, value):
         wbdit.fit(cells, out=run, resume=True, device="cpu", progress=False)
 
 
+def test_a_run_without_a_precision_resumes(run):
+    config = json.loads((run / "config.json").read_text())
+    del config["training"]["precision"]
+    (run / "config.json").write_text(json.dumps(config))
+    cells = two_columns(60)
+    cells.obs["age"] = np.linspace(20, 60, 60)
+    assert wbdit.fit(cells, out=run, resume=True, steps=3, device="cpu", progress=False).config.trained.steps == 3
+
+
 # requests
 
 

@@ -21,6 +21,7 @@ from wbdit.request_check import check_types
 CellsPerLabel = Mapping[str | tuple[str, ...], int]
 Points = Mapping[str, float | Sequence[float]]
 PerLabel = float | Mapping[str | tuple[str, ...], float]
+MOST_GUIDANCE = 1000  # far above any use, and products of all columns' weights stay finite in fp32
 LARGEST_LIBRARY = 1e9  # counts per cell, and factor: far above any cell, and fp32 still holds the counts
 
 
@@ -154,8 +155,9 @@ def guidance_weights(labels: Labels, covariates: Covariates, guidance: float | M
         raise InputError("`guidance` needs labels or covariates, but this run was trained without: leave it at 1")
     weights = [1.0] * len(columns)
     for column, weight in by_column.items():
-        if not math.isfinite(weight):
-            raise InputError(f"a weight of `guidance` must be a finite number, not {weight}")
+        if not abs(weight) <= MOST_GUIDANCE:
+            limits = f"between -{MOST_GUIDANCE} and {MOST_GUIDANCE}"
+            raise InputError(f"a weight of `guidance` must lie {limits}, not {weight}")
         if covariates.columns and column not in columns:
             known = ", ".join(columns)
             raise InputError(f"{column!r} is no label or continuous column of this run, which has: {known}")

@@ -226,6 +226,15 @@ def test_variable_genes_are_kept(space):
     assert not keep[199]
 
 
+@pytest.mark.parametrize("varying", [0, 2, 5])
+def test_too_few_genes_vary_for_a_choice(varying):
+    """The curve of variance over mean has no points; the library that fits it crashed on 0 and 2."""
+    counts = np.full((40, 9), 3, np.float32)
+    counts[::2, :varying] += np.arange(1, varying + 1)
+    with pytest.raises(InputError, match="cannot be fitted"):
+        Preprocessor.fit(ad.AnnData(counts), max_genes=5)
+
+
 def test_too_many_genes_are_said(log):
     preprocessor = Preprocessor.fit(make_cells(200, 50), max_genes=20)
     assert len(preprocessor.genes) == 20

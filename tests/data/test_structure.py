@@ -18,7 +18,7 @@ from wbdit.data.genes import read_gene_list
 from wbdit.data.h5ad_check import check_claim, check_h5ad
 from wbdit.data.labels import Labels
 from wbdit.data.preprocessor import Preprocessor
-from wbdit.data.structure import check_csr, check_sparse
+from wbdit.data.structure import check_csr, check_matrices, check_sparse
 
 BIG = 2**31 - 1
 
@@ -85,6 +85,14 @@ DAMAGES = [
     objects,
     lying_shape,
 ]
+
+
+def test_a_layer_of_another_shape_than_the_cells():
+    cells = make_cells(30, 20)
+    cells.layers["counts"] = cells.X.copy()
+    cells.layers["counts"]._shape = (5, 20)
+    with pytest.raises(InputError, match="layers is damaged"):
+        check_matrices(cells)
 
 
 @pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, sp.csr_array])
@@ -279,6 +287,17 @@ def test_a_file_that_breaks_the_library_breaks_a_child_only(stored, monkeypatch,
     monkeypatch.setattr(trial, "SECONDS", 1)
     monkeypatch.setattr(trial, "check_h5ad", read)
     with pytest.raises(InputError, match=words):
+        read_h5ad(stored(lambda file: None))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_trial_that_fails_early_is_not_repeated_in_this_process(stored, monkeypatch):
+    def read(path, whole):
+        raise RuntimeError("bad symbol table node signature")
+
+    monkeypatch.setattr(trial, "check_h5ad", read)
+    monkeypatch.setattr(ad, "read_h5ad", lambda path: pytest.fail("read in this process"))
+    with pytest.raises(InputError, match=r"cannot read .* as .h5ad \(bad symbol table node signature\)"):
         read_h5ad(stored(lambda file: None))
 
 

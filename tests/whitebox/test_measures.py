@@ -110,6 +110,12 @@ def test_coding_rate_takes_the_smaller_matrix(tokens, width):
     torch.testing.assert_close(coding_rate(w, 2), direct_rate(w, torch.eye(2 * width, dtype=w.dtype), 2))
 
 
+def test_coding_rate_of_a_model_that_diverged():
+    w = torch.randn(3, 6, 8)
+    w[1, 2, 3] = torch.inf
+    assert coding_rate(w, 1).isnan().flatten().tolist() == [False, True, False]
+
+
 def test_coding_rate_lies_between_one_direction_and_all():
     alike = torch.ones(1, 6, 8)
     apart = torch.eye(6, 8)[None]

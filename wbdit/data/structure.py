@@ -184,7 +184,10 @@ def _matrices(adata: ad.AnnData) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
         yield "raw.X", adata.raw.X, (n, len(adata.raw.var_names))
     shapes = {"layers": (n, genes), "obsm": (n,), "varm": (genes,), "obsp": (n, n), "varp": (genes, genes)}
     for part, shape in shapes.items():
-        own = getattr(adata, part)
+        try:
+            own = getattr(adata, part)
+        except ValueError as error:  # of another shape than the cells
+            raise _damaged(part, str(error).rstrip(".")) from error
         for name in own:
             # what AnnData holds is looked at without its own check, whose error is no line for a user
             yield f"{part}[{name!r}]", getattr(own, "_data", own)[name], shape

@@ -26,6 +26,7 @@ SECONDS = 3  # of the processor, to look at the parts of a file; a legitimate on
 BYTES_PER_SECOND = 2 * 10**7  # slowest reading that is not taken for a hang
 WHOLE = 10**8  # bytes; of larger files only parts are read in the trial
 MEMORY = 10**9  # bytes, to look at the parts of a file
+OTHER = "\0"  # marks the message of an error that is no InputError
 PATIENCE = 300.0  # seconds of the clock, for slow disks; then the trial ends without a verdict
 
 
@@ -36,6 +37,8 @@ def try_h5ad(path: Path, whole: bool = True) -> None:
     ------
     InputError
         If the check fails, or the child process crashes or hangs.
+    OSError
+        If reading fails with any other error.
 
     Examples
     --------
@@ -74,12 +77,14 @@ def try_h5ad(path: Path, whole: bool = True) -> None:
             raise InputError(
                 "reading it never ends: it is damaged" if hangs else "reading it crashes HDF5: it is damaged"
             )
+    if message.startswith(OTHER):
+        raise OSError(message.removeprefix(OTHER))
     if message:
         raise InputError(message)
 
 
 def _read_and_exit(path: Path, writing: int, whole: bool) -> None:
-    """Read the file, and write the message of an InputError to a pipe; other errors are left to the parent."""
+    """Read the file, and write to a pipe why it cannot be read."""
     message = ""
     try:
         faulthandler.disable()  # a crash here is an answer, not an accident
@@ -99,6 +104,8 @@ def _read_and_exit(path: Path, writing: int, whole: bool) -> None:
     except BaseException as error:
         if isinstance(error, MemoryError) or "memory" in str(error):
             message = "it asks for more memory than it can fill: it is damaged"
+        else:  # what failed before the end was not tried to the end, so the parent must not read it
+            message = OTHER + (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
         os.write(writing, message.encode("utf-8", "replace")[:2000])
         os._exit(0)

@@ -127,6 +127,8 @@ def _fitted_deviation(mean: np.ndarray, variance: np.ndarray, n: int) -> np.ndar
     varies = variance > 0
     fitted = np.zeros(len(mean))
     try:
+        if SPAN * varies.sum() < 3:  # points for a parabola; with fewer, the library crashes
+            raise ValueError("too few genes")
         model = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=SPAN, degree=2)
         model.fit()
     except ValueError as error:

@@ -97,8 +97,8 @@ def check_choices(
             raise InputError(f"{folder} was trained with other settings than `preset`: resume it without")
     if seed is not None:
         _check(folder, "seed", seed, config.seed)
-    if precision not in ("auto", config.training["precision"]):
-        own = config.training["precision"]
+    own = config.training.get("precision", Training.precision)
+    if precision not in ("auto", own):
         raise InputError(f"{folder} was trained in {own}: resume it without `precision={precision!r}`")
     for name, value in settings.items():
         _check(folder, name, value, config.training.get(name, getattr(Training, name)))

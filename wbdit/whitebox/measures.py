@@ -118,7 +118,7 @@ def coding_rate(w: Tensor, heads: int, eps: float = EPS) -> Tensor:
 
     Returns
     -------
-    One rate per cell and head, ``(B, h)`` fp64.
+    One rate per cell and head, ``(B, h)`` fp64; NaN where the tokens are not finite.
 
     Examples
     --------
@@ -134,7 +134,8 @@ def coding_rate(w: Tensor, heads: int, eps: float = EPS) -> Tensor:
     n, p = rows.shape[-2:]
     gram = rows.mT @ rows if p <= n else rows @ rows.mT  # same determinant either way: take the smaller
     gram = gram * (p / (n * eps)) + torch.eye(min(n, p), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.cholesky(gram).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    factor, failed = torch.linalg.cholesky_ex(gram)  # does not raise for values that are not finite
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).masked_fill(failed != 0, float("nan"))
 
 
 def largest_rate(tokens: int, hidden_size: int, heads: int, eps: float = EPS) -> float:

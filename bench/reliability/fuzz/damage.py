@@ -1,5 +1,6 @@
 """Damage to files: ``.h5ad`` at the level of HDF5 or of bytes, and the files of a RUN folder."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 
 from bench.reliability.fuzz import bases
+from wbdit._outputs import MANIFEST, RUN_FILES
 from wbdit.checkpoint import state_hash
 
 ENCODINGS = ["array", "string-array", "csr_matrix", "csc_matrix", "dataframe", "dict", "categorical", "anndata", "raw"]
@@ -177,7 +179,7 @@ def damage_run(dice, runs, kind, folder):
                     "pipe",
                     b"\x80\x02}",
                     b"PK\x03\x04",
-                    own[name][: dice.below(len(own[name]))],
+                    own[name][: dice.below(len(own[name]) + 1)],
                 ]
             )
         elif name.endswith(".json"):
@@ -268,7 +270,7 @@ def _damage_tensors(dice, content):
 
 
 def _sign(own):
-    """Write the hash of damaged weights into the configuration, as whoever means harm would."""
+    """Make all hashes fit the damaged files, as whoever means harm would."""
     with suppress(Exception):
         import torch
 
@@ -277,6 +279,14 @@ def _sign(own):
         if config["model_hash"]:
             config["model_hash"] = state_hash({name: torch.from_numpy(array) for name, array in arrays.items()})
             own["config.json"] = json.dumps(config).encode()
+    for folder in ("", "previous/"):
+        files = {}
+        for name in RUN_FILES:
+            content = own.get(folder + name)
+            if isinstance(content, bytes):
+                files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if files:
+            own[folder + MANIFEST] = json.dumps({"files": files}).encode()
 
 
 def _write(folder, own):
@@ -284,7 +294,7 @@ def _write(folder, own):
     folder.mkdir()
     for name, content in own.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
             path.write_bytes(content)
         elif content == "folder":

@@ -72,7 +72,8 @@ class Targets:
     def try_object(self, dice):
         adata = self.cells[dice.of(self.cells)].copy()
         for _ in range(1 + dice.below(2)):
-            _damage_object(dice, adata)
+            with suppress(ValueError):  # AnnData's own, of an object that is damaged already
+                _damage_object(dice, adata)
         self._use(dice, adata)
 
     def _use(self, dice, adata):
