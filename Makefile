@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # what takes minutes; SLOW="tests/kernels -k all" for a part of it
 test-slow: $(VENV)/installed

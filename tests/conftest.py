@@ -3,6 +3,10 @@
 import json
 import logging
 import os
+import signal
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: threads of several workers wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -16,6 +20,14 @@ if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: 
 
     interpreter.install()
     engine.register("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_arrive():
+    """Handle SIGINT, which a shell may have set to be ignored, as for a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

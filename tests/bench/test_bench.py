@@ -21,6 +21,7 @@ OURS = {"ours, fp32", "ours, bf16"}
 
 def run(*arguments, **environment):
     env = {**os.environ, **environment}
+    env.pop("PYTEST_XDIST_WORKER", None)  # with it, pytest-benchmark measures nothing
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=env)
 
 

@@ -243,6 +243,7 @@ def virtual(file):
         (claims("X/data", shape=(10**12,), dtype="f4", chunks=True), "claim to hold"),
         (claims("X/data", shape=(4 * 10**8,), dtype="f4", chunks=True, compression="gzip"), "claim to hold"),
         (claims("obs/type/codes", shape=(10**12,), dtype="i1", chunks=True), "claim to hold"),
+        (claims("obs/type/categories", shape=(3 * 10**8,), dtype="S3", chunks=True), "claim to hold"),
         (replaced("obs/type/codes", lambda x: x[:-1]), "cannot read"),
         (ring, "without end"),
         (elsewhere, "lies in another file"),

@@ -121,7 +121,7 @@ def test_values_without_a_likelihood_are_left_alone():
 def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch, log):
     monkeypatch.setattr(calibration, "CELLS", 200)
     cells, run = spreading(240), tmp_path / "run"
-    made = wbdit.fit(cells, label="type", steps=3, progress=False, out=run)
+    made = wbdit.fit(cells, label="type", preset=tiny_preset(learning_rate=0.02), steps=3, progress=False, out=run)
     assert (made.model.noise_factors != 1).any()
     assert f"along {NOISE_AXES} directions" in log[-1]
     loaded = wbdit.load(run)

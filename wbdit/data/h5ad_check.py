@@ -138,4 +138,7 @@ def _claims(name: str, part: Any) -> int:
     chunk = 1
     for n in part.chunks or ():
         chunk *= int(n)
-    return part.dtype.itemsize * max(entries, chunk)
+    each = part.dtype.itemsize
+    if part.dtype.kind in "SUO":  # text becomes Python objects
+        each = max(each, PER_NAME)
+    return each * max(entries, chunk)
