@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -153,8 +154,25 @@ def test_zarr(generator, whole, tmp_path):
     pytest.importorskip("zarr")
     path = generator.generate_to(tmp_path / "cells.zarr", N, **HOW)
     assert_equal(ad.read_zarr(path), ad.read_h5ad(whole))
-    with pytest.raises(InputError, match="is there already"):
-        generator.generate_to(path, N, **HOW)
+    generator.generate_to(path, 70, **HOW)  # replaces it
+    assert ad.read_zarr(path).n_obs == 70
+    assert [file.name for file in tmp_path.iterdir()] == ["cells.zarr"]
+
+
+def test_a_zarr_of_others_is_not_replaced(generator, run, tmp_path):
+    pytest.importorskip("zarr")
+    path = tmp_path / "cells.zarr"
+    with warnings.catch_warnings(action="ignore"):  # of the format of zarr
+        make_cells(20, 5).write_zarr(path)
+    before = digest(path)
+    with pytest.raises(InputError, match="a folder without cells of wbdit"):
+        generator.generate_to(path, 5, **HOW)
+    assert exit_code("generate", run, "--n", 5, "--calls", 1, "--out", path, "--overwrite") == 2
+    assert digest(path) == before
+    ours = tmp_path / "ours.zarr"
+    for n in (5, 6):
+        assert exit_code("generate", run, "--n", n, "--calls", 1, "--out", ours) == 0
+    assert ad.read_zarr(ours).n_obs == 6
 
 
 def test_models_of_values_are_written_too(tmp_path):
@@ -199,6 +217,20 @@ def test_a_killed_process_goes_on_to_the_same_file(generator, whole, tmp_path, m
     assert digest(path) == digest(whole)
     assert [file.name for file in tmp_path.iterdir()] == ["cells.h5ad"]
     assert len(made) == (1 if at == "finish" else 4 - chunks)  # the last chunk describes the cells
+
+
+def test_a_finished_file_is_not_made_again(generator, whole, tmp_path, monkeypatch, log):
+    """As when a queue starts a job again that had just ended."""
+    path = tmp_path / "cells.h5ad"
+    path.write_bytes(whole.read_bytes())
+    monkeypatch.setattr(type(generator), "_sample", lambda *given: pytest.fail("cells are generated"))
+    generator.generate_to(path, N, chunk=64, resume=True, **HOW)
+    assert log[-1] == f"{path} is complete: nothing is left to generate"
+    with pytest.raises(InputError, match="holds cells of another seed"):
+        generator.generate_to(path, N, resume=True, **{**HOW, "seed": 4})
+    make_cells(20, 5).write_h5ad(path)
+    with pytest.raises(InputError, match="holds cells of another request"):
+        generator.generate_to(path, N, resume=True, **HOW)
 
 
 def test_a_damaged_chunk_is_made_again(generator, whole, tmp_path, monkeypatch):

@@ -41,8 +41,8 @@ def check_writable(path: str | Path, *, overwrite: bool = False, is_ours: IsOurs
     Raises
     ------
     InputError
-        If `path` is a folder, a device or another special file, a file of a run, or an existing file that may not be
-        replaced; or its nearest existing parent is not a writable folder.
+        If `path` is a folder (but a ``.zarr`` of ours may be replaced), a device or another special file, a file of a
+        run, or an existing file that may not be replaced; or its nearest existing parent is not a writable folder.
 
     Examples
     --------
@@ -55,7 +55,8 @@ def check_writable(path: str | Path, *, overwrite: bool = False, is_ours: IsOurs
     wbdit.errors.InputError: notes.h5ad is no such output of wbdit: choose another name, or give `overwrite=True`
     """
     path = Path(path)
-    if path.is_dir():
+    ours = is_ours is not None and (path.is_dir() or path.is_file()) and is_ours(path)
+    if path.is_dir() and not (ours and path.suffix == ".zarr" and not path.is_symlink()):
         raise InputError(f"cannot write {path}: it is a folder, give a file name")
     check_folder(path.absolute().parent)
     if _is_special(path):
@@ -68,7 +69,7 @@ def check_writable(path: str | Path, *, overwrite: bool = False, is_ours: IsOurs
         if not overwrite:
             to = os.readlink(path)
             raise InputError(f"{path} is a link to {to}: give that name, or replace the link with `overwrite=True`")
-    elif not (overwrite or path.stat().st_size == 0 or (is_ours is not None and is_ours(path))):
+    elif not (overwrite or ours or path.stat().st_size == 0):
         raise InputError(f"{path} is no such output of wbdit: choose another name, or give `overwrite=True`")
 
 
@@ -102,11 +103,12 @@ def _is_special(path: Path) -> bool:
     """Return whether a path is a device, a pipe or a socket, or one of the system's links to what it has open."""
     folder = path.absolute().parent
     names = (folder, *folder.parents)
-    return (path.exists() and not path.is_file()) or folder == Path("/dev") or any(Path(n) in names for n in SYSTEM)
+    is_other = path.exists() and not (path.is_file() or path.is_dir())
+    return is_other or folder == Path("/dev") or any(Path(n) in names for n in SYSTEM)
 
 
 def has_uns(key: str) -> IsOurs:
-    """Return a function that tells whether a file is an ``.h5ad`` file with an entry `key` in ``uns``.
+    """Return a function that tells whether an ``.h5ad`` or ``.zarr`` file has an entry `key` in ``uns``.
 
     Examples
     --------
@@ -121,6 +123,8 @@ def has_uns(key: str) -> IsOurs:
     def look(path: Path) -> bool:
         import h5py
 
+        if path.is_dir():
+            return (path / "uns" / key).is_dir()
         try:
             with h5py.File(path) as file:
                 return f"uns/{key}" in file

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from wbdit.data.expression import check_cells, check_labels
+from wbdit.data.expression import check_cells, check_labels, label_text
 from wbdit.data.labels import OPEN
 from wbdit.data.normalize import transformed
 from wbdit.data.preprocessor import Preprocessor
@@ -120,7 +120,7 @@ def missing_cells(adata: ad.AnnData, label: str, min_cells: int) -> dict[str, in
     check_labels(adata, label)
     if SYNTHETIC in adata.obs.columns:
         raise InputError(f"obs has a column {SYNTHETIC!r} already: give real cells only, and rename or drop the column")
-    sizes = adata.obs[label].astype(str).value_counts().sort_index()
+    sizes = label_text(adata.obs[label]).value_counts().sort_index()
     missing = {str(name): int(min_cells - n) for name, n in sizes.items() if n < min_cells}
     if not missing:
         rarest = sizes.idxmin()
@@ -139,7 +139,7 @@ def _real(adata: ad.AnnData, preprocessor: Preprocessor) -> ad.AnnData:
         values = transformed(matrix, "lognorm") if preprocessor.space == "counts" else matrix
         cells.layers["lognorm"] = sp.csr_matrix(values)
     for column in cells.obs.columns.intersection(preprocessor.labels.columns):
-        cells.obs[column] = cells.obs[column].astype(str).astype("category")  # they may be numbers, such as clusters
+        cells.obs[column] = label_text(cells.obs[column]).astype("category")  # they may be numbers, such as clusters
     for column in cells.obs.columns.intersection(preprocessor.covariates.columns):
         cells.obs[column] = cells.obs[column].astype(np.float64)  # as for synthetic cells; they may be True and False
     return cells

@@ -266,7 +266,8 @@ class CellGenerator:
             Cells per chunk, rounded up to whole blocks of 64. The default are as many as a dense matrix of 64 MiB
             holds, but at most 65,536. It does not change the file.
         resume
-            Go on from the finished chunks of the same request, if there are any.
+            Go on from the finished chunks of the same request, if there are any. If the file is complete, nothing is
+            done.
         rank, ranks
             Generate the share of one of several processes, into ``NAME.rank0-of-3.h5ad``; :func:`wbdit.join` makes one
             file of them.
@@ -281,7 +282,7 @@ class CellGenerator:
         ------
         InputError
             If the request does not fit this run, or the file cannot be written; with `resume`, if the finished chunks
-            are of another request, seed or run; without, if there are finished chunks.
+            or the file are of another request, seed or run; without, if there are finished chunks.
 
         Examples
         --------

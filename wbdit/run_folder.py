@@ -352,8 +352,9 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the files in the manifest of a save, with their sizes and SHA-256."""
     try:
         files = read_json(folder / MANIFEST)["files"]
-        assert all(name in RUN_FILES and {"bytes", "sha256"} <= known.keys() for name, known in files.items())
-    except (InputError, KeyError, AttributeError, AssertionError) as error:
+        if not all(name in RUN_FILES and {"bytes", "sha256"} <= known.keys() for name, known in files.items()):
+            raise KeyError("files")
+    except (InputError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged") from error
     return files
 

@@ -21,6 +21,7 @@ import pandas as pd
 
 from wbdit._io import disk_error, file_sha256, sync
 from wbdit._lock import FileLock, holder
+from wbdit._outputs import has_uns
 from wbdit._progress import Show
 from wbdit.cell_blocks import BLOCK, n_blocks
 from wbdit.cell_files import Rows, check_format, read_rows, reading, write_rows
@@ -230,6 +231,11 @@ def generate_file(
         If the file cannot be written, or the chunks that are there cannot be used.
     """
     check_format(path)
+    _check_folder(path)
+    if resume and path.exists() and not PartialFile(partial_folder(path), path).n_finished:
+        _check_complete(path, facts)
+        logger.info(f"{path} is complete: nothing is left to generate")
+        return
     chunks = [range(start, min(start + chunk, rows.stop)) for start in range(rows.start, rows.stop, chunk)]
     with unfinished(path, {**facts, "chunk": chunk}, resume) as partial:
         done = [one for one in chunks if partial.has(one)]
@@ -247,6 +253,22 @@ def generate_file(
         if description is None:
             description = make(range(rows.start, rows.start + 1), lambda share, text: None)
         partial.finish(chunks, description.var, dict(description.uns))
+
+
+def _check_complete(path: Path, facts: dict[str, Any]) -> None:
+    """Refuse to take a finished file for the result of another request."""
+    from anndata.io import read_elem
+
+    with reading(path) as root:
+        try:
+            own = read_elem(root["uns/wbdit"])
+            other = [name for name, fact in facts.items() if own[name] != fact]
+        except (KeyError, TypeError):
+            other = ["request"]
+    if other:
+        raise InputError(
+            f"{path} holds cells of another {other[0]}: give another name, or replace them without `resume=True`"
+        )
 
 
 class _Clock:
@@ -370,15 +392,24 @@ def _part_of(root: Any) -> dict[str, Any] | None:
 def _write_and_rename(
     temporary: Path, path: Path, rows: Iterator[Rows], var: pd.DataFrame, uns: dict[str, Any]
 ) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is there already: choose another name, or remove it")
+    _check_folder(path)
     _remove(temporary)
     write_rows(temporary, rows, var, uns)
+    aside = temporary.with_name(f".{temporary.name}.old")
     try:
+        if path.is_dir():  # a rename replaces no folder
+            path.rename(aside)
         temporary.replace(path)
         sync(path.parent)
+        _remove(aside)
     except OSError as error:
         raise disk_error(f"cannot write {path}", error) from error
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse to replace a folder that is no ``.zarr`` of ours."""
+    if path.is_dir() and not has_uns("wbdit")(path):
+        raise InputError(f"{path} is a folder without cells of wbdit: choose another name, or remove it")
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,12 @@
 """Label columns: combinations, names, compositions, and library sizes per combination."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import two_columns
 
 from wbdit import InputError
+from wbdit.data.expression import label_text
 from wbdit.data.labels import Labels
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.request import read_request
@@ -144,3 +146,9 @@ def test_library_sizes_are_those_of_the_combination_or_of_its_first_label():
     between = asked.complete(preprocessor, half)[1]
     own, other = (preprocessor.draw(codes, asked.at, half).library for codes in (asked.codes, asked.toward))
     np.testing.assert_allclose(between, 0.75 * own + 0.25 * other)
+
+
+def test_a_column_without_categories_becomes_text():
+    """pandas itself fails: "Cannot cast object dtype to <U0"."""
+    column = pd.Series(pd.Categorical([None, None], categories=pd.Index([], dtype=object)))
+    assert label_text(column).tolist() == ["nan", "nan"]

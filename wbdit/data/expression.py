@@ -8,6 +8,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from wbdit._io import check_regular
@@ -120,6 +121,18 @@ def check_labels(adata: ad.AnnData, label: str) -> None:
         raise InputError(f"{missing} cells have no {label!r}: label them or remove them first")
 
 
+def label_text(column: pd.Series) -> pd.Series:
+    """Return labels as text. pandas itself fails for a categorical column without categories.
+
+    Examples
+    --------
+    >>> from wbdit.data.expression import label_text
+    >>> label_text(cells.obs["bulk_labels"]).iloc[0]
+    'CD14+ Monocyte'
+    """
+    return column.astype(object).astype(str)
+
+
 def is_text(name: str) -> bool:
     r"""Return whether files and terminals can hold a name: it has no null character and no half of a character.
 
@@ -163,7 +176,7 @@ def check_label_sizes(adata: ad.AnnData, label: str) -> None:
     Traceback (most recent call last):
     wbdit.errors.InputError: label 'CD14+ Monocyte' in 'bulk_labels' has one cell: merge it into another label or ...
     """
-    sizes = adata.obs[label].astype(str).value_counts()
+    sizes = label_text(adata.obs[label]).value_counts()
     if (sizes == 1).any():
         lonely = sizes.index[sizes == 1][0]
         more = f"; so have {(sizes == 1).sum() - 1} more of its {len(sizes)} labels" if (sizes == 1).sum() > 1 else ""

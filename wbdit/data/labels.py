@@ -12,7 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from wbdit.data.expression import check_label_sizes, check_labels, is_text
+from wbdit.data.expression import check_label_sizes, check_labels, is_text, label_text
 from wbdit.errors import InputError
 
 SEPARATOR = "/"  # between the labels of several columns, as in "NK/stim"
@@ -78,7 +78,7 @@ class Labels:
             check_labels(adata, name)
             _check_values(adata.obs[name], name)
             check_label_sizes(adata, name)
-        categories = tuple(tuple(map(str, np.unique(adata.obs[name].astype(str).to_numpy()))) for name in names)
+        categories = tuple(tuple(map(str, np.unique(label_text(adata.obs[name]).to_numpy()))) for name in names)
         empty = cls(names, categories, np.zeros((0, len(names)), np.int64), np.zeros(0, np.int64))
         codes = empty.codes(adata)
         _, first, sizes = np.unique(empty._keys(codes), return_index=True, return_counts=True)
@@ -108,7 +108,7 @@ class Labels:
         found = []
         for column, (name, categories) in enumerate(zip(self.columns, self.categories, strict=True)):
             check_labels(adata, name)
-            labels = adata.obs[name].astype(object).astype(str)  # a column of no categories cannot become text itself
+            labels = label_text(adata.obs[name])
             codes = pd.Index(categories).get_indexer(pd.Index(labels))
             if (codes < 0).any():
                 raise self._unknown(column, labels.iloc[int(np.argmax(codes < 0))])

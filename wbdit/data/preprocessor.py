@@ -31,7 +31,7 @@ from wbdit.data.cells import Cells
 from wbdit.data.compact_matrix import CompactMatrix
 from wbdit.data.covariates import Covariates
 from wbdit.data.draws import Drawn, TrainingDraws
-from wbdit.data.expression import check_cells, check_labels
+from wbdit.data.expression import check_cells, check_labels, label_text
 from wbdit.data.genes import gene_columns
 from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source, find_again, find_expression
@@ -371,4 +371,4 @@ def _batches(adata: ad.AnnData | Cells, batch_key: str | None) -> np.ndarray | N
     if batch_key is None:
         return None
     check_labels(adata, batch_key)
-    return adata.obs[batch_key].astype(str).to_numpy()
+    return label_text(adata.obs[batch_key]).to_numpy()

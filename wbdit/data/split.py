@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anndata as ad
 import numpy as np
 
-from wbdit.data.expression import check_labels
+from wbdit.data.expression import check_labels, label_text
 from wbdit.data.labels import Labels
 from wbdit.data.structure import check_matrices
 from wbdit.errors import InputError
@@ -115,7 +115,7 @@ def _of_cells(adata: ad.AnnData, columns: list[str], share: float, rng: np.rando
 
 def _of_donors(adata: ad.AnnData, donor: str, share: float, rng: np.random.Generator) -> np.ndarray:
     """Return a mask of training cells: all cells of a share of the donors."""
-    donors = adata.obs[donor].astype(str)
+    donors = label_text(adata.obs[donor])
     names = np.unique(donors.to_numpy())
     if len(names) < 2:
         raise InputError(f"all cells have one {donor!r}, {names[0]}: split them by cell, without `donor`")
@@ -147,7 +147,7 @@ def _part(n: int, share: float) -> int:
 def _report_absent(train: ad.AnnData, test: ad.AnnData, columns: list[str]) -> None:
     """Log the labels that only one of the two sets has."""
     for column in columns:
-        seen, unseen = (set(part.obs[column].astype(str)) for part in (train, test))
+        seen, unseen = (set(label_text(part.obs[column])) for part in (train, test))
         if absent := sorted(seen - unseen):
             logger.info(f"no held-out cell has these labels of {column!r}: {', '.join(absent)}")
         if absent := sorted(unseen - seen):

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from wbdit.data import normalize
 from wbdit.data.cell_matrix import MemoryMatrix
-from wbdit.data.expression import check_cells
+from wbdit.data.expression import check_cells, label_text
 from wbdit.data.matrix import Expression, Source, find_expression
 from wbdit.data.space import Space, describe
 from wbdit.data.variable_genes import variable_genes as most_variable
@@ -183,4 +183,4 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _labels(adata: ad.AnnData, label: str | None) -> np.ndarray | None:
-    return None if label is None else adata.obs[label].astype(str).to_numpy().astype(str)
+    return None if label is None else label_text(adata.obs[label]).to_numpy().astype(str)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wbdit.counts.denoiser import COMPONENTS
 from wbdit.data.components import Residuals
+from wbdit.data.expression import label_text
 from wbdit.data.normalize import log_library_sizes
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
@@ -170,7 +171,7 @@ def explain(
     logger.info(f"measuring {adata.n_obs} cells at {len(levels)} noise levels")
     means, lowered = _measure_all(generator, model, x0, conditioning, levels, seed)
     columns = generator.preprocessor.labels.columns
-    labels = adata.obs[columns[0]].astype(str).to_numpy() if columns else None
+    labels = label_text(adata.obs[columns[0]]).to_numpy() if columns else None
     logger.info("finding the genes of heads and atoms")
     units, hits, untrained = _genes(generator, model, adata, x0, conditioning, levels[-1], labels, seed)
     return Explanation(
