@@ -1,8 +1,8 @@
 """Training on millions of cells: memory, and the speed at which each source gives random batches.
 
-    python bench/reliability/atlas.py write 2000000 /tmp/atlas.h5ad --from kang_ifnb_pbmc.h5ad
-    python bench/reliability/atlas.py sources /tmp/atlas.h5ad /tmp/atlas.zarr
-    python bench/reliability/atlas.py train /tmp/atlas.h5ad --steps 200
+    python bench/reliability/atlas.py write 2000000 atlas.h5ad --from kang_ifnb_pbmc.h5ad
+    python bench/reliability/atlas.py sources atlas.h5ad atlas.zarr
+    python bench/reliability/atlas.py train atlas.h5ad --steps 200
 
 `write` tiles the cells of a real file to any number: each is thinned binomially, so that no two are equal, and they are
 sorted by label, the worst order for a loader that reads neighbors. Each measurement runs in its own process, whose peak

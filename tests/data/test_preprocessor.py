@@ -226,6 +226,12 @@ def test_variable_genes_are_kept(space):
     assert not keep[199]
 
 
+def test_no_gene_varies():
+    alike = np.full((40, 9), np.log1p(1e4 / 9), np.float32)
+    with pytest.raises(InputError, match="no gene varies"):
+        Preprocessor.fit(ad.AnnData(alike), max_genes=5)
+
+
 @pytest.mark.parametrize("varying", [0, 2, 5])
 def test_too_few_genes_vary_for_a_choice(varying):
     """The curve of variance over mean has no points; the library that fits it crashed on 0 and 2."""

@@ -146,6 +146,11 @@ def _by_dispersion(moments: list[tuple[np.ndarray, np.ndarray]], n: int) -> np.n
     `moments` holds the mean and the variance of each gene in each batch.
     """
     scores, tops = zip(*(_dispersion_in(mean, variance, n) for mean, variance in moments), strict=True)
+    if not np.any(tops):
+        raise InputError(
+            "variable genes cannot be chosen, because no gene varies between the cells: choose genes with `genes`, or "
+            "keep all with a larger `max_genes`"
+        )
     if len(tops) == 1:
         return np.flatnonzero(tops[0])
     table = pd.DataFrame({"batches": np.sum(tops, axis=0), "score": pd.DataFrame(scores).mean()})
@@ -164,6 +169,8 @@ def _dispersion_in(mean: np.ndarray, variance: np.ndarray, n: int) -> tuple[np.n
 def _largest(scores: np.ndarray, n: int) -> np.ndarray:
     """Return a mask of the `n` largest scores, and of those that equal the last of them."""
     known = np.sort(scores[~np.isnan(scores)])[::-1]
+    if not len(known):
+        return np.zeros(len(scores), bool)
     return np.nan_to_num(scores, nan=-np.inf) >= known[min(n, len(known)) - 1]
 
 
