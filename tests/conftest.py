@@ -23,11 +23,14 @@ if os.environ.get("WBDIT_TEST_ENGINE") == "triton":  # with TRITON_INTERPRET=1: 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _interrupts_arrive():
-    """Handle SIGINT, which a shell may have set to be ignored, as for a background job."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_arrive():
+    """Handle signals that a shell may have set to be ignored, as for a background job or under nohup."""
+    handlers = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    own = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
