@@ -115,7 +115,7 @@ def generation(folder: Path, run: Path, kills: int, n: int, moments: random.Rand
     """Kill generations and return what was found."""
 
     def start(path: Path) -> list[str]:
-        return [COMMAND, "generate", str(run), "--n", str(n), "--out", str(path)]
+        return [COMMAND, "generate", str(run), "--n", str(n), "--out", str(path), "--resume"]
 
     def check(path: Path, found: Counter) -> None:
         found[
