@@ -242,6 +242,28 @@ def test_a_cell_has_spreads_of_its_own(cells):
     assert (gradient != 0).all()
 
 
+def test_gradients_are_the_same_twice():
+    """With two threads, and without asking PyTorch for deterministic algorithms, as users train."""
+    counts, codes = np.random.default_rng(0).poisson(1.0, (256, 1000)).astype(np.float32), np.arange(256)[:, None] % 2
+    model = model_of(counts, codes).train()
+    known, x, t = model.likelihood, torch.randn(256, 1, 1000), torch.randint(0, NOISE_STEPS, (256,))
+    levels = torch.from_numpy(CountBins(known.lowest.numpy(), known.highest.numpy()).of(counts))
+    y, log_library, found = torch.from_numpy(codes), torch.from_numpy(counts.sum(1)).log(), []
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(2)
+    try:
+        for _ in range(10):
+            torch.manual_seed(0)
+            model.zero_grad()
+            model.nll(x, t, model.embed(y, log_library), levels).mean().backward()
+            found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    finally:
+        torch.set_num_threads(threads)
+    for name, gradient in found[0].items():
+        assert all(torch.equal(gradient, again[name]) for again in found), name
+
+
 def test_label_rates_are_ratios_of_counts(cells):
     counts, codes = cells
     rates = label_rates(counts, codes, [2], strength=1e-9)

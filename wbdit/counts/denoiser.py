@@ -194,7 +194,7 @@ class CountDenoiser(nn.Module):
             sizes = [labels + 1 for labels in self.denoiser.label_sizes]
             tables = self.label_rates.split(sizes), self.label_dispersion.split(sizes)
             for rate, wider, column in zip(*tables, y.reshape(len(y), len(sizes)).unbind(1), strict=True):
-                # the backward of an index adds in any order of the threads, that of an embedding in one
+                # an embedding: see CountLikelihood.dispersion_at
                 rates, dispersion = rates + rate[column], dispersion + F.embedding(column, wider)
         return torch.cat([vector, rates, dispersion], dim=1)
 
