@@ -1,0 +1,187 @@
+"""Differential expression: whether a Wilcoxon test finds the same genes on synthetic as on real cells.
+
+Examples assume ``from wbdit.evaluation.differential import *``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wbdit.evaluation.genes import rank_correlation
+
+Array = np.ndarray[Any, Any]
+
+FALSE_DISCOVERIES = 0.05  # rate that adjusted p-values are held to
+LOG2_CHANGE = 0.25  # smallest absolute log2 fold change of a call
+LEAST_P = 1e-300  # of a logarithm
+
+
+class Contrasts(NamedTuple):
+    """Tests of several contrasts, for each gene.
+
+    Attributes
+    ----------
+    p, adjusted
+        ``(contrasts, genes)`` two-sided p-values, and those adjusted within each contrast (Benjamini & Hochberg 1995).
+    log2_change
+        ``(contrasts, genes)`` log2 fold changes; positive if the gene is higher in the group.
+    """
+
+    p: Array
+    adjusted: Array
+    log2_change: Array
+
+    @property
+    def called(self) -> Array:
+        """``(contrasts, genes)`` of bool: FDR below 5 % and an absolute log2 fold change above 0.25."""
+        return (self.adjusted < FALSE_DISCOVERIES) & (np.abs(self.log2_change) > LOG2_CHANGE)
+
+
+class Agreement(NamedTuple):
+    """How the calls on synthetic cells agree with those on real ones, over all contrasts and genes.
+
+    Attributes
+    ----------
+    jaccard, precision, recall
+        Calls of both sets, as a share of the calls of either, of the synthetic ones and of the real ones. A call
+        counts only if the change has the same sign in both. NaN if there is none to share.
+    calls
+        Number of synthetic calls over that of real ones: above 1, there are too many.
+    padj_corr
+        Spearman correlation of ``-log10`` adjusted p-values, over what is called in either set.
+    """
+
+    jaccard: float
+    precision: float
+    recall: float
+    calls: float
+    padj_corr: float
+
+
+def against_rest(cells: Array, labels: Array, types: Sequence[str]) -> Contrasts:
+    """Test each type against all other cells.
+
+    Parameters
+    ----------
+    cells, labels
+        ``(n, genes)`` log-normalized and ``(n,)``.
+    types
+        Labels to test; cells of each, and others, must be present.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.repeat(["B", "T"], 40)
+    >>> cells = rng.gamma(1.0, size=(80, 3))
+    >>> cells[:40, 0] += 2
+    >>> against_rest(cells, labels, ["B", "T"]).called.tolist()
+    [[True, False, False], [True, False, False]]
+    """
+    return wilcoxon(cells, np.stack([labels == name for name in types]))
+
+
+def wilcoxon(cells: Array, groups: Array) -> Contrasts:
+    """Test groups of cells against all other cells by Wilcoxon's rank sums, with the correction for ties.
+
+    As ``scanpy.tl.rank_genes_groups(..., method="wilcoxon", tie_correct=True)``, but each gene is ranked only once, and
+    a fold change is taken with a pseudo-count, so that a gene that one group lacks does not get a change of 2^30:
+    ``log2(mean expm1 in + 1) - log2(mean expm1 out + 1)`` with means of log values, see
+    :func:`wbdit.evaluation.distances.log_fold_changes`.
+
+    Parameters
+    ----------
+    cells
+        ``(n, genes)`` log-normalized.
+    groups
+        ``(contrasts, n)`` of bool. Both sides of each contrast hold cells.
+    """
+    from scipy.stats import false_discovery_control, norm, rankdata
+
+    n, inside = len(cells), groups.sum(axis=1, keepdims=True)
+    ranks = rankdata(cells, axis=0) - (n + 1) / 2  # centered
+    spread = (ranks**2).sum(axis=0) / (n - 1)  # that of ranks without ties, less what ties take
+    sums = groups.astype(np.float64) @ ranks
+    deviation = np.sqrt(inside * (n - inside) / n * spread)
+    z = np.divide(sums, deviation, out=np.zeros_like(sums), where=deviation > 0)
+    p = 2 * norm.sf(np.abs(z))
+    total, within = cells.sum(axis=0), groups.astype(np.float64) @ cells
+    change = (within / inside - (total - within) / (n - inside)) / np.log(2)
+    return Contrasts(p, false_discovery_control(p, axis=1), change)
+
+
+def agreement(real: Contrasts, other: Contrasts) -> Agreement:
+    """Compare the calls of two sets, for the same contrasts and genes.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.repeat(["B", "T"], 60)
+    >>> cells = rng.gamma(1.0, size=(120, 50))
+    >>> cells[:60, :20] += 1
+    >>> tests = against_rest(cells, labels, ["B", "T"])
+    >>> [round(score, 3) for score in agreement(tests, tests)]
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    wanted, got = real.called, other.called
+    both = wanted & got & (np.sign(real.log2_change) == np.sign(other.log2_change))
+    either = wanted | got
+    logs = [-np.log10(np.maximum(tests.adjusted[either], LEAST_P)) for tests in (real, other)]
+    return Agreement(
+        jaccard=_share(both, either),
+        precision=_share(both, got),
+        recall=_share(both, wanted),
+        calls=_share(got, wanted),
+        padj_corr=_rank_correlation(*logs),
+    )
+
+
+def null_calibration(
+    cells: Array, labels: Array, types: Sequence[str], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Compare random halves of each label, where no gene should be called.
+
+    Cells of a label that are copies of each other, or depend on each other in another way, give too few small
+    p-values or too many.
+
+    Returns
+    -------
+    The Kolmogorov-Smirnov distance of the p-values from a uniform distribution, and the share of genes with an
+    adjusted p-value below 5 %; means over types, weighted by cells. Genes that are equal in all cells of a type are
+    left out.
+
+    Examples
+    --------
+    >>> cells, labels = np.random.default_rng(0).gamma(1.0, size=(200, 300)), np.repeat(["B", "T"], 100)
+    >>> distance, called = null_calibration(cells, labels, ["B", "T"], np.random.default_rng(1))
+    >>> distance < 0.1, called
+    (True, 0.0)
+    """
+    from scipy.stats import kstest
+
+    found, weights = [], []
+    for name in types:
+        rows = rng.permutation(np.flatnonzero(labels == name))
+        chosen = cells[rows]
+        varying = np.ptp(chosen, axis=0) > 0
+        if len(rows) < 4 or not varying.any():
+            continue
+        half = np.arange(len(rows)) < len(rows) // 2
+        tests = wilcoxon(chosen[:, varying], half[None])
+        distance = kstest(tests.p[0], "uniform").statistic
+        found.append((float(distance), float((tests.adjusted < FALSE_DISCOVERIES).mean())))
+        weights.append(len(rows))
+    if not found:
+        return float("nan"), float("nan")
+    distance, called = np.average(found, axis=0, weights=weights)
+    return float(distance), float(called)
+
+
+def _share(part: Array, whole: Array) -> float:
+    return float(part.sum() / whole.sum()) if whole.any() else float("nan")
+
+
+def _rank_correlation(a: Array, b: Array) -> float:
+    return rank_correlation(a, b) if len(a) > 1 else float("nan")
