@@ -30,6 +30,7 @@ from wbdit._lock import FileLock, holder
 from wbdit._outputs import MANIFEST, MARKS_OF_A_RUN, RUN_FILES, check_folder
 from wbdit.checkpoint import CONFIG, MODEL, PREPROCESSOR, RESUME, read_config, read_json
 from wbdit.errors import InputError
+from wbdit.run_check import LONGEST_JSON
 
 NEEDED = (CONFIG, MODEL, *PREPROCESSOR)  # to generate
 DATA = (*NEEDED, RESUME)  # all but the files that only describe a run
@@ -322,7 +323,7 @@ def _read_undamaged(run: Path, names: Sequence[str], read: Callable[[Path], T]) 
         if damage is None:
             return read(place), f"{wrong[0]}: reading the save before it, in {place}" if wrong else None
         wrong.append(damage)
-    raise InputError(f"{' and '.join(wrong)}: is the run complete?")
+    raise InputError(f"{' and '.join(wrong) or f'{run} holds no whole save'}: is the run complete?")
 
 
 def _damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
@@ -336,6 +337,8 @@ def _damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
         if known is None:
             return f"{folder} has no {name}"
         try:
+            if path.exists() and not path.is_file():
+                return f"{path} is not a file"  # reading a pipe could take for ever
             size = path.stat().st_size
             if size != known["bytes"]:
                 return f"{path} is damaged ({size} bytes in place of {known['bytes']})"
@@ -365,8 +368,12 @@ def _manifests(run: Path) -> list[bytes | None]:
 
 
 def _bytes(path: Path) -> bytes | None:
+    """Return the content of a small file; None for none, and for what is no file, such as a pipe."""
     try:
-        return path.read_bytes()
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return file.read(LONGEST_JSON + 1)
     except OSError:
         return None
 
