@@ -296,6 +296,7 @@ def pipes(run):
         lambda run: (run / "config.json").write_text(DEEP),
         lambda run: (run / "config.json").write_text('{"format": 1, "seed": ' + "1" * 5000 + "}"),
         lambda run: (run / "config.json").write_bytes(b"\xff\xfe"),
+        lambda run: edit(run / "config.json", "training", "precision", value="half \ud800 a character"),
         lambda run: (run / "preprocessor.json").write_text('{"genes": ' + DEEP + "}"),
         lambda run: os.truncate(run / "preprocessor.json", LONGEST_JSON + 1),
         lambda run: os.truncate(run / "model.safetensors", 5000),

@@ -54,7 +54,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > run_check.LONGEST_JSON:
         raise InputError(f"{path} is longer than {run_check.LONGEST_JSON:,} bytes: is it of a wbdit run?")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # an escaped half of a character: no file could be written with it
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: is the run complete?") from error
     return content if isinstance(content, dict) else {}
