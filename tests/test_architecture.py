@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "card": {"data", "run_config"},
     "run_check": {"data", "run_config"},
     "checkpoint": {"data", "run_config", "run_check"},
-    "run_folder": {"checkpoint"},
+    "run_folder": {"checkpoint", "run_check"},
     "counts": {"nn", "schedule", "ops", "data"},
     "request_check": set(),
     "request": {"request_check", "samplers", "data"},

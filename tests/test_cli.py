@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import tomllib
-from functools import partial
 from types import SimpleNamespace
 
 import anndata as ad
@@ -14,7 +13,6 @@ import torch
 from helpers import ROOT, exit_code, make_cells
 
 from wbdit import ops, system
-from wbdit.evaluation import distances
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.ops import triton as engine
 
@@ -154,8 +152,7 @@ def test_generate(folder, wbdit, tmp_path, how, n, labels):
 
 
 def test_evaluate(folder, wbdit, tmp_path, monkeypatch):
-    """Use small forests and no UMAP, which would take half a minute; `make test-slow` evaluates the demo in full."""
-    monkeypatch.setattr(distances, "forest_votes", partial(distances.forest_votes, n_trees=25))
+    """Use no UMAP, which would take half a minute; `make test-slow` evaluates the demo in full."""
     layout = property(lambda data: np.random.default_rng(0).normal(size=(len(data.is_synthetic), 2)))
     monkeypatch.setattr(FigureData, "layout", layout)
     assert wbdit("generate", folder / "run", "--n", 60, "--calls", 5, "--out", tmp_path / "cells.h5ad")[0] == 0
@@ -165,8 +162,8 @@ def test_evaluate(folder, wbdit, tmp_path, monkeypatch):
     )
     assert code == 0
     names = [
-        *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "mmd_raw", "ilisi", "rf_auc", "rf_auc_genes"),
-        *("scc", "pcc", "var_r2", "wasserstein_genes", "kl_hist", "corr_fro", "module_ari"),
+        *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "mmd_raw", "ilisi", "precision", "coverage", "c2st_logistic"),
+        *("scc", "pcc", "var_r2", "wasserstein_genes", "kl_hist", "corr_fro", "mean_var", "de_recall", "null_ks"),
         *("zero_mae", "library_w1", "detected_w1", "lfc_slope"),
     ]
     scores = json.loads((tmp_path / "report" / "metrics.json").read_text())["metrics"]

@@ -394,6 +394,8 @@ def augment(
 @click.argument("synthetic", type=FILE)
 @click.option("--train", type=FILE, help="Training cells, for the baseline. Without them, REAL is split into halves.")
 @click.option("--label", help="Column of obs with the labels.")
+@click.option("--condition", help="Column of obs with conditions, such as a treatment: compares genes between them.")
+@click.option("--full", is_flag=True, help="All metrics and three draws of the cells; takes minutes.")
 @click.option(
     "--ignore",
     multiple=True,

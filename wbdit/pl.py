@@ -19,11 +19,12 @@ from wbdit.data.expression import check_labels
 from wbdit.errors import InputError, need_extra
 from wbdit.evaluation import distances
 from wbdit.evaluation.align import Aligned, CellSet, align
+from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.figure_data import MAP_COMPONENTS, umap_layout
 from wbdit.generator import CellGenerator
-from wbdit.report.summary_png import INK, LINE, REAL, SOFT, SYNTHETIC, TYPE_COLORS
+from wbdit.report.summary_png import GRADE_COLORS, GRADE_SHADES, INK, LINE, REAL, SOFT, SYNTHETIC, TYPE_COLORS
 
-__all__ = ["genes", "history", "umap"]
+__all__ = ["genes", "history", "scores", "umap"]
 
 SETS = (("real", "Real cells", REAL), ("synthetic", "Synthetic cells", SYNTHETIC))
 MAP_GENES = 2000  # most variable genes, as in an evaluation
@@ -215,6 +216,51 @@ def history(generator: CellGenerator, *, ax: Any = None) -> Any:
     axes[1].set(ylabel="learning rate", xlabel="optimizer step", ylim=(0, None))
     for each in axes:
         _plain(each)
+    return axes
+
+
+def scores(evaluation: Evaluation, *, ax: Any = None) -> Any:
+    """Draw how far each score of an evaluation is from its floor, in units of the metric's tolerance.
+
+    0 is the floor, the score of other real cells. Up to 1 a score is at the floor, up to 2 close to it. Gray scores are
+    blind: with so few cells they see no set that is worse on purpose.
+
+    Parameters
+    ----------
+    evaluation
+        From :func:`wbdit.evaluate`.
+    ax
+        Matplotlib axes to draw on. New ones by default.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    InputError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> quick = dict(n_cells=30, n_genes=50, seeds=(0,), bootstrap=4, progress=False)
+    >>> axes = wbdit.pl.scores(wbdit.evaluate(cells[:60], generator.generate(30), **quick))
+    >>> axes.get_xlabel()
+    'distance from real cells, in tolerances'
+    """
+    shown = list(evaluation.scores.values())
+    plt = _pyplot()
+    axes = _axes(ax, 1, lambda n: plt.subplots(figsize=(5.6, 1 + 0.22 * len(shown)))[1])[0]
+    for place, shade in enumerate(GRADE_SHADES):
+        axes.axvspan(place, place + 1, color=shade, linewidth=0)
+    for row, score in enumerate(shown):
+        color = SOFT if score.is_blind and score.grade == "at the floor" else GRADE_COLORS[score.grade]
+        distance = float(np.clip(score.excess, 0.0, 2.9))
+        axes.plot([0, distance], [row, row], color=color, linewidth=1.4, alpha=0.6)
+        axes.plot([distance], [row], color=color, marker=">" if score.excess > 2.9 else "o", markersize=5, linestyle="")
+    axes.set(xlim=(-0.1, 3), ylim=(len(shown) - 0.4, -0.6), xlabel="distance from real cells, in tolerances")
+    axes.set_yticks(range(len(shown)), [score.metric.title for score in shown], fontsize=8, color=INK)
+    _plain(axes)
     return axes
 
 

@@ -101,9 +101,8 @@ def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> di
 
 def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:
     """Score cells generated for the held-out cells, without confidence intervals."""
-    return evaluate(
-        split.test, cells, train=split.train, label=label, n_cells=800, seeds=(seed,), bootstrap=0, progress=False
-    ).scores
+    sizes = {"n_cells": 800, "seeds": (seed,), "bootstrap": 0}
+    return evaluate(split.test, cells, train=split.train, label=label, full=True, progress=False, **sizes).scores
 
 
 def through_blocks(kept: list[dict[str, list[float]] | None]) -> tuple[str, str]:

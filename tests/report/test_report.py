@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wbdit.errors import InputError
+from wbdit.evaluation.classifiers import Giveaway
 from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.registry import METRICS
@@ -37,7 +38,8 @@ def evaluation(*, labels=True, space="counts", off=1.0, omitted=()):
     for name, metric in METRICS.items():
         floor = {0.0: 0.1, 0.5: 0.52, 1.0: 0.95}[metric.best]
         value = metric.best + (floor - metric.best) * off
-        scores[name] = Score(metric, (value, value), (floor, floor), N, (0, 1), ((-9.0, 9.0),) * 2, ((-8.0, 8.0),) * 2)
+        ends, floor_ends = (value - 1e-4, value + 1e-4), (floor - 1e-4, floor + 1e-4)
+        scores[name] = Score(metric, (value, value), (floor, floor), N, (0, 1), (ends,) * 2, (floor_ends,) * 2)
     return Evaluation(
         scores={name: score for name, score in scores.items() if name not in omitted},
         per_type={"NK": {name: scores[name] for name in ("w1", "w2", "mmd_cfgen")}} if labels else {},
@@ -50,6 +52,7 @@ def evaluation(*, labels=True, space="counts", off=1.0, omitted=()):
         space=space,
         floor="real training cells against real held-out cells",
         versions={"numpy": "1.2.3"},
+        giveaways=[Giveaway("CD3D", 0.7, 1.0, 1.5)],
         figures=data,
     )
 
@@ -135,7 +138,7 @@ def test_the_page_says_everything(written):
     for phrase in (
         "n = 40 cells of each set, 30 genes, seeds 0, 1",
         "real training cells against real held-out cells",
-        "By every metric here, these cells are like real cells",
+        "These cells cannot be told from real cells",
         "distance alone does not measure privacy",
         "95% interval",
         "Memorization of training cells",

@@ -13,11 +13,12 @@ import scipy.sparse as sp
 
 from wbdit.data import normalize
 from wbdit.data.cell_matrix import MemoryMatrix
-from wbdit.data.expression import check_cells, label_text
+from wbdit.data.expression import check_cells, check_labels, label_text
 from wbdit.data.matrix import Expression, Source, find_expression
 from wbdit.data.space import Space, describe
 from wbdit.data.variable_genes import variable_genes as most_variable
 from wbdit.errors import InputError
+from wbdit.evaluation.match import gene_names
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CellSet:
     ----------
     values
         ``(cells, genes)`` CSR float64.
-    labels
+    labels, conditions, donors
         ``(cells,)`` of str, or None.
     totals
         ``(cells, 2)``: total counts and detected genes per cell over all shared genes. None if any set holds no counts.
@@ -37,14 +38,16 @@ class CellSet:
     values: sp.csr_matrix
     labels: np.ndarray | None
     totals: np.ndarray | None = None
+    conditions: np.ndarray | None = None
+    donors: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
     def take(self, rows: np.ndarray) -> CellSet:
         """Return the cells at ``rows``."""
-        labels = None if self.labels is None else self.labels[rows]
-        return CellSet(self.values[rows], labels, None if self.totals is None else self.totals[rows])
+        columns = self.labels, self.totals, self.conditions, self.donors
+        return CellSet(self.values[rows], *(None if column is None else column[rows] for column in columns))
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,15 @@ class Aligned:
     notes: list[str]
 
 
-def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int, source: Source | None = None) -> Aligned:
+def align(
+    sets: dict[str, ad.AnnData],
+    *,
+    label: str | None,
+    n_genes: int,
+    source: Source | None = None,
+    condition: str | None = None,
+    donor: str | None = None,
+) -> Aligned:
     """Align cells to shared, variable genes and one expression space.
 
     Parameters
@@ -71,6 +82,10 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int, sourc
         Number of most variable genes to keep, if more are shared.
     source
         The matrix of the real sets, if it is not to be found. Its `space` and `round_counts` apply to all sets.
+    condition
+        Column of ``obs`` with the conditions, in every set; or None.
+    donor
+        Column of ``obs`` with the donors of the real sets; or None. Synthetic cells may lack it.
 
     Raises
     ------
@@ -87,6 +102,8 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int, sourc
     for name, adata in sets.items():
         with _naming(name):
             check_cells(adata, label)
+            for column in _columns(name, condition, donor):
+                check_labels(adata, column)
     notes: list[str] = []
     source = source or Source()
     expressions: dict[str, Expression] = {}
@@ -96,7 +113,7 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int, sourc
             own = replace(source, layer=None, use_raw=False) if name == "synthetic" else source
             expressions[name] = find_expression(adata, own)
         sentences.setdefault(expressions[name].found, []).append(name)
-    names = {name: expression.var.index for name, expression in expressions.items()}
+    names = gene_names({name: expression.var for name, expression in expressions.items()}, notes)
     genes = shared_genes(names, notes)
     spaces = {name: expression.space for name, expression in expressions.items()}
     matrices = {
@@ -116,7 +133,16 @@ def align(sets: dict[str, ad.AnnData], *, label: str | None, n_genes: int, sourc
         notes.append(f"the {len(genes)} most variable of {n_shared} shared genes are used, chosen on the real cells")
     if space == "counts":
         notes.append(f"total counts and detected genes are those of the {n_shared} shared genes")
-    cells = {name: CellSet(matrices[name], _labels(adata, label), totals[name]) for name, adata in sets.items()}
+    cells = {
+        name: CellSet(
+            matrices[name],
+            _text(adata, label),
+            totals[name],
+            _text(adata, condition),
+            _text(adata, donor if donor in adata.obs else None),
+        )
+        for name, adata in sets.items()
+    }
     return Aligned(cells, genes, n_shared, space, notes)
 
 
@@ -182,5 +208,11 @@ def _naming(name: str) -> Iterator[None]:
         raise InputError(f"{name} cells: {error}") from None
 
 
-def _labels(adata: ad.AnnData, label: str | None) -> np.ndarray | None:
-    return None if label is None else label_text(adata.obs[label]).to_numpy().astype(str)
+def _columns(name: str, condition: str | None, donor: str | None) -> list[str]:
+    """Return the columns that a set must have beside the labels."""
+    wanted = [condition, None if name == "synthetic" else donor]
+    return [column for column in wanted if column is not None]
+
+
+def _text(adata: ad.AnnData, column: str | None) -> np.ndarray | None:
+    return None if column is None else label_text(adata.obs[column]).to_numpy().astype(str)

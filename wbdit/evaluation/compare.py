@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from wbdit.evaluation import distances, estimators, memorization
 from wbdit.evaluation.align import Aligned, CellSet
+from wbdit.evaluation.classifiers import CLASSIFIERS, Giveaway, giveaways
+from wbdit.evaluation.differential import Contrasts, against_rest, between_conditions
 from wbdit.evaluation.estimators import Basis, Estimates
 from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.intervals import AT_MOST, Halves, proportion
+from wbdit.evaluation.worse import WORSE
 
+ZEROS, TOTALS = ("zero_mae", "dropout_mean"), ("library_w1", "detected_w1")
+CALLS = ("de_jaccard", "de_precision", "de_recall", "de_calls", "padj_corr")
+CONDITION_CALLS = tuple(f"{name}_condition" for name in CALLS)
+BY_TYPE = ("lfc_slope", *CALLS, "within_corr", "within_var", "null_ks", "null_calls")
 MIN_CELLS = 20  # the forest needs cells to hold out
 MIN_PER_TYPE = 10
-STAGES_PER_SEED = 10  # four for the synthetic cells, four for the floor, one for memorization, one for the types
-SPLIT, HALVES, MEMORY = 3, 4, 5  # random streams; 0 to 2 draw the cells
+STAGES_PER_SEED = 8  # three for the synthetic cells, three for the floor, one for memorization, one for the types
+STAGES_ONCE = len(WORSE)  # of the first seed
+SPLIT, HALVES, MEMORY, NULL, WORSENED = 3, 4, 5, 6, 7  # random streams; 0 to 2 draw the cells
 
 
 class Plan(NamedTuple):
@@ -33,12 +43,15 @@ class Plan(NamedTuple):
         Resamples for the intervals.
     ignored
         Labels that are not cell types; excluded from all metrics that use labels.
+    full
+        Whether to compute the metrics that take long.
     """
 
     n: int
     n_cells: int
     resamples: int
     ignored: tuple[str, ...] = ()
+    full: bool = False
 
 
 class Comparison(NamedTuple):
@@ -54,15 +67,17 @@ class Comparison(NamedTuple):
 
 
 class SeedRun(NamedTuple):
-    """Results of one seed."""
+    """Results of one seed; ``worse`` has the values of sets that are worse on purpose, by set and metric."""
 
     overall: Comparison
     memory: Comparison
     per_type: dict[str, Comparison]
     figures: FigureData
+    worse: dict[str, dict[str, float]]
+    giveaways: list[Giveaway]
 
 
-def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], None]) -> SeedRun:
+def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], None], *, first: bool) -> SeedRun:
     """Draw equally many cells from each set; score the synthetic cells and the floor, overall and per type.
 
     Parameters
@@ -73,6 +88,8 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
         Sample sizes, and the seed of all random draws.
     announce
         Called with the name of each stage before it starts.
+    first
+        Whether to score the sets that are worse on purpose too.
     """
     synthetic = aligned.sets["synthetic"]
     if "train" in aligned.sets:
@@ -84,32 +101,31 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
     basis = Basis.fit(drawn["real"])
     halves = Halves.draw(plan.n, plan.resamples, np.random.default_rng([seed, HALVES]))
     types = common_types([cells.labels for cells in drawn.values()], plan.ignored)
+    compared = Compared(drawn["real"], basis, types, plan, seed, has_zeros=aligned.space != "scaled")
     scores: dict[str, Estimates] = {}
     omitted: dict[str, str] = {}
     for name in ("synthetic", "floor"):
-        scores[name], reasons = score_cells(
-            drawn["real"],
-            drawn[name],
-            basis,
-            types,
-            halves,
-            plan.ignored,
-            has_zeros=aligned.space != "scaled",
-            announce=lambda stage, name=name: announce(f"seed {seed}, {name}: {stage}"),  # type: ignore[misc]
-        )
+        stages = partial(_stage, announce, f"seed {seed}, {name}")
+        scores[name], reasons = score_cells(compared, drawn[name], halves, stages)
         omitted |= reasons
     announce(f"seed {seed}: memorization")
     memory = score_memory(aligned, plan, seed)
     announce(f"seed {seed}: types")
-    per_type = score_types(pools, plan, basis, seed, has_zeros=aligned.space != "scaled")
+    per_type = score_types(pools, plan, basis, seed, has_zeros=compared.has_zeros)
     overall = Comparison(plan.n, scores["synthetic"], scores["floor"], omitted)
-    return SeedRun(overall, memory, per_type, FigureData.of(drawn, aligned.genes))
+    worse = score_worse(compared, drawn["floor"], announce) if first else {}
+    telling = giveaways(drawn["real"].values, drawn["synthetic"].values, aligned.genes)
+    return SeedRun(overall, memory, per_type, FigureData.of(drawn, aligned.genes), worse, telling)
+
+
+def _stage(announce: Callable[[str], None], which: str, stage: str) -> None:
+    announce(f"{which}: {stage}")
 
 
 def draw(pool: CellSet, n: int, rng: np.random.Generator) -> AlignedCells:
     """Draw ``n`` cells without replacement and return dense arrays."""
     chosen = pool.take(rng.choice(len(pool), n, replace=False))
-    return AlignedCells(chosen.values.toarray(), chosen.labels, chosen.totals)
+    return AlignedCells(chosen.values.toarray(), chosen.labels, chosen.totals, chosen.conditions)
 
 
 def split_halves(cells: CellSet, rng: np.random.Generator) -> tuple[CellSet, CellSet]:
@@ -132,33 +148,55 @@ def common_types(
     return sorted(name for name in common if name not in ignored)
 
 
-def score_cells(
-    real: AlignedCells,
-    other: AlignedCells,
-    basis: Basis,
-    types: list[str],
-    halves: Halves,
-    ignored: tuple[str, ...] = (),
-    *,
-    has_zeros: bool,
-    announce: Callable[[str], None] = lambda stage: None,
-) -> tuple[Estimates, dict[str, str]]:
-    """Score ``other`` against ``real``, with equally many cells in both.
+@dataclass(frozen=True)
+class Compared:
+    """What all sets of a seed are compared with.
 
-    Parameters
+    Attributes
     ----------
-    real, other
-        The reference, and synthetic cells or (for the floor) other real cells.
+    real
+        The reference cells.
     basis
         CFGen's components, fitted on ``real``.
     types
-        Labels whose fold changes are compared.
-    halves
-        Resamples of both sets, for the intervals.
-    ignored
-        Labels whose cells are excluded from fold changes and classification.
+        Labels with enough cells in every set.
+    plan, seed
+        Sample sizes, and the seed of the random draws.
     has_zeros
         Whether zeros mean "not detected"; False for scaled values.
+    """
+
+    real: AlignedCells
+    basis: Basis
+    types: list[str]
+    plan: Plan
+    seed: int
+    has_zeros: bool
+
+    @cached_property
+    def components(self) -> np.ndarray:
+        """The real cells in CFGen's components, ``(n, k)``."""
+        return self.basis.project(self.real.values)
+
+    @cached_property
+    def chosen(self) -> tuple[str, ...]:
+        """The classifiers to train."""
+        return CLASSIFIERS if self.plan.full else CLASSIFIERS[:1]
+
+
+def score_cells(
+    compared: Compared, other: AlignedCells, halves: Halves, announce: Callable[[str], None]
+) -> tuple[Estimates, dict[str, str]]:
+    """Score ``other`` against the real cells, with equally many cells in both.
+
+    Parameters
+    ----------
+    compared
+        The reference, and how to compare.
+    other
+        Synthetic cells or, for the floor, other real cells.
+    halves
+        Resamples of both sets, for the intervals.
     announce
         Called with the name of each stage before it starts.
 
@@ -166,51 +204,95 @@ def score_cells(
     -------
     The estimates by metric, and a reason for each metric that could not be computed.
     """
-    values = real.values, other.values
+    values, full = (compared.real.values, other.values), compared.plan.full
     announce("distances")
-    scores = estimators.cfgen_distances(basis.project(real.values), basis.project(other.values), halves)
+    components = compared.components, compared.basis.project(other.values)
+    scores = estimators.cfgen_distances(*components, halves)
     joint = distances.joint_pca(*values, estimators.SCDIFFUSION_COMPONENTS)
-    scores |= estimators.joint_distances(joint, halves)
+    scores |= estimators.joint_distances(joint, halves) | estimators.neighborhoods(*joint, halves)
     scores["mmd_raw"] = estimators.raw_mmd(*values, halves)
-    announce("forest on components")
-    scores["rf_auc"] = estimators.forest(*joint)
-    announce("forest on genes")
-    scores["rf_auc_genes"] = estimators.forest(*values)
+    announce("classifiers")
+    if full:
+        scores |= {"rf_auc": estimators.forest(*joint), "rf_auc_genes": estimators.forest(*values)}
+    scores |= estimators.two_sample_tests(*values, compared.chosen)
     announce("genes and labels")
-    scores |= estimators.gene_means(*values, halves) | estimators.gene_structure(*values, halves)
-    reasons = {}
-    if has_zeros:
+    scores |= estimators.gene_means(*values, halves)
+    scores |= estimators.gene_structure(*values, halves, modules=full)
+    scores |= estimators.gene_curves(*values, halves, has_zeros=compared.has_zeros)
+    reasons: dict[str, str] = {}
+    if compared.has_zeros:
         scores["zero_mae"] = estimators.zero_fractions(*values, halves)
     else:
-        reasons["zero_mae"] = "zeros of scaled values do not mean that a gene was not detected"
-    if real.totals is not None and other.totals is not None:
-        scores |= estimators.library_sizes(real.totals, other.totals, halves)
+        reasons |= dict.fromkeys(ZEROS, "zeros of scaled values do not mean that a gene was not detected")
+    if compared.real.totals is not None and other.totals is not None:
+        scores |= estimators.library_sizes(compared.real.totals, other.totals, halves)
     else:
-        reasons |= dict.fromkeys(("library_w1", "detected_w1"), "not every set holds counts")
-    by_label, missing = score_labels(real, other, types, halves, ignored)
+        reasons |= dict.fromkeys(TOTALS, "not every set holds counts")
+    by_label, missing = score_labels(compared, other, halves)
     return _defined(scores | by_label, reasons | missing)
 
 
-def score_labels(
-    real: AlignedCells, other: AlignedCells, types: list[str], halves: Halves, ignored: tuple[str, ...] = ()
-) -> tuple[Estimates, dict[str, str]]:
+def score_labels(compared: Compared, other: AlignedCells, halves: Halves) -> tuple[Estimates, dict[str, str]]:
     """Compute the metrics that need labels, with a reason for each that could not be computed."""
+    real = compared.real
     if real.labels is None or other.labels is None:
-        return {}, dict.fromkeys(("lfc_slope", "tstr"), "no label column was given")
-    kept = [~np.isin(labels, ignored) for labels in (real.labels, other.labels)]
-    real = AlignedCells(real.values[kept[0]], real.labels[kept[0]])
-    other = AlignedCells(other.values[kept[1]], other_labels := other.labels[kept[1]])
+        return {}, dict.fromkeys((*BY_TYPE, "tstr", *CONDITION_CALLS), "no label column was given")
+    kept = [~np.isin(labels, compared.plan.ignored) for labels in (real.labels, other.labels)]
+    real, other = real.take(np.flatnonzero(kept[0])), other.take(np.flatnonzero(kept[1]))
+    assert other.labels is not None
+    types = [
+        name for name in compared.types if np.sum(other.labels == name) >= MIN_PER_TYPE
+    ]  # a worse set may lack one
     halves = Halves(halves.real[:, kept[0]], halves.other[:, kept[1]], halves.n)
-    scores, reasons = {}, {}
+    scores: Estimates = {}
+    reasons: dict[str, str] = {}
     if len(types) >= 2:
         scores["lfc_slope"] = estimators.fold_changes(real, other, types, halves)
+        scores |= estimators.differential_expression(real, other, partial(_test_types, types), halves)
+        scores |= estimators.within_types(real, other, types, halves)
+        rng = np.random.default_rng([compared.seed, NULL])
+        scores |= estimators.null_calibration(other, types, rng)
     else:
-        reasons["lfc_slope"] = f"fewer than two types have {MIN_PER_TYPE} cells in every set"
-    if len(real.values) == 0 or len(np.unique(other_labels)) < 2:
+        reasons |= dict.fromkeys(BY_TYPE, f"fewer than two types have {MIN_PER_TYPE} cells in every set")
+    if real.conditions is None or other.conditions is None:
+        reasons |= dict.fromkeys(CONDITION_CALLS, "no condition column was given")
+    elif not types:
+        reasons |= dict.fromkeys(CONDITION_CALLS, f"no type has {MIN_PER_TYPE} cells in every set")
+    else:
+        between = partial(_test_conditions, types, sorted({str(name) for name in real.conditions}))
+        found = estimators.differential_expression(real, other, between, halves)
+        scores |= {f"{name}_condition": estimate for name, estimate in found.items()}
+    if len(real.values) == 0 or len(np.unique(other.labels)) < 2:
         reasons["tstr"] = "a classifier needs cells of at least two labels to train on, and real cells to test on"
     else:
         scores["tstr"] = estimators.classifier(other, real)
     return scores, reasons
+
+
+def score_worse(
+    compared: Compared, cells: AlignedCells, announce: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Score real cells that are made worse, by set and metric; see :mod:`wbdit.evaluation.worse`."""
+    found = {}
+    unresampled = Halves.draw(len(cells.values), 0, np.random.default_rng(0))
+    for i, (name, (make, words)) in enumerate(WORSE.items()):
+        announce(f"seed {compared.seed}: what if there were {words}")
+        made = make(cells, np.random.default_rng([compared.seed, WORSENED, i]))
+        if made is not None:
+            scores, _ = score_cells(compared, made, unresampled, lambda stage: None)
+            found[name] = {metric: estimate.value for metric, estimate in scores.items()}
+    return found
+
+
+def _test_types(types: list[str], cells: AlignedCells) -> Contrasts:
+    assert cells.labels is not None
+    return against_rest(cells.values, cells.labels, types)
+
+
+def _test_conditions(types: list[str], conditions: list[str], cells: AlignedCells) -> Contrasts:
+    assert cells.labels is not None
+    assert cells.conditions is not None
+    return between_conditions(cells.values, cells.labels, cells.conditions, types, conditions)
 
 
 def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:

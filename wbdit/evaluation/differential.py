@@ -83,24 +83,49 @@ def against_rest(cells: Array, labels: Array, types: Sequence[str]) -> Contrasts
     return wilcoxon(cells, np.stack([labels == name for name in types]))
 
 
+def between_conditions(
+    cells: Array, labels: Array, conditions: Array, types: Sequence[str], names: Sequence[str]
+) -> Contrasts:
+    """Test each condition against the others, within each type; with two conditions, the first against the second.
+
+    Parameters
+    ----------
+    cells, labels, conditions
+        ``(n, genes)`` log-normalized, ``(n,)`` and ``(n,)``.
+    types
+        Labels to test within. One that lacks cells of a condition gives contrasts without calls.
+    names
+        Names of conditions to test.
+    """
+    names = names[:1] if len(names) == 2 else names
+    found = []
+    for name in types:
+        rows = labels == name
+        found.append(wilcoxon(cells[rows], np.stack([conditions[rows] == other for other in names])))
+    return Contrasts(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
 def wilcoxon(cells: Array, groups: Array) -> Contrasts:
     """Test groups of cells against all other cells by Wilcoxon's rank sums, with the correction for ties.
 
     As ``scanpy.tl.rank_genes_groups(..., method="wilcoxon", tie_correct=True)``, but each gene is ranked only once, and
     a fold change is taken with a pseudo-count, so that a gene that one group lacks does not get a change of 2^30:
-    ``log2(mean expm1 in + 1) - log2(mean expm1 out + 1)`` with means of log values, see
-    :func:`wbdit.evaluation.distances.log_fold_changes`.
+    it is that of :func:`wbdit.evaluation.distances.log_fold_changes`, in units of log 2.
 
     Parameters
     ----------
     cells
         ``(n, genes)`` log-normalized.
     groups
-        ``(contrasts, n)`` of bool. Both sides of each contrast hold cells.
+        ``(contrasts, n)`` of bool. A contrast with cells on one side only has no change and p-values of 1.
     """
     from scipy.stats import false_discovery_control, norm, rankdata
 
     n, inside = len(cells), groups.sum(axis=1, keepdims=True)
+    possible = (inside > 0) & (inside < n)
+    if not possible.any():
+        ones = np.ones((len(groups), cells.shape[1]))
+        return Contrasts(ones, ones, 0 * ones)
     ranks = rankdata(cells, axis=0) - (n + 1) / 2  # centered
     spread = (ranks**2).sum(axis=0) / (n - 1)  # that of ranks without ties, less what ties take
     sums = groups.astype(np.float64) @ ranks
@@ -108,7 +133,8 @@ def wilcoxon(cells: Array, groups: Array) -> Contrasts:
     z = np.divide(sums, deviation, out=np.zeros_like(sums), where=deviation > 0)
     p = 2 * norm.sf(np.abs(z))
     total, within = cells.sum(axis=0), groups.astype(np.float64) @ cells
-    change = (within / inside - (total - within) / (n - inside)) / np.log(2)
+    change = within / np.maximum(inside, 1) - (total - within) / np.maximum(n - inside, 1)
+    change = np.where(possible, change, 0) / np.log(2)
     return Contrasts(p, false_discovery_control(p, axis=1), change)
 
 

@@ -1,6 +1,6 @@
 """Fidelity apart from diversity: whether synthetic cells are among the real ones, and real ones among them.
 
-Points are cells in principal components fitted on the real cells, equally many of both sets. Examples assume
+Points are cells in joint principal components, equally many of both sets. Examples assume
 ``from wbdit.evaluation.fidelity import *``.
 """
 

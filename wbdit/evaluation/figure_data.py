@@ -17,11 +17,17 @@ NEIGHBORS = 15
 
 
 class AlignedCells(NamedTuple):
-    """A sample of cells: dense float64 ``values (n, genes)``; ``labels (n,)`` and ``totals (n, 2)``, or None."""
+    """A sample of cells: dense float64 ``values (n, genes)``; ``totals (n, 2)`` and columns ``(n,)``, or None."""
 
     values: np.ndarray
     labels: np.ndarray | None
     totals: np.ndarray | None = None
+    conditions: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> AlignedCells:
+        """Return the cells at ``rows``, which may repeat."""
+        columns = (None if column is None else column[rows] for column in self[1:])
+        return AlignedCells(self.values[rows], *columns)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Group = Literal["distribution", "genes", "counts", "labels", "memorization"]
+Group = Literal[
+    "cells", "fidelity", "diversity", "classifiers", "means", "variances", "counts", "differential", "memorization"
+]
 GROUPS: dict[Group, str] = {
-    "distribution": "Distribution of cells",
-    "genes": "Gene statistics and co-expression",
+    "cells": "Cells as a whole",
+    "fidelity": "Fidelity: each cell is like a real one",
+    "diversity": "Diversity: no kind of cell is missing",
+    "classifiers": "What a classifier finds",
+    "means": "Means of genes and types",
+    "variances": "Variances and correlations",
     "counts": "Zeros and counts",
-    "labels": "Cell types and labels",
+    "differential": "Differential expression",
     "memorization": "Memorization of training cells",
 }
 
@@ -36,6 +42,8 @@ class Metric:
         errors.
     low, high
         Range of the metric.
+    full
+        Whether it is computed only on request, because it takes long.
     """
 
     name: str
@@ -53,102 +61,224 @@ class Metric:
     chance: float = 0.0
     low: float = 0.0
     high: float = math.inf
+    full: bool = False
+
+
+def _calls(suffix: str, between: str) -> list[Metric]:
+    """Return the metrics of Wilcoxon tests between types or conditions."""
+    share: dict[str, Any] = {"best": 1.0, "direction": "higher", "compare": "difference", "near": 0.06, "far": 0.2}
+    share |= {"group": "differential", "family": "", "chance": 1.5, "high": 1.0}
+    number = share | {"direction": "nearest", "near": 0.1, "far": 0.3, "chance": 3.0, "high": math.inf}
+    return [
+        Metric(
+            name=f"de_jaccard{suffix}", title=f"Genes called {between}", **share,
+            sentence=f"Genes called {between} by a Wilcoxon test in both sets, as a share of those called in either.",
+            trust=f"a Wilcoxon test calls the same genes {between}",
+            caution=f"a Wilcoxon test calls other genes {between}",
+        ),
+        Metric(
+            name=f"de_precision{suffix}", title=f"Right calls {between}", **share,
+            sentence=f"Share of the genes called {between} in synthetic cells that are called in real ones.",
+            trust=f"what is called {between} is called in real cells",
+            caution=f"genes are called {between} that are not called in real cells",
+        ),
+        Metric(
+            name=f"de_recall{suffix}", title=f"Found calls {between}", **share,
+            sentence=f"Share of the genes called {between} in real cells that are called in synthetic ones.",
+            trust=f"genes that differ {between} are found", caution=f"genes that differ {between} are missed",
+        ),
+        Metric(
+            name=f"de_calls{suffix}", title=f"Number of calls {between}", **number,
+            sentence=f"Number of genes called {between} in synthetic cells, over that in real ones.",
+            trust=f"as many genes are called {between} as in real cells",
+            caution=f"too many or too few genes are called {between}",
+        ),
+        Metric(
+            name=f"padj_corr{suffix}", title=f"Adjusted p-values {between}", **share | {"low": -1.0},
+            sentence=f"Spearman correlation of -log10 adjusted p-values {between}, over what is called in either set.",
+            trust=f"p-values {between} rank genes as in real cells",
+            caution=f"p-values {between} rank genes otherwise than in real cells",
+        ),
+    ]  # fmt: skip
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "w1", "Wasserstein-1", "distribution", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
+            "w1", "Wasserstein-1", "cells", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
             "Mean distance that cells must move to turn one set into the other (30 principal components).",
             "cells occupy the same regions as real cells", "cells occupy other regions than real cells",
         ),
         Metric(
-            "w2", "Wasserstein-2", "distribution", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
+            "w2", "Wasserstein-2", "cells", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
             "The same with squared distances, which give outlying cells more weight.",
             "cells lie no farther out than real cells", "some cells lie far from the real cells",
         ),
         Metric(
-            "mmd_cfgen", "MMD, fixed widths", "distribution", "CFGen", 0.0, "lower", "ratio", 1.3, 2.5,
+            "mmd_cfgen", "MMD, fixed widths", "cells", "CFGen", 0.0, "lower", "ratio", 1.3, 2.5,
             "Difference in density between the two sets, on five fixed length scales (30 principal components).",
             "the density of cells matches real cells",
             "the density of cells is too high in some regions and too low in others",
         ),
         Metric(
-            "mmd_scdiffusion", "MMD, data widths", "distribution", "scDiffusion", 0.0, "lower", "ratio", 1.5, 3.0,
+            "mmd_scdiffusion", "MMD, data widths", "cells", "scDiffusion", 0.0, "lower", "ratio", 1.5, 3.0,
             "The same on length scales from the data (50 joint components): sensitive to a common shift.",
             "the cells as a whole are not shifted", "the cells as a whole are shifted or distorted",
         ),
         Metric(
-            "mmd_raw", "MMD on genes", "distribution", "WBDiT, our definition", 0.0, "lower", "ratio", 1.3, 2.5,
+            "mmd_raw", "MMD on genes", "cells", "WBDiT, our definition", 0.0, "lower", "ratio", 1.3, 2.5,
             "The same on the genes themselves, without components.",
             "the density matches in gene space too", "the density differs in gene space",
         ),
         Metric(
-            "ilisi", "Mixing of neighbors", "distribution", "scDiffusion", 1.0, "higher", "difference", 0.04, 0.15,
+            "frechet", "Fréchet distance", "cells", "", 0.0, "lower", "ratio", 1.25, 2.0,
+            "Distance between the means and covariances of the two sets (30 joint components).",
+            "means and covariances of cells match", "means or covariances of cells differ",
+        ),
+        Metric(
+            "energy", "Energy distance", "cells", "", 0.0, "lower", "difference", 0.05, 0.25,
+            "How much farther cells of two sets are apart than cells of one set (30 joint components).",
+            "distances between the sets are those within a set", "the sets lie apart",
+            low=-math.inf,
+        ),
+        Metric(
+            "ilisi", "Mixing of neighbors", "cells", "scDiffusion", 1.0, "higher", "difference", 0.04, 0.15,
             "How evenly the ten nearest neighbors of a cell come from both sets (iLISI, 20 joint components).",
             "neighborhoods mix real and synthetic cells evenly", "real and synthetic cells form separate neighborhoods",
             1.2, high=1.0,
         ),
         Metric(
-            "rf_auc", "Forest on components", "distribution", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
+            "precision", "Precision", "fidelity", "Naeem et al.", 1.0, "higher", "difference", 0.04, 0.12,
+            "Share of synthetic cells within reach of a real cell (5 neighbors, 30 joint components).",
+            "each synthetic cell lies among real ones", "some synthetic cells lie where there are no real ones",
+            1.5, high=1.0,
+        ),
+        Metric(
+            "density", "Density", "fidelity", "Naeem et al.", 1.0, "higher", "difference", 0.08, 0.25,
+            "Number of real cells that reach a synthetic cell, over five: 1 if it lies where real cells are dense.",
+            "synthetic cells lie where real cells are dense", "synthetic cells lie where real cells are sparse",
+            3.0,
+        ),
+        Metric(
+            "recall", "Recall", "diversity", "Naeem et al.", 1.0, "higher", "difference", 0.04, 0.12,
+            "Share of real cells within reach of a synthetic cell (5 neighbors, 30 joint components).",
+            "each real cell lies among synthetic ones", "some real cells are like no synthetic one",
+            1.5, high=1.0,
+        ),
+        Metric(
+            "coverage", "Coverage", "diversity", "Naeem et al.", 1.0, "higher", "difference", 0.04, 0.12,
+            "Share of real cells that reach a synthetic cell with their five nearest neighbors.",
+            "every region of real cells holds synthetic cells", "some regions of real cells hold no synthetic cells",
+            1.5, high=1.0,
+        ),
+        Metric(
+            "rf_auc", "Forest on components", "classifiers", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
             "AUC of a random forest that separates synthetic from real cells (50 joint components): 0.5 is chance.",
             "a random forest cannot tell them from real cells by principal components",
             "a random forest tells them from real cells by principal components",
-            1.6, high=1.0,
+            1.6, high=1.0, full=True,
         ),
         Metric(
-            "rf_auc_genes", "Forest on genes", "distribution", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
+            "rf_auc_genes", "Forest on genes", "classifiers", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
             "The same on the genes themselves. It is the hardest test here, because it sees zeros and whole numbers.",
             "a random forest cannot tell them from real cells by single genes",
             "a random forest tells them from real cells by single genes",
+            1.6, high=1.0, full=True,
+        ),
+        Metric(
+            "c2st_logistic", "Logistic regression", "classifiers", "", 0.5, "lower", "difference", 0.05, 0.2,
+            "AUC of a logistic regression on genes that separates synthetic from real cells, cross-validated.",
+            "a logistic regression cannot tell them from real cells",
+            "a logistic regression tells them from real cells",
             1.6, high=1.0,
         ),
         Metric(
-            "scc", "Gene means, rank", "genes", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
+            "c2st_trees", "Boosted trees", "classifiers", "", 0.5, "lower", "difference", 0.05, 0.2,
+            "The same for boosted trees, which see zeros and whole numbers.",
+            "boosted trees cannot tell them from real cells", "boosted trees tell them from real cells",
+            1.6, high=1.0, full=True,
+        ),
+        Metric(
+            "c2st_net", "Neural network", "classifiers", "", 0.5, "lower", "difference", 0.05, 0.2,
+            "The same for a network with two hidden layers, which sees correlations of genes.",
+            "a neural network cannot tell them from real cells", "a neural network tells them from real cells",
+            1.6, high=1.0, full=True,
+        ),
+        Metric(
+            "scc", "Gene means, rank", "means", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
             "Spearman correlation of mean expression per gene: do genes have the real order?",
             "genes have their real mean expression", "some genes are expressed too much or too little",
             0.12, low=-1.0, high=1.0,
         ),
         Metric(
-            "pcc", "Gene means, values", "genes", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
+            "pcc", "Gene means, values", "means", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
             "Pearson correlation of mean expression per gene: do genes have the real levels?",
             "highly expressed genes have their real level", "highly expressed genes deviate from their real level",
             low=-1.0, high=1.0,
         ),
         Metric(
-            "var_r2", "Gene variances", "genes", "", 1.0, "higher", "difference", 0.025, 0.12,
+            "var_r2", "Gene variances", "variances", "", 1.0, "higher", "difference", 0.025, 0.12,
             "Coefficient of determination of gene variances: 1 means that all are reproduced.",
             "genes vary as much as in real cells", "genes vary too little or too much",
             low=-math.inf, high=1.0,
         ),
         Metric(
-            "wasserstein_genes", "Wasserstein, by gene", "genes", "WBDiT, our definition", 0.0, "lower", "ratio",
+            "wasserstein_genes", "Wasserstein, by gene", "variances", "WBDiT, our definition", 0.0, "lower", "ratio",
             1.25, 2.5,
             "Wasserstein-1 distance between the values of a gene in the two sets, averaged over genes.",
             "the distributions of single genes match", "the distributions of single genes differ",
         ),
         Metric(
-            "kl_hist", "Histograms, by gene", "genes", "WBDiT, our definition", 0.0, "lower", "ratio", 1.25, 2.5,
+            "kl_hist", "Histograms, by gene", "variances", "WBDiT, our definition", 0.0, "lower", "ratio", 1.25, 2.5,
             "Kullback-Leibler divergence between the histograms of a gene (50 bins), averaged over genes.",
             "genes take all values that they take in real cells", "genes miss values that they take in real cells",
         ),
         Metric(
-            "corr_fro", "Gene-gene correlations", "genes", "", 0.0, "lower", "ratio", 1.1, 1.5,
+            "corr_fro", "Gene-gene correlations", "variances", "", 0.0, "lower", "ratio", 1.1, 1.5,
             "Frobenius distance between the correlation matrices of the 500 most variable genes.",
             "genes are correlated as in real cells", "genes are not correlated as in real cells",
         ),
         Metric(
-            "module_ari", "Co-expression modules", "genes", "", 1.0, "higher", "difference", 0.08, 0.25,
+            "module_ari", "Co-expression modules", "variances", "", 1.0, "higher", "difference", 0.08, 0.25,
             "Agreement of the co-expression modules (ten by Ward's method, adjusted Rand index).",
             "co-expression modules match", "co-expression modules differ",
-            2.0, low=-0.5, high=1.0,
+            2.0, low=-0.5, high=1.0, full=True,
+        ),
+        Metric(
+            "within_var", "Variances within types", "variances", "", 0.0, "lower", "ratio", 1.25, 2.0,
+            "Relative distance of gene variances within types (500 most variable genes, averaged over types).",
+            "cells of a type vary as much as real ones", "cells of a type vary too little or too much",
+        ),
+        Metric(
+            "within_corr", "Correlations within types", "variances", "", 0.0, "lower", "ratio", 1.1, 1.4,
+            "Frobenius distance between gene-gene correlations within types (the same genes).",
+            "genes are correlated within types as in real cells",
+            "genes are not correlated within types as in real cells",
+        ),
+        Metric(
+            "mean_var", "Mean and variance", "variances", "SimBench, our distance", 0.0, "lower", "difference",
+            0.03, 0.1,
+            "Distance between the curves of a gene's log10 variance over its mean.",
+            "variance follows the mean as in real cells", "variance does not follow the mean as in real cells",
+        ),
+        Metric(
+            "cell_cell", "Correlations between cells", "variances", "SimBench, our distance", 0.0, "lower",
+            "difference", 0.015, 0.05,
+            "Wasserstein-1 distance between the correlations of pairs of cells.",
+            "cells are as alike as real ones", "cells are too alike or not alike enough",
         ),
         Metric(
             "zero_mae", "Zero fractions", "counts", "", 0.0, "lower", "ratio", 1.25, 2.5,
             "Absolute difference in the fraction of zeros of a gene, averaged over genes.",
             "genes are undetected as often as in real cells", "genes are undetected too often or too rarely",
             high=1.0,
+        ),
+        Metric(
+            "dropout_mean", "Zeros and mean", "counts", "SimBench, our distance", 0.0, "lower", "difference",
+            0.01, 0.04,
+            "Distance between the curves of a gene's fraction of zeros over its mean.",
+            "zeros follow the mean as in real cells", "there are too many or too few zeros for the mean",
         ),
         Metric(
             "library_w1", "Library sizes", "counts", "", 0.0, "lower", "ratio", 1.5, 3.0,
@@ -161,17 +291,31 @@ METRICS: dict[str, Metric] = {
             "cells have as many detected genes as real cells", "cells have too many or too few detected genes",
         ),
         Metric(
-            "lfc_slope", "Fold changes", "labels", "", 1.0, "nearest", "difference", 0.06, 0.15,
+            "lfc_slope", "Fold changes", "means", "", 1.0, "nearest", "difference", 0.06, 0.15,
             "Slope of synthetic on real log fold changes between types: under 1, types differ too little.",
             "types differ as strongly as in real cells", "types differ too strongly or too weakly",
             1.2, low=-math.inf,
         ),
         Metric(
-            "tstr", "Train synthetic, test real", "labels", "", 1.0, "higher", "difference", 0.04, 0.12,
+            "tstr", "Train synthetic, test real", "means", "", 1.0, "higher", "difference", 0.04, 0.12,
             "Accuracy on real cells of a classifier trained on synthetic cells; for the floor, on other real cells.",
             "a classifier trained on them labels real cells as well as one trained on real cells",
             "a classifier trained on them labels real cells worse than one trained on real cells",
             1.0, high=1.0,
+        ),
+        *_calls("", "between types"),
+        *_calls("_condition", "between conditions"),
+        Metric(
+            "null_ks", "Tests with nothing to find", "differential", "", 0.0, "lower", "difference", 0.03, 0.1,
+            "Distance of p-values between random halves of a type from a uniform distribution.",
+            "cells of a type are as independent as real ones", "cells of a type depend on each other: p-values mislead",
+            0.5, high=1.0,
+        ),
+        Metric(
+            "null_calls", "Calls with nothing to find", "differential", "", 0.0, "lower", "difference", 0.005, 0.05,
+            "Share of genes called between random halves of a type, where nothing is to be found.",
+            "no gene is called where there is nothing to find", "genes are called where there is nothing to find",
+            high=1.0,
         ),
         Metric(
             "mia_auc", "Membership inference", "memorization", "", 0.5, "lower", "difference", 0.03, 0.1,

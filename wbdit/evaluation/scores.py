@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from wbdit.evaluation.intervals import Estimate
+from wbdit.evaluation.intervals import Estimate, Z
 from wbdit.evaluation.registry import GROUPS, Metric
 
 Grade = Literal["at the floor", "close", "apart"]
 GRADES: tuple[Grade, ...] = ("at the floor", "close", "apart")
+OPPONENTS = {
+    "rf_auc_genes": "a random forest",
+    "c2st_logistic": "a logistic regression",
+    "c2st_trees": "a set of boosted trees",
+    "c2st_net": "a neural network",
+}
+CERTAIN = 3.0  # standard errors from the floor, for a difference that is not chance
+SEEN = 3.0  # standard errors of the floor, for a worse set that a metric sees
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,8 @@ class Score:
     """One metric of the synthetic cells with its floor, one value per seed.
 
     ``n`` is the number of cells per set; ``values``, ``floor_values`` and the intervals are in the order of ``seeds``.
-    ``value`` and ``floor`` are means over seeds.
+    ``value`` and ``floor`` are means over seeds. ``worse`` has the values of sets that are worse on purpose, by name in
+    :data:`wbdit.evaluation.worse.WORSE`.
 
     Examples
     --------
@@ -38,6 +47,7 @@ class Score:
     seeds: tuple[int, ...]
     intervals: tuple[tuple[float, float] | None, ...] = ()
     floor_intervals: tuple[tuple[float, float] | None, ...] = ()
+    worse: dict[str, float] = field(default_factory=dict)
     value: float = field(init=False)
     floor: float = field(init=False)
 
@@ -47,7 +57,13 @@ class Score:
 
     @classmethod
     def of(
-        cls, metric: Metric, synthetic: Sequence[Estimate], floor: Sequence[Estimate], n: int, seeds: tuple[int, ...]
+        cls,
+        metric: Metric,
+        synthetic: Sequence[Estimate],
+        floor: Sequence[Estimate],
+        n: int,
+        seeds: tuple[int, ...],
+        worse: dict[str, float] | None = None,
     ) -> Score:
         """Gather the estimates of all seeds."""
         return cls(
@@ -58,6 +74,7 @@ class Score:
             seeds,
             tuple(each.interval for each in synthetic),
             tuple(each.interval for each in floor),
+            worse or {},
         )
 
     @property
@@ -112,14 +129,49 @@ class Score:
         return worse / near if worse <= near else 1 + (worse - near) / width
 
     @property
+    def error(self) -> float:
+        """Standard error of the difference to the floor, from both intervals or, without them, from the seeds."""
+        return math.hypot(_error(self.interval, self.spread), self.floor_error)
+
+    @property
+    def floor_error(self) -> float:
+        """Standard error of the floor; 0 if it is unknown."""
+        return _error(self.floor_interval, self.floor_spread)
+
+    @property
     def grade(self) -> Grade:
         """``"at the floor"``, ``"close"`` (slightly worse) or ``"apart"`` (clearly worse).
 
-        Values within two standard deviations of the floor over seeds also count as ``"at the floor"``.
+        A value that is worse than the floor by less than :data:`CERTAIN` standard errors is also ``"at the floor"``:
+        with some forty metrics, one real set in twenty would otherwise be called different for one of them.
         """
-        if self.excess <= 1 or abs(self.difference) <= 2 * (self.floor_spread or 0.0):
+        worse = self._loss(self.value) - self._loss(self.floor)
+        if self.excess <= 1 or worse <= CERTAIN * self.error:
             return "at the floor"
         return "close" if self.excess <= 2 else "apart"
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """Names of the sets that are worse on purpose, and that the metric tells from real cells at this ``n``."""
+        limit = self._loss(self.floor) + SEEN * self.floor_error
+        return tuple(name for name, value in self.worse.items() if self._loss(value) > limit)
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the metric sees none of the sets that are worse on purpose: then its silence means nothing."""
+        return bool(self.worse) and not self.sees
+
+    @property
+    def scaled(self) -> float | None:
+        """``(value - bad) / (floor - bad)``, with independent genes per label as the bad set.
+
+        1 is as good as other real cells, 0 is independent genes. None if the metric does not see independent genes,
+        or was not computed for them.
+        """
+        if "independent" not in self.sees:
+            return None
+        bad = self._loss(self.worse["independent"])
+        return (self._loss(self.value) - bad) / (self._loss(self.floor) - bad)
 
     def _loss(self, value: float) -> float:
         """Return the distance from the best value, one-sided unless ``direction`` is ``"nearest"``."""
@@ -147,6 +199,9 @@ class Score:
             "ratio": self.ratio,
             "difference": self.difference,
             "grade": self.grade,
+            "worse": self.worse,
+            "sees": list(self.sees),
+            "scaled": self.scaled,
             "best": self.metric.best,
             "direction": self.metric.direction,
             "n": self.n,
@@ -154,19 +209,57 @@ class Score:
         }
 
 
+class Family(NamedTuple):
+    """One group of metrics in a line.
+
+    Attributes
+    ----------
+    title
+        Title of the group.
+    scaled
+        Mean of :attr:`Score.scaled` over the metrics that have one; None if none has.
+    n_scaled, n_floor, n_blind, n
+        Metrics with a scaled score, at the floor, blind, and all.
+    """
+
+    title: str
+    scaled: float | None
+    n_scaled: int
+    n_floor: int
+    n_blind: int
+    n: int
+
+
+def families(scores: dict[str, Score]) -> list[Family]:
+    """Return a line for each group of metrics, in the order of the report."""
+    found = []
+    for title, members in by_group(scores).items():
+        scaled = [score.scaled for score in members if score.scaled is not None]
+        at_floor = sum(score.grade == "at the floor" for score in members)
+        blind = sum(score.is_blind for score in members)
+        mean = float(np.mean(scaled)) if scaled else None
+        found.append(Family(title, mean, len(scaled), at_floor, blind, len(members)))
+    return found
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """The scores in words; ``trust`` lists properties that match real cells, ``caution`` those that differ."""
+    """The scores in words.
+
+    ``trust`` lists properties that match real cells, ``caution`` those that differ, and ``unseen`` what metrics say
+    that see none of the sets that are worse on purpose: with more cells they may.
+    """
 
     level: Literal["floor", "close", "mixed", "apart"]
     headline: str
     summary: str
     trust: list[str]
     caution: list[str]
+    unseen: list[str] = field(default_factory=list)
 
 
 HEADLINES = {
-    "floor": "By every metric here, these cells are like real cells",
+    "floor": "These cells cannot be told from real cells",
     "close": "Close to real cells, but measurably different",
     "mixed": "Some properties match real cells, others do not",
     "apart": "These cells differ clearly from real cells",
@@ -191,8 +284,9 @@ def judge(scores: dict[str, Score], per_type: dict[str, dict[str, Score]]) -> Ve
         level,
         HEADLINES[level],
         ", ".join(parts) + "." + _odds(scores),
-        [score.metric.trust for score in scores.values() if score.grade == "at the floor"],
+        [score.metric.trust for score in scores.values() if score.grade == "at the floor" and not score.is_blind],
         [_caution(score) for score in scores.values() if score.grade != "at the floor"] + _weakest_type(per_type),
+        [score.metric.trust for score in scores.values() if score.grade == "at the floor" and score.is_blind],
     )
 
 
@@ -256,7 +350,7 @@ def by_group(scores: dict[str, Score]) -> dict[str, list[Score]]:
 
 def format_table(scores: dict[str, Score]) -> str:
     """Format a plain-text table with one row per metric, by group."""
-    head = ("metric", "synthetic", "95%", "floor", "95%", "against floor", "best", "n", "grade")
+    head = ("metric", "synthetic", "95%", "floor", "95%", "against floor", "best", "scaled", "n", "grade")
     grouped = {title: [_table_row(score) for score in members] for title, members in by_group(scores).items()}
     rows = [head, *(row for members in grouped.values() for row in members)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -273,17 +367,20 @@ def format_table(scores: dict[str, Score]) -> str:
 def _table_row(score: Score) -> tuple[str, ...]:
     (value, floor), (interval, floor_interval) = format_pair(score), format_intervals(score)
     against, best = format_against(score), format_best(score.metric)
-    return (score.metric.name, value, interval, floor, floor_interval, against, best, str(score.n), score.grade)
+    scaled = "" if score.scaled is None else f"{score.scaled:.2f}"
+    grade = f"{score.grade} (blind)" if score.is_blind and score.grade == "at the floor" else score.grade
+    return (score.metric.name, value, interval, floor, floor_interval, against, best, scaled, str(score.n), grade)
 
 
 def _odds(scores: dict[str, Score]) -> str:
-    """Describe ``rf_auc_genes`` in words: an AUC is the frequency of ranking a random pair correctly."""
-    if "rf_auc_genes" not in scores:
+    """Describe the classifier that does best in words: an AUC is the frequency of ranking a random pair correctly."""
+    classifiers = [score for score in scores.values() if score.metric.name in OPPONENTS]
+    if not classifiers:
         return ""
-    score = scores["rf_auc_genes"]
+    best = max(classifiers, key=lambda score: score.value)
     return (
-        f" Asked which of two cells is synthetic, a random forest is right {100 * score.value:.0f} times in 100. "
-        f"With two sets of real cells, it is right {100 * score.floor:.0f} times; chance is 50."
+        f" Asked which of two cells is synthetic, {OPPONENTS[best.metric.name]} is right {100 * best.value:.0f} times "
+        f"in 100. With two sets of real cells, it is right {100 * best.floor:.0f} times; chance is 50."
     )
 
 
@@ -303,6 +400,10 @@ def _weakest_type(per_type: dict[str, dict[str, Score]]) -> list[str]:
         return []
     name = max(apart, key=lambda key: apart[key].excess)
     return [f"the least realistic type is {name}: w2 is {format_against(apart[name])} its floor"]
+
+
+def _error(interval: tuple[float, float] | None, spread: float | None) -> float:
+    return (interval[1] - interval[0]) / (2 * Z) if interval is not None else spread or 0.0
 
 
 def _deviation(values: tuple[float, ...]) -> float | None:

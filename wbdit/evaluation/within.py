@@ -85,9 +85,12 @@ def mean_var(real: Array, other: Array) -> float:
     >>> mean_var(cells, cells), round(mean_var(cells, cells.mean(0) + 10 * (cells - cells.mean(0))), 2)
     (0.0, 2.0)
     """
-    return _curves(
-        [_logs(cells.mean(axis=0)) for cells in (real, other)], [_logs(c.var(axis=0)) for c in (real, other)]
-    )
+    return variance_curves(*(np.stack([cells.mean(axis=0), cells.var(axis=0)]) for cells in (real, other)))
+
+
+def variance_curves(real: Array, other: Array) -> float:
+    """Compute :func:`mean_var` from means and variances, ``(2, genes)`` each."""
+    return _curves(real[0], _logs(real[1]), other[0], _logs(other[1]))
 
 
 def dropout_mean(real: Array, other: Array) -> float:
@@ -103,9 +106,12 @@ def dropout_mean(real: Array, other: Array) -> float:
     >>> dropout_mean(cells, cells), round(dropout_mean(cells, np.maximum(cells, 0.001)), 1)
     (0.0, 0.6)
     """
-    return _curves(
-        [_logs(cells.mean(axis=0)) for cells in (real, other)], [(cells == 0).mean(axis=0) for cells in (real, other)]
-    )
+    return zero_curves(*(np.stack([cells.mean(axis=0), (cells == 0).mean(axis=0)]) for cells in (real, other)))
+
+
+def zero_curves(real: Array, other: Array) -> float:
+    """Compute :func:`dropout_mean` from means and shares of zeros, ``(2, genes)`` each."""
+    return _curves(real[0], real[1], other[0], other[1])
 
 
 def cell_cell(real: Array, other: Array) -> float:
@@ -121,12 +127,14 @@ def cell_cell(real: Array, other: Array) -> float:
     >>> cell_cell(cells, cells), round(cell_cell(cells, np.repeat(cells[:1], 100, axis=0)), 1)
     (0.0, 1.0)
     """
+    return pair_distance(*(gene_correlations(np.asarray(cells).T) for cells in (real, other)))
+
+
+def pair_distance(real: Array, other: Array) -> float:
+    """Compute :func:`cell_cell` from correlations between cells, ``(n, n)`` and ``(m, m)``."""
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    found = []
-    for cells in (real, other):
-        pairs = gene_correlations(np.asarray(cells).T)[np.triu_indices(len(cells), 1)]
-        found.append(np.quantile(pairs, at))
-    return float(np.abs(found[0] - found[1]).mean())
+    a, b = (np.quantile(pairs[np.triu_indices(len(pairs), 1)], at) for pairs in (real, other))
+    return float(np.abs(a - b).mean())
 
 
 def _by_type(real: Sequence[Array], other: Sequence[Array], distance: Any) -> float:
@@ -136,12 +144,13 @@ def _by_type(real: Sequence[Array], other: Sequence[Array], distance: Any) -> fl
     return float(np.average(values, weights=[len(cells) for cells in real]))
 
 
-def _curves(places: list[Array], heights: list[Array]) -> float:
-    """Return the mean distance of two curves over bins of the first one's places; bins empty in either do not count."""
-    edges = np.quantile(places[0], np.linspace(0, 1, BINS + 1)[1:-1])
+def _curves(means: Array, heights: Array, other_means: Array, other_heights: Array) -> float:
+    """Return the mean distance of two curves over bins of the first one's means; bins empty in either do not count."""
+    at, other_at = _logs(means), _logs(other_means)
+    edges = np.quantile(at, np.linspace(0, 1, BINS + 1)[1:-1])
     sums, sizes = [], []
-    for at, height in zip(places, heights, strict=True):
-        bins = np.searchsorted(edges, at)
+    for places, height in ((at, heights), (other_at, other_heights)):
+        bins = np.searchsorted(edges, places)
         sizes.append(np.bincount(bins, minlength=BINS))
         sums.append(np.bincount(bins, height, minlength=BINS))
     known = (sizes[0] > 0) & (sizes[1] > 0)

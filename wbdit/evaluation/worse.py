@@ -59,13 +59,13 @@ def lost_type(cells: AlignedCells, rng: np.random.Generator) -> AlignedCells | N
     gone = cells.labels == lost
     rows = np.arange(len(gone))
     rows[gone] = rng.choice(rows[~gone], gone.sum())
-    return _take(cells, rows)
+    return cells.take(rows)
 
 
 def doubled_cells(cells: AlignedCells, rng: np.random.Generator) -> AlignedCells:
     """Take half of the cells, each twice."""
     n = len(cells.values)
-    return _take(cells, np.resize(rng.permutation(n)[: (n + 1) // 2], n))
+    return cells.take(np.resize(rng.permutation(n)[: (n + 1) // 2], n))
 
 
 #: Every worse set by name, with what it lacks in words.
@@ -82,8 +82,3 @@ def _by_label(cells: AlignedCells) -> list[np.ndarray]:
     if cells.labels is None:
         return [np.arange(len(cells.values))]
     return [np.flatnonzero(cells.labels == name) for name in np.unique(cells.labels)]
-
-
-def _take(cells: AlignedCells, rows: np.ndarray) -> AlignedCells:
-    labels = None if cells.labels is None else cells.labels[rows]
-    return AlignedCells(cells.values[rows], labels, None if cells.totals is None else cells.totals[rows])

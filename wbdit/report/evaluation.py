@@ -13,7 +13,8 @@ from wbdit._outputs import beside_page, check_writable
 from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.evaluation.registry import METRICS, Metric
-from wbdit.evaluation.scores import Score, by_group, format_against, format_best, format_intervals, format_pair
+from wbdit.evaluation.scores import Family, Score, by_group, format_against, format_best, format_intervals, format_pair
+from wbdit.evaluation.worse import WORSE
 from wbdit.report import figures
 from wbdit.report.html import render_page
 from wbdit.report.summary_png import write_picture
@@ -87,6 +88,8 @@ def render(evaluation: Evaluation, *, title: str, facts: dict[str, str]) -> str:
         ],
         maps=_maps(data),
         panels=_panels(evaluation, data),
+        families=[_family(family) for family in evaluation.families],
+        worse=[words for _, words in WORSE.values()],
         marks=GRADE_MARKS,
     )
 
@@ -105,11 +108,24 @@ def _row(score: Score) -> dict[str, Any]:
         "short_floor": floor.split(" ")[0],
         "against": format_against(score).replace("-", "\N{MINUS SIGN}"),
         "best": format_best(score.metric),
+        "scaled": "" if score.scaled is None else f"{score.scaled:.2f}".replace("-", "\N{MINUS SIGN}"),
+        "sees": ", ".join(WORSE[name][1] for name in score.sees),
+        "is_blind": score.is_blind,
         "grade": score.grade,
         "mark": GRADE_MARKS[score.grade],
-        "css": score.grade.split()[0],
+        "css": score.grade.split()[0] + (" blind" if score.is_blind else ""),
         "position": f"{100 * _gauge_position(score):.1f}",
         "n": score.n,
+    }
+
+
+def _family(family: Family) -> dict[str, Any]:
+    """Return the entries of a family's line; a scaled score is drawn from 0 to 1."""
+    scaled = family.scaled
+    return {
+        "family": family,
+        "scaled": "" if scaled is None else f"{scaled:.2f}".replace("-", "\N{MINUS SIGN}"),
+        "width": None if scaled is None else f"{100 * float(np.clip(scaled, 0, 1)):.0f}",
     }
 
 

@@ -16,10 +16,11 @@ from wbdit.report.svg import scale_of
 
 REAL, SYNTHETIC, OTHER, INK, SOFT, LINE = "#1c62b0", "#d9650a", "#a3a7ad", "#1d1e22", "#5b5f69", "#dfdcd4"
 GRADE_COLORS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50"}
+GRADE_SHADES = ("#e6f4f2", "#faf0dd", "#f9e7ec")
 # the figure has space for about a dozen metrics
 SHOWN = (
-    *("w1", "w2", "mmd_cfgen", "mmd_scdiffusion", "rf_auc", "rf_auc_genes", "scc", "var_r2", "zero_mae"),
-    *("lfc_slope", "tstr", "mia_auc"),
+    *("w1", "mmd_cfgen", "precision", "coverage", "rf_auc_genes", "c2st_logistic", "scc", "var_r2", "within_corr"),
+    *("zero_mae", "lfc_slope", "de_jaccard", "tstr", "mia_auc"),
 )
 TYPE_COLORS = (
     *("#332288", "#cc6677", "#117733", "#d9a800", "#44aadd", "#882255"),
@@ -92,7 +93,7 @@ def _draw_scores(scores: list[Score], axes: Any) -> None:
     write_title(
         axes, "Distance from real cells", "colored bands: our grades; 0: score of real cells (floor)", shift=-0.85
     )
-    for x, shade in enumerate(("#e6f4f2", "#faf0dd", "#f9e7ec")):
+    for x, shade in enumerate(GRADE_SHADES):
         axes.axvspan(x, x + 1, color=shade, linewidth=0)
     for row, score in enumerate(scores):
         color = GRADE_COLORS[score.grade]

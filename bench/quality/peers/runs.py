@@ -112,6 +112,7 @@ class Run:
             read_h5ad(self.cells),
             train=split.train,
             label=self.data.labels[0],
+            full=True,
             n_cells=split.test.n_obs,
             n_genes=split.train.n_vars,
             seeds=[self.seed],
