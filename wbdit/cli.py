@@ -395,6 +395,7 @@ def augment(
 @click.option("--train", type=FILE, help="Training cells, for the baseline. Without them, REAL is split into halves.")
 @click.option("--label", help="Column of obs with the labels.")
 @click.option("--condition", help="Column of obs with conditions, such as a treatment: compares genes between them.")
+@click.option("--donor", help="Column of obs with donors or batches: floors and memorization are then between donors.")
 @click.option("--full", is_flag=True, help="All metrics and three draws of the cells; takes minutes.")
 @click.option(
     "--ignore",

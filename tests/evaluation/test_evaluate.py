@@ -22,7 +22,11 @@ from wbdit.evaluation.scores import Score, judge
 
 TYPES = ("B", "T", "NK")
 N_GENES = 60
-QUICK = {name for name, metric in METRICS.items() if not metric.full and name not in compare.CONDITION_CALLS}
+QUICK = {
+    name
+    for name, metric in METRICS.items()
+    if not metric.full and name not in (*compare.CONDITION_CALLS, *compare.DONORS)
+}
 UNASKED = set(METRICS) - QUICK
 quietly = partial(evaluate, seeds=(0,), bootstrap=4, progress=False)
 
@@ -502,3 +506,54 @@ def test_real_cells_of_another_tissue_sample():
     assert result.scores["precision"].grade == "apart"
     assert result.scores["scc"].value > 0.95  # the means alone look right
     assert result.verdict.level in ("mixed", "apart")
+
+
+def test_floors_are_between_donors(sets):
+    """Donors with genes of their own: halves of donors differ, halves of cells do not."""
+
+    def of_donors(cells, names):
+        cells = cells.copy()
+        cells.obs["donor"] = np.array(names)[np.arange(cells.n_obs) % len(names)]
+        values = cells.X.toarray()
+        for i, name in enumerate(names):
+            own = np.random.default_rng(100 + int(name[1:])).lognormal(0, 0.5, N_GENES)
+            values[i :: len(names)] = np.round(values[i :: len(names)] * own)
+        cells.X = sp.csr_matrix(values)
+        return cells
+
+    real = of_donors(sets[0], ["P1", "P2"])
+    cells, donors = (quietly(real, of_donors(sets[1], ["P3"]), label="kind", donor=d).scores for d in (None, "donor"))
+    assert donors["w2"].floor > 1.03 * cells["w2"].floor
+    assert donors["pcc"].floor < cells["pcc"].floor
+    train = of_donors(sets[2], ["P3", "P4"])
+    seen = quietly(real, sets[1], train=train, label="kind", donor="donor")
+    assert any("300 real cells of 2 donors without training cells" in note for note in seen.notes)
+    shared = quietly(real, sets[1], train=of_donors(sets[2], ["P1", "P2"]), label="kind", donor="donor")
+    assert any("share donors" in note for note in shared.notes)
+    assert "needs 5 donors" in shared.omitted["donor_mia_auc"]
+    with pytest.raises(InputError, match=r"of one donor \(P3\)"):
+        quietly(of_donors(sets[0], ["P3"]), sets[1], donor="donor")
+    with pytest.raises(InputError, match="train cells: no column 'donor'"):
+        quietly(real, sets[1], train=sets[2], donor="donor")
+
+
+def test_donors_are_attacked():
+    """A generator that copies the effects of its donors is found out; other cells of the population are not."""
+    rng = np.random.default_rng(0)
+    names = np.array([f"P{i:02}" for i in range(16)])
+    profile, effects = rng.gamma(2.0, 1.0, N_GENES), rng.lognormal(0, 0.4, (16, N_GENES))
+
+    def drawn(which):
+        obs = pd.DataFrame({"donor": names[which]}, index=[f"cell{i}" for i in range(len(which))])
+        var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
+        return ad.AnnData(sp.csr_matrix(rng.poisson(profile * effects[which]).astype(np.float32)), obs=obs, var=var)
+
+    train, real = drawn(np.arange(400) % 8), drawn(np.arange(960) % 16)
+    new = drawn(np.arange(400) % 16)
+    new.X = sp.csr_matrix(rng.poisson(profile * rng.lognormal(0, 0.4, (400, N_GENES))).astype(np.float32))
+    copied, honest = (quietly(real, cells, train=train, donor="donor") for cells in (drawn(np.arange(400) % 8), new))
+    assert copied.scores["donor_mia_auc"].value > 0.9 > 0.75 > copied.scores["donor_mia_auc"].floor
+    assert copied.scores["donor_mia_auc"].grade == "apart"
+    assert copied.scores["donor_tpr_at_5"].value > 0.5
+    assert honest.scores["donor_mia_auc"].value < 0.8
+    assert any("by 1 cells" in note or "by 10 cells" in note for note in copied.notes)

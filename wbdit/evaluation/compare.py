@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 
-from wbdit.evaluation import distances, estimators, memorization
+from wbdit.evaluation import distances, donors, estimators, memorization
 from wbdit.evaluation.align import Aligned, CellSet
 from wbdit.evaluation.classifiers import CLASSIFIERS, Giveaway, giveaways
 from wbdit.evaluation.differential import Contrasts, against_rest, between_conditions
 from wbdit.evaluation.estimators import Basis, Estimates
 from wbdit.evaluation.figure_data import AlignedCells, FigureData
-from wbdit.evaluation.intervals import AT_MOST, Halves, proportion
+from wbdit.evaluation.genes import most_variable
+from wbdit.evaluation.intervals import AT_MOST, Estimate, Halves, proportion
 from wbdit.evaluation.worse import WORSE
 
 ZEROS, TOTALS = ("zero_mae", "dropout_mean"), ("library_w1", "detected_w1")
 CALLS = ("de_jaccard", "de_precision", "de_recall", "de_calls", "padj_corr")
 CONDITION_CALLS = tuple(f"{name}_condition" for name in CALLS)
 BY_TYPE = ("lfc_slope", *CALLS, "within_corr", "within_var", "null_ks", "null_calls")
+DONORS = ("donor_mia_auc", "donor_tpr_at_1", "donor_tpr_at_5")
 MIN_CELLS = 20  # the forest needs cells to hold out
 MIN_PER_TYPE = 10
 STAGES_PER_SEED = 8  # three for the synthetic cells, three for the floor, one for memorization, one for the types
 STAGES_ONCE = len(WORSE)  # of the first seed
-SPLIT, HALVES, MEMORY, NULL, WORSENED = 3, 4, 5, 6, 7  # random streams; 0 to 2 draw the cells
+SPLIT, HALVES, MEMORY, NULL, WORSENED, MEMBERS = 3, 4, 5, 6, 7, 8  # random streams; 0 to 2 draw the cells
 
 
 class Plan(NamedTuple):
@@ -95,7 +97,7 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
     if "train" in aligned.sets:
         real, other_real = aligned.sets["real"], aligned.sets["train"]
     else:
-        real, other_real = split_halves(aligned.sets["real"], np.random.default_rng([seed, SPLIT]))
+        real, other_real = halves_of(aligned.sets["real"], seed)
     pools = {"real": real, "synthetic": synthetic, "floor": other_real}
     drawn = {name: draw(pool, plan.n, np.random.default_rng([seed, i])) for i, (name, pool) in enumerate(pools.items())}
     basis = Basis.fit(drawn["real"])
@@ -128,13 +130,33 @@ def draw(pool: CellSet, n: int, rng: np.random.Generator) -> AlignedCells:
     return AlignedCells(chosen.values.toarray(), chosen.labels, chosen.totals, chosen.conditions)
 
 
+def halves_of(cells: CellSet, seed: int) -> tuple[CellSet, CellSet]:
+    """Split the real cells of a seed; see :func:`split_halves`."""
+    return split_halves(cells, np.random.default_rng([seed, SPLIT]))
+
+
 def split_halves(cells: CellSet, rng: np.random.Generator) -> tuple[CellSet, CellSet]:
-    """Split cells into two random halves, stratified by label if there are labels."""
+    """Split cells into two random halves: by donor if there are several, else stratified by label if there are any."""
+    if cells.donors is not None and len(np.unique(cells.donors)) > 1:
+        return split_donors(cells, cells.donors, rng)
     order = rng.permutation(len(cells))
     if cells.labels is not None:
         order = order[np.argsort(cells.labels[order], kind="stable")]
     # the order is sorted by label and random within a label, so every second cell stratifies the halves
     return cells.take(np.sort(order[0::2])), cells.take(np.sort(order[1::2]))
+
+
+def split_donors(cells: CellSet, of: np.ndarray, rng: np.random.Generator) -> tuple[CellSet, CellSet]:
+    """Split donors into two random groups with about as many cells; the donor of each cell is in ``of``."""
+    names, sizes = np.unique(of, return_counts=True)
+    total = 0
+    first: set[str] = set()
+    for i in rng.permutation(len(names)):
+        if not first or (total + sizes[i] / 2 <= len(of) / 2 and len(first) < len(names) - 1):
+            first.add(names[i])
+            total += sizes[i]
+    inside = np.isin(of, list(first))
+    return cells.take(np.flatnonzero(inside)), cells.take(np.flatnonzero(~inside))
 
 
 def common_types(
@@ -309,7 +331,7 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
     if "train" not in aligned.sets:
         return Comparison(0, {}, {}, dict.fromkeys(names, "no training cells were given"))
     train, synthetic = aligned.sets["train"], aligned.sets["synthetic"]
-    heldout, stand_in = split_halves(aligned.sets["real"], np.random.default_rng([seed, SPLIT]))
+    heldout, stand_in = halves_of(aligned.sets["real"], seed)
     pools = (train, heldout, synthetic, stand_in)
     m = min(plan.n, *(len(pool) for pool in pools))
     if m < MIN_CELLS:
@@ -329,6 +351,45 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
         found.append(estimates | {"copies": proportion(memorization.copied(candidates, everyone, limit))})
     (scores, reasons), (floor, floor_reasons) = (_defined(estimates, {}) for estimates in found)
     return Comparison(m, scores, floor, reasons | floor_reasons)
+
+
+def score_donors(
+    real: CellSet, synthetic: CellSet, members: Sequence[str], seed: int
+) -> tuple[Comparison, dict[int, float]]:
+    """Score how well donors with training cells are told from others, by held-out cells of both.
+
+    Returns
+    -------
+    The metrics, at the largest number of cells per donor that all have; and the AUC by number of cells per donor.
+    """
+    if real.donors is None:
+        return Comparison(0, {}, {}, dict.fromkeys(DONORS, "no donor column was given")), {}
+    names, sizes = np.unique(real.donors, return_counts=True)
+    known = {str(name): int(n) for name, n in zip(names, sizes, strict=True) if n >= donors.MIN_DONOR_CELLS}
+    inside, outside = [n for n in known if n in members], [n for n in known if n not in members]
+    if min(len(inside), len(outside)) < donors.MIN_DONORS:
+        reason = (
+            f"needs {donors.MIN_DONORS} donors with training cells and {donors.MIN_DONORS} without, each with "
+            f"{donors.MIN_DONOR_CELLS} held-out cells; there are {len(inside)} and {len(outside)}"
+        )
+        return Comparison(0, {}, {}, dict.fromkeys(DONORS, reason)), {}
+    rng = np.random.default_rng([seed, MEMBERS])
+    genes_kept = most_variable(real.values.toarray(), donors.GENES)
+    rows = rng.permutation(len(synthetic))[: donors.MOST_CELLS]
+    made, cells = synthetic.values[rows][:, genes_kept].toarray(), real.values[:, genes_kept].toarray()
+    counts = sorted({min(n, *known.values()) for n in donors.CELLS_PER_DONOR})
+    found: list[Estimates] = []
+    by_count: dict[int, float] = {}
+    for stand_in in (made, None):
+        for n in counts:
+            attack = donors.donor_attack(
+                stand_in, cells, real.donors, inside, outside, cells_per_donor=n, draws=donors.DRAWS, rng=rng
+            )
+            if stand_in is not None:
+                by_count[n] = attack.auc.value
+        rates = {f"donor_tpr_at_{rate}": Estimate(attack.true_positive_rate(rate / 100)) for rate in (1, 5)}
+        found.append({"donor_mia_auc": attack.auc, **rates})
+    return Comparison(len(inside), found[0], found[1], {}), by_count
 
 
 def score_types(

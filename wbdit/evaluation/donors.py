@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 
 from wbdit.errors import need_extra
+from wbdit.evaluation.intervals import Estimate, Z, auc, normal
 
 Array = np.ndarray[Any, Any]
 
 LEVELS = 8  # of a gene's values
 GENES = 200  # most variable ones that the densities are of
+MIN_DONORS = 5  # of each kind, for a rate over donors
+MIN_DONOR_CELLS = 10
+CELLS_PER_DONOR = (1, 10, 100)
+DRAWS = 20  # of cells, per donor
+MOST_CELLS = 2000  # that a density is fitted on
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,14 @@ class DonorAttack:
     others: Array
     cells_per_donor: int
 
+    @property
+    def auc(self) -> Estimate:
+        """Probability that a member's draw scores higher than another donor's; the interval is over donors."""
+        pairs = self.members[:, None, :, None] - self.others[None, :, None, :]
+        by_donor = auc(self.others.mean(axis=1), self.members.mean(axis=1))
+        assert by_donor.interval is not None
+        return normal(float((pairs > 0).mean() + (pairs == 0).mean() / 2), (by_donor.interval[1] - by_donor.value) / Z)
+
     def true_positive_rate(self, false_positives: float) -> float:
         """Return the share of members above the score that this share of other donors exceeds."""
         return float((self.members > np.quantile(self.others, 1 - false_positives)).mean())
@@ -112,7 +126,7 @@ def level_edges(cells: Array) -> Array:
 
 
 def donor_attack(
-    synthetic: Array,
+    synthetic: Array | None,
     cells: Array,
     donors: Array,
     members: Sequence[str],
@@ -131,7 +145,8 @@ def donor_attack(
     Parameters
     ----------
     synthetic
-        ``(m, genes)``, log-normalized.
+        ``(m, genes)``, log-normalized. None for the floor: for each donor, a random half of the other donors' cells
+        takes the place of synthetic cells, and the other half that of real ones.
     cells, donors
         Real cells ``(n, genes)`` that the generator has not seen, and their donors ``(n,)``.
     members, others
@@ -152,12 +167,14 @@ def donor_attack(
     >>> float(attack.members.min()) > float(attack.others.max())
     True
     """
-    edges = level_edges(np.vstack([synthetic, cells]))
-    ours = Copula.fit(synthetic, edges).log_density(cells)
+    edges = level_edges(cells if synthetic is None else np.vstack([synthetic, cells]))
+    fitted = None if synthetic is None else Copula.fit(synthetic, edges)
 
     def scores(donor: str) -> Array:
         own = donors == donor
-        ratio = ours[own] - Copula.fit(cells[~own], edges).log_density(cells[own])
+        known = rng.permutation(np.flatnonzero(~own))
+        ours, real = (Copula.fit(cells[known[::2]], edges), known[1::2]) if fitted is None else (fitted, known)
+        ratio = ours.log_density(cells[own]) - Copula.fit(cells[real[:MOST_CELLS]], edges).log_density(cells[own])
         chosen = (rng.choice(ratio, cells_per_donor, replace=False) for _ in range(draws))
         return np.array([part.mean() for part in chosen])
 

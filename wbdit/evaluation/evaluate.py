@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from itertools import count
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from wbdit._progress import progress_bar
@@ -28,7 +29,9 @@ from wbdit.evaluation.compare import (
     Comparison,
     Plan,
     SeedRun,
+    halves_of,
     run_seed,
+    score_donors,
 )
 from wbdit.evaluation.estimators import Estimates
 from wbdit.evaluation.figure_data import FigureData
@@ -188,6 +191,7 @@ def evaluate(
     train: ad.AnnData | None = None,
     label: str | None = None,
     condition: str | None = None,
+    donor: str | None = None,
     full: bool = False,
     n_cells: int = 1000,
     n_genes: int = 2000,
@@ -219,6 +223,10 @@ def evaluate(
     condition
         Column of ``obs`` with conditions, such as a treatment, in every set. Genes that differ between them within
         each label are compared.
+    donor
+        Column of ``obs`` with the donors, or batches, of the real and the training cells. Floors and memorization are
+        then between donors: real cells are split by donor, or with training cells, those of donors without training
+        cells are the reference. Held-out cells of donors with training cells serve to attack their membership.
     full
         Compute the metrics that take long too: forests, boosted trees, a neural network, and co-expression modules.
     n_cells
@@ -265,14 +273,24 @@ def evaluate(
         raise InputError(f"`bootstrap` is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
     source = Source(layer, use_raw, space, round_counts)
-    aligned = align(sets, label=label, n_genes=n_genes, source=source, condition=condition)
-    n = _equal_size(aligned, n_cells)
+    aligned = align(sets, label=label, n_genes=n_genes, source=source, condition=condition, donor=donor)
+    everyone = aligned.sets["real"]
+    aligned = _between_donors(aligned)
+    n = _equal_size(aligned, n_cells, seeds)
     plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore), full)
     notes = [*aligned.notes, *_cautions(aligned, plan, label)]
     # threads gain little on matrices this small, and lose much if other programs share the cores
     with _one_blas_thread(), _progress_bar(len(seeds) * STAGES_PER_SEED + STAGES_ONCE, progress) as announce:
         runs = [run_seed(aligned, plan, seed, announce, first=i == 0) for i, seed in enumerate(seeds)]
-    parts = {"overall": [run.overall for run in runs], "memory": [run.memory for run in runs]}
+    members = _names(aligned.sets["train"].donors) if train is not None else []
+    attacks = [score_donors(everyone, aligned.sets["synthetic"], members, seed) for seed in seeds]
+    if attacks[0][1]:
+        notes.append(_attack_note(attacks[0][1]))
+    parts = {
+        "overall": [run.overall for run in runs],
+        "memory": [run.memory for run in runs],
+        "donors": [comparison for comparison, _ in attacks],
+    }
     omitted = {} if full else dict.fromkeys((name for name, metric in METRICS.items() if metric.full), ON_REQUEST)
     omitted |= {name: reason for rows in parts.values() for row in rows for name, reason in row.omitted.items()}
     found = {
@@ -300,10 +318,43 @@ def evaluate(
     )
 
 
-def _equal_size(aligned: Aligned, n_cells: int) -> int:
-    """Return the size that every set can provide; real cells count half if they must also provide the floor."""
+def _between_donors(aligned: Aligned) -> Aligned:
+    """Keep the real cells of donors without training cells as the reference, if there are such donors."""
+    real, train = aligned.sets["real"], aligned.sets.get("train")
+    if real.donors is None:
+        return aligned
+    if train is None:
+        if len(names := _names(real.donors)) < 2:
+            raise InputError(f"the real cells are of one donor ({names[0]}): a floor between donors needs two")
+        return aligned
+    seen = np.isin(real.donors, _names(train.donors))
+    if int((~seen).sum()) < 2 * MIN_CELLS:
+        note = "nearly all real cells are of donors with training cells: floors and memorization share donors with them"
+        return replace(aligned, notes=[*aligned.notes, note])
+    kept = real.take(np.flatnonzero(~seen))
+    note = f"the reference are {len(kept)} real cells of {len(_names(kept.donors))} donors without training cells"
+    return replace(aligned, sets=aligned.sets | {"real": kept}, notes=[*aligned.notes, note])
+
+
+def _names(column: np.ndarray | None) -> list[str]:
+    return [] if column is None else sorted({str(name) for name in column})
+
+
+def _attack_note(by_count: dict[int, float]) -> str:
+    areas = ", ".join(f"{value:.2f} by {n} cells" for n, value in by_count.items())
+    return (
+        f"donors with training cells are told from others with an AUC of {areas} per donor, by one attack; "
+        "that it fails does not show that cells are private"
+    )
+
+
+def _equal_size(aligned: Aligned, n_cells: int, seeds: Sequence[int]) -> int:
+    """Return the size that every set can provide; real cells are split if they must also provide the floor."""
     sizes = {name: len(cells) for name, cells in aligned.sets.items()}
-    shares = sizes if "train" in sizes else sizes | {"real": sizes["real"] // 2}
+    shares = dict(sizes)
+    if "train" not in sizes:
+        real = aligned.sets["real"]
+        shares["real"] = min(len(half) for seed in seeds for half in halves_of(real, seed))
     smallest = min(shares, key=lambda name: shares[name])
     if shares[smallest] < MIN_CELLS:
         needed = MIN_CELLS if smallest != "real" or "train" in sizes else 2 * MIN_CELLS

@@ -334,5 +334,23 @@ METRICS: dict[str, Metric] = {
             "Share of synthetic cells closer to a training cell than 99% of training cells are to each other.",
             "they copy training cells no more often than by chance", "some of them copy a training cell", 0.3, high=1.0,
         ),
+        Metric(
+            "donor_mia_auc", "Membership of donors", "memorization", "", 0.5, "lower", "difference", 0.1, 0.25,
+            "AUC that separates donors with training cells from others, by the likelihood of their held-out cells.",
+            "donors of training cells cannot be told from others", "donors of training cells can be told from others",
+            high=1.0,
+        ),
+        Metric(
+            "donor_tpr_at_1", "Donors found at 1% error", "memorization", "", 0.01, "lower", "difference", 0.1, 0.3,
+            "Share of draws from donors of training cells that score higher than 99% of draws from others.",
+            "hardly any donor of training cells stands out", "some donors of training cells stand out",
+            high=1.0,
+        ),
+        Metric(
+            "donor_tpr_at_5", "Donors found at 5% error", "memorization", "", 0.05, "lower", "difference", 0.15, 0.35,
+            "Share of draws from donors of training cells that score higher than 95% of draws from others.",
+            "few donors of training cells stand out", "many donors of training cells stand out",
+            high=1.0,
+        ),
     )
 }  # fmt: skip
