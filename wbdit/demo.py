@@ -64,7 +64,7 @@ def run_demo(out: str | Path, *, minutes: float = MINUTES, seed: int = 0, overwr
     synthetic = generator.generate(like=test, seed=seed, progress=True)
     write_h5ad(synthetic, out / "synthetic.h5ad")
     generated = time.monotonic()
-    evaluation = evaluate(test, synthetic, train=train, label=LABEL, full=True)
+    evaluation = evaluate(test, synthetic, train=train, label=LABEL)
     evaluated = time.monotonic()
     logger.info("drawing the report; on first use UMAP compiles itself, which takes half a minute")
     facts = {

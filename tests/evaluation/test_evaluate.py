@@ -425,6 +425,9 @@ def test_a_metric_sees_a_worse_set_beyond_three_errors_of_its_floor():
     assert blind.is_blind
     assert blind.scaled is None
     assert not Score(METRICS["rf_auc"], (0.6,), (0.5,), 900, (0,)).is_blind  # nothing was tried
+    unknown = Score(METRICS["rf_auc"], (0.6,), (0.5,), 900, (0,), worse=worse)  # neither intervals nor seeds
+    assert unknown.sees == ()
+    assert not unknown.is_blind
 
 
 def test_what_takes_long_is_computed_on_request(sets):

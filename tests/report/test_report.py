@@ -36,7 +36,7 @@ def evaluation(*, labels=True, space="counts", off=1.0, omitted=()):
     data.__dict__["layout"] = rng.normal(size=(2 * N, 2))  # in place of UMAP, which takes seconds to start
     scores = {}
     for name, metric in METRICS.items():
-        floor = {0.0: 0.1, 0.5: 0.52, 1.0: 0.95}[metric.best]
+        floor = {0.5: 0.52, 1.0: 0.95}.get(metric.best, metric.best + 0.1)
         value = metric.best + (floor - metric.best) * off
         ends, floor_ends = (value - 1e-4, value + 1e-4), (floor - 1e-4, floor + 1e-4)
         scores[name] = Score(metric, (value, value), (floor, floor), N, (0, 1), (ends,) * 2, (floor_ends,) * 2)

@@ -152,14 +152,19 @@ class Score:
 
     @property
     def sees(self) -> tuple[str, ...]:
-        """Names of the sets that are worse on purpose, and that the metric tells from real cells at this ``n``."""
+        """Names of the sets that are worse on purpose, and that the metric tells from real cells at this ``n``.
+
+        Empty if the error of the floor is unknown, as for one seed without intervals.
+        """
+        if not self._knows_error:
+            return ()
         limit = self._loss(self.floor) + SEEN * self.floor_error
         return tuple(name for name, value in self.worse.items() if self._loss(value) > limit)
 
     @property
     def is_blind(self) -> bool:
         """Whether the metric sees none of the sets that are worse on purpose: then its silence means nothing."""
-        return bool(self.worse) and not self.sees
+        return bool(self.worse) and self._knows_error and not self.sees
 
     @property
     def scaled(self) -> float | None:
@@ -172,6 +177,10 @@ class Score:
             return None
         bad = self._loss(self.worse["independent"])
         return (self._loss(self.value) - bad) / (self._loss(self.floor) - bad)
+
+    @property
+    def _knows_error(self) -> bool:
+        return self.floor_interval is not None or self.floor_spread is not None
 
     def _loss(self, value: float) -> float:
         """Return the distance from the best value, one-sided unless ``direction`` is ``"nearest"``."""

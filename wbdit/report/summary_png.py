@@ -19,8 +19,8 @@ GRADE_COLORS = {"at the floor": "#0e7a6d", "close": "#9a6200", "apart": "#b02a50
 GRADE_SHADES = ("#e6f4f2", "#faf0dd", "#f9e7ec")
 # the figure has space for about a dozen metrics
 SHOWN = (
-    *("w1", "mmd_cfgen", "precision", "coverage", "rf_auc_genes", "c2st_logistic", "scc", "var_r2", "within_corr"),
-    *("zero_mae", "lfc_slope", "de_jaccard", "tstr", "mia_auc"),
+    *("w1", "mmd_cfgen", "ilisi", "precision", "coverage", "c2st_logistic", "scc", "var_r2", "zero_mae"),
+    *("lfc_slope", "tstr", "mia_auc"),
 )
 TYPE_COLORS = (
     *("#332288", "#cc6677", "#117733", "#d9a800", "#44aadd", "#882255"),
