@@ -22,7 +22,7 @@ from wbdit.evaluation.align import Aligned, CellSet, align
 from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.figure_data import MAP_COMPONENTS, umap_layout
 from wbdit.generator import CellGenerator
-from wbdit.report.summary_png import GRADE_COLORS, GRADE_SHADES, INK, LINE, REAL, SOFT, SYNTHETIC, TYPE_COLORS
+from wbdit.report.summary_png import GRADE_COLORS, INK, LINE, REAL, SOFT, SYNTHETIC, TYPE_COLORS, draw_distances
 
 __all__ = ["genes", "history", "scores", "umap"]
 
@@ -251,13 +251,7 @@ def scores(evaluation: Evaluation, *, ax: Any = None) -> Any:
     shown = list(evaluation.scores.values())
     plt = _pyplot()
     axes = _axes(ax, 1, lambda n: plt.subplots(figsize=(5.6, 1 + 0.22 * len(shown)))[1])[0]
-    for place, shade in enumerate(GRADE_SHADES):
-        axes.axvspan(place, place + 1, color=shade, linewidth=0)
-    for row, score in enumerate(shown):
-        color = SOFT if score.is_blind and score.grade == "at the floor" else GRADE_COLORS[score.grade]
-        distance = float(np.clip(score.excess, 0.0, 2.9))
-        axes.plot([0, distance], [row, row], color=color, linewidth=1.4, alpha=0.6)
-        axes.plot([distance], [row], color=color, marker=">" if score.excess > 2.9 else "o", markersize=5, linestyle="")
+    draw_distances(axes, shown, [SOFT if score.is_unknown else GRADE_COLORS[score.grade] for score in shown], size=25)
     axes.set(xlim=(-0.1, 3), ylim=(len(shown) - 0.4, -0.6), xlabel="distance from real cells, in tolerances")
     axes.set_yticks(range(len(shown)), [score.metric.title for score in shown], fontsize=8, color=INK)
     _plain(axes)

@@ -56,10 +56,10 @@ def test_agreement_by_hand():
     q = np.array([[1e-9, 1e-8, 1e-7, 0.5, 1e-6]])
     other = Contrasts(q, q, np.array([[1.0, -1.0, -1.0, 1.0, 1.0]]))
     found = agreement(real, other)
-    assert found.jaccard == pytest.approx(2 / 5)
-    assert found.precision == pytest.approx(2 / 4)
-    assert found.recall == pytest.approx(2 / 4)
-    assert found.calls == pytest.approx(1.0)
+    assert found.de_jaccard == pytest.approx(2 / 5)
+    assert found.de_precision == pytest.approx(2 / 4)
+    assert found.de_recall == pytest.approx(2 / 4)
+    assert found.de_calls == pytest.approx(1.0)
     assert found.padj_corr == pytest.approx(0.9)  # ranks 5 4 3 2 1 and 5 4 3 1 2
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wbdit.errors import need_extra
-from wbdit.evaluation.intervals import Estimate, auc, normal
+from wbdit.evaluation.intervals import Estimate, auc, normal, standard_error
 
 Array = np.ndarray[Any, Any]
 
@@ -79,7 +79,7 @@ def two_sample_test(real: Array, other: Array, kind: str, seed: int = 0) -> Esti
         fold = auc(scores[is_other[test] == 0], scores[is_other[test] == 1])
         assert fold.interval is not None
         values.append(fold.value)
-        errors.append((fold.interval[1] - fold.interval[0]) / 2 / 1.959964)
+        errors.append(standard_error(fold.interval))
     return normal(float(np.mean(values)), float(np.sqrt(np.sum(np.square(errors))) / FOLDS))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from wbdit.evaluation import distances, donors, estimators, memorization
 from wbdit.evaluation.align import Aligned, CellSet
 from wbdit.evaluation.classifiers import CLASSIFIERS, Giveaway, giveaways
-from wbdit.evaluation.differential import Contrasts, against_rest, between_conditions
+from wbdit.evaluation.differential import Agreement, Contrasts, against_rest, between_conditions
 from wbdit.evaluation.estimators import Basis, Estimates
 from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.genes import most_variable
@@ -21,9 +21,8 @@ from wbdit.evaluation.intervals import AT_MOST, Estimate, Halves, proportion
 from wbdit.evaluation.worse import WORSE
 
 ZEROS, TOTALS = ("zero_mae", "dropout_mean"), ("library_w1", "detected_w1")
-CALLS = ("de_jaccard", "de_precision", "de_recall", "de_calls", "padj_corr")
-CONDITION_CALLS = tuple(f"{name}_condition" for name in CALLS)
-BY_TYPE = ("lfc_slope", *CALLS, "within_corr", "within_var", "null_ks", "null_calls")
+CONDITION_CALLS = tuple(f"{name}_condition" for name in Agreement._fields)
+BY_TYPE = ("lfc_slope", *Agreement._fields, "within_corr", "within_var", "null_ks", "null_calls")
 DONORS = ("donor_mia_auc", "donor_tpr_at_1", "donor_tpr_at_5")
 MIN_CELLS = 20  # the forest needs cells to hold out
 MIN_PER_TYPE = 10
@@ -91,7 +90,7 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
     announce
         Called with the name of each stage before it starts.
     first
-        Whether to score the sets that are worse on purpose too.
+        Whether to score the sets that are worse on purpose, and to name the genes that give cells away.
     """
     synthetic = aligned.sets["synthetic"]
     if "train" in aligned.sets:
@@ -116,7 +115,7 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
     per_type = score_types(pools, plan, basis, seed, has_zeros=compared.has_zeros)
     overall = Comparison(plan.n, scores["synthetic"], scores["floor"], omitted)
     worse = score_worse(compared, drawn["floor"], announce) if first else {}
-    telling = giveaways(drawn["real"].values, drawn["synthetic"].values, aligned.genes)
+    telling = giveaways(drawn["real"].values, drawn["synthetic"].values, aligned.genes) if first else []
     return SeedRun(overall, memory, per_type, FigureData.of(drawn, aligned.genes), worse, telling)
 
 

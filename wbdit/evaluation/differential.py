@@ -45,19 +45,19 @@ class Agreement(NamedTuple):
 
     Attributes
     ----------
-    jaccard, precision, recall
+    de_jaccard, de_precision, de_recall
         Calls of both sets, as a share of the calls of either, of the synthetic ones and of the real ones. A call
         counts only if the change has the same sign in both. NaN if there is none to share.
-    calls
+    de_calls
         Number of synthetic calls over that of real ones: above 1, there are too many.
     padj_corr
         Spearman correlation of ``-log10`` adjusted p-values, over what is called in either set.
     """
 
-    jaccard: float
-    precision: float
-    recall: float
-    calls: float
+    de_jaccard: float
+    de_precision: float
+    de_recall: float
+    de_calls: float
     padj_corr: float
 
 
@@ -156,10 +156,10 @@ def agreement(real: Contrasts, other: Contrasts) -> Agreement:
     either = wanted | got
     logs = [-np.log10(np.maximum(tests.adjusted[either], LEAST_P)) for tests in (real, other)]
     return Agreement(
-        jaccard=_share(both, either),
-        precision=_share(both, got),
-        recall=_share(both, wanted),
-        calls=_share(got, wanted),
+        de_jaccard=_share(both, either),
+        de_precision=_share(both, got),
+        de_recall=_share(both, wanted),
+        de_calls=_share(got, wanted),
         padj_corr=_rank_correlation(*logs),
     )
 

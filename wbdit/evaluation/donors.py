@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wbdit.errors import need_extra
-from wbdit.evaluation.intervals import Estimate, Z, auc, normal
+from wbdit.evaluation.intervals import Estimate, auc, normal, standard_error
 
 Array = np.ndarray[Any, Any]
 
@@ -103,7 +103,7 @@ class DonorAttack:
         pairs = self.members[:, None, :, None] - self.others[None, :, None, :]
         by_donor = auc(self.others.mean(axis=1), self.members.mean(axis=1))
         assert by_donor.interval is not None
-        return normal(float((pairs > 0).mean() + (pairs == 0).mean() / 2), (by_donor.interval[1] - by_donor.value) / Z)
+        return normal(float((pairs > 0).mean() + (pairs == 0).mean() / 2), standard_error(by_donor.interval))
 
     def true_positive_rate(self, false_positives: float) -> float:
         """Return the share of members above the score that this share of other donors exceeds."""

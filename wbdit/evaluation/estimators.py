@@ -257,10 +257,7 @@ def differential_expression(
         if i < TESTED_HALVES:
             halved.append(differential.agreement(test(real.take(a)), test(other.take(b))))
     return {
-        name if name == "padj_corr" else f"de_{name}": halves.estimate(
-            getattr(whole, name), [getattr(part, name) for part in halved]
-        )
-        for name in whole._fields
+        name: halves.estimate(getattr(whole, name), [getattr(part, name) for part in halved]) for name in whole._fields
     }
 
 

@@ -400,7 +400,7 @@ def _cautions(aligned: Aligned, plan: Plan, label: str | None) -> list[str]:
 
 def _label_names(aligned: Aligned) -> dict[str, set[str]]:
     """Return the labels in each set; empty if no label column was given."""
-    return {name: set(() if cells.labels is None else map(str, cells.labels)) for name, cells in aligned.sets.items()}
+    return {name: set(_names(cells.labels)) for name, cells in aligned.sets.items()}
 
 
 def _scores(

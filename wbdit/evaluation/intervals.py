@@ -110,6 +110,17 @@ def normal(value: float, error: float) -> Estimate:
     return Estimate(value, (value - Z * error, value + Z * error))
 
 
+def standard_error(interval: tuple[float, float]) -> float:
+    """Return the standard error that an interval of :func:`normal` was made of.
+
+    Examples
+    --------
+    >>> round(standard_error(normal(1.0, error=0.5).interval), 6)
+    0.5
+    """
+    return (interval[1] - interval[0]) / (2 * Z)
+
+
 def auc(negative: Array, positive: Array) -> Estimate:
     """Compute the area under the ROC curve and the interval of DeLong, DeLong & Clarke-Pearson (Biometrics 44, 1988).
 

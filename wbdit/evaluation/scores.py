@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from wbdit.evaluation.intervals import Estimate, Z
+from wbdit.evaluation.intervals import Estimate, standard_error
 from wbdit.evaluation.registry import GROUPS, Metric
 
 Grade = Literal["at the floor", "close", "apart"]
@@ -167,6 +167,11 @@ class Score:
         return bool(self.worse) and self._knows_error and not self.sees
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether the score is at the floor by a metric that is blind, which says nothing."""
+        return self.is_blind and self.grade == "at the floor"
+
+    @property
     def scaled(self) -> float | None:
         """``(value - bad) / (floor - bad)``, with independent genes per label as the bad set.
 
@@ -295,7 +300,7 @@ def judge(scores: dict[str, Score], per_type: dict[str, dict[str, Score]]) -> Ve
         ", ".join(parts) + "." + _odds(scores),
         [score.metric.trust for score in scores.values() if score.grade == "at the floor" and not score.is_blind],
         [_caution(score) for score in scores.values() if score.grade != "at the floor"] + _weakest_type(per_type),
-        [score.metric.trust for score in scores.values() if score.grade == "at the floor" and score.is_blind],
+        [score.metric.trust for score in scores.values() if score.is_unknown],
     )
 
 
@@ -351,6 +356,11 @@ def format_best(metric: Metric) -> str:
     return f"{metric.best:g} ({way})"
 
 
+def format_scaled(scaled: float | None) -> str:
+    """Format a scaled score of a metric or a family; "" without one."""
+    return "" if scaled is None else f"{scaled:.2f}"
+
+
 def by_group(scores: dict[str, Score]) -> dict[str, list[Score]]:
     """Return the scores by title of their group, without empty groups."""
     grouped = {title: [s for s in scores.values() if s.metric.group == group] for group, title in GROUPS.items()}
@@ -376,8 +386,8 @@ def format_table(scores: dict[str, Score]) -> str:
 def _table_row(score: Score) -> tuple[str, ...]:
     (value, floor), (interval, floor_interval) = format_pair(score), format_intervals(score)
     against, best = format_against(score), format_best(score.metric)
-    scaled = "" if score.scaled is None else f"{score.scaled:.2f}"
-    grade = f"{score.grade} (blind)" if score.is_blind and score.grade == "at the floor" else score.grade
+    scaled = format_scaled(score.scaled)
+    grade = f"{score.grade} (blind)" if score.is_unknown else score.grade
     return (score.metric.name, value, interval, floor, floor_interval, against, best, scaled, str(score.n), grade)
 
 
@@ -412,7 +422,7 @@ def _weakest_type(per_type: dict[str, dict[str, Score]]) -> list[str]:
 
 
 def _error(interval: tuple[float, float] | None, spread: float | None) -> float:
-    return (interval[1] - interval[0]) / (2 * Z) if interval is not None else spread or 0.0
+    return standard_error(interval) if interval is not None else spread or 0.0
 
 
 def _deviation(values: tuple[float, ...]) -> float | None:

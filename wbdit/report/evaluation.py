@@ -13,7 +13,16 @@ from wbdit._outputs import beside_page, check_writable
 from wbdit.evaluation.evaluate import Evaluation
 from wbdit.evaluation.figure_data import FigureData
 from wbdit.evaluation.registry import METRICS, Metric
-from wbdit.evaluation.scores import Family, Score, by_group, format_against, format_best, format_intervals, format_pair
+from wbdit.evaluation.scores import (
+    Family,
+    Score,
+    by_group,
+    format_against,
+    format_best,
+    format_intervals,
+    format_pair,
+    format_scaled,
+)
 from wbdit.evaluation.worse import WORSE
 from wbdit.report import figures
 from wbdit.report.html import render_page
@@ -108,8 +117,7 @@ def _row(score: Score) -> dict[str, Any]:
         "short_floor": floor.split(" ")[0],
         "against": format_against(score).replace("-", "\N{MINUS SIGN}"),
         "best": format_best(score.metric),
-        "scaled": "" if score.scaled is None else f"{score.scaled:.2f}".replace("-", "\N{MINUS SIGN}"),
-        "sees": ", ".join(WORSE[name][1] for name in score.sees),
+        "scaled": format_scaled(score.scaled).replace("-", "\N{MINUS SIGN}"),
         "is_blind": score.is_blind,
         "grade": score.grade,
         "mark": GRADE_MARKS[score.grade],
@@ -124,7 +132,7 @@ def _family(family: Family) -> dict[str, Any]:
     scaled = family.scaled
     return {
         "family": family,
-        "scaled": "" if scaled is None else f"{scaled:.2f}".replace("-", "\N{MINUS SIGN}"),
+        "scaled": format_scaled(scaled).replace("-", "\N{MINUS SIGN}"),
         "width": None if scaled is None else f"{100 * float(np.clip(scaled, 0, 1)):.0f}",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,8 @@ def _draw_scores(scores: list[Score], axes: Any) -> None:
     write_title(
         axes, "Distance from real cells", "colored bands: our grades; 0: score of real cells (floor)", shift=-0.85
     )
-    for x, shade in enumerate(GRADE_SHADES):
-        axes.axvspan(x, x + 1, color=shade, linewidth=0)
+    draw_distances(axes, scores, [GRADE_COLORS[score.grade] for score in scores], size=44)
     for row, score in enumerate(scores):
-        color = GRADE_COLORS[score.grade]
-        place = float(np.clip(score.excess, 0.0, 2.9))
-        axes.plot([0, place], [row, row], color=color, linewidth=1.6, solid_capstyle="round", alpha=0.6)
-        axes.scatter([place], [row], s=44, color=color, zorder=3, marker=">" if score.excess > 2.9 else "o")
         for column, text, shade in zip((3.9, 4.85), format_pair(score), (INK, SOFT), strict=True):
             axes.text(column, row, text.split(" ")[0], ha="right", va="center", fontsize=9, color=shade)
     for column, name in ((3.9, "value"), (4.85, "floor")):
@@ -109,6 +105,16 @@ def _draw_scores(scores: list[Score], axes: Any) -> None:
     axes.set_yticks(range(len(scores)), [score.metric.title for score in scores], fontsize=9, color=INK)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def draw_distances(axes: Any, scores: Sequence[Score], colors: Sequence[str], *, size: float) -> None:
+    """Draw one line per score, as long as its distance from the floor in tolerances, over the bands of the grades."""
+    for x, shade in enumerate(GRADE_SHADES):
+        axes.axvspan(x, x + 1, color=shade, linewidth=0)
+    for row, (score, color) in enumerate(zip(scores, colors, strict=True)):
+        place = float(np.clip(score.excess, 0.0, 2.9))
+        axes.plot([0, place], [row, row], color=color, linewidth=1.6, solid_capstyle="round", alpha=0.6)
+        axes.scatter([place], [row], s=size, color=color, zorder=3, marker=">" if score.excess > 2.9 else "o")
 
 
 def _draw_genes(evaluation: Evaluation, axes: list[Any]) -> None:
