@@ -5,8 +5,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from scipy.stats import kstest
 
-from wbdit.evaluation.differential import Contrasts, against_rest, agreement, null_calibration, wilcoxon
+from wbdit.evaluation.differential import (
+    Contrasts,
+    _distance_from_uniform,
+    against_rest,
+    agreement,
+    null_calibration,
+    wilcoxon,
+)
 
 
 @pytest.fixture
@@ -74,13 +82,19 @@ def test_null_calibration_sees_repeated_cells():
     rng = np.random.default_rng(1)
     independent = np.log1p(rng.poisson(2.0, (200, 300)).astype(float))
     labels = np.repeat(["B", "T"], 100)
-    distance, called = null_calibration(independent, labels, ["B", "T"], np.random.default_rng(2))
+    distance, called = null_calibration(independent, labels, ["B", "T"], 20, np.random.default_rng(2)).mean(axis=0)
     assert distance < 0.1
     assert called < 0.01
     batches = independent.copy()
     batches[:100] += np.where(np.arange(100)[:, None] % 2, 1.0, 0.0)  # a hidden state that halves split at random
-    assert null_calibration(batches, labels, ["B"], np.random.default_rng(2))[0] > 0.15
+    assert null_calibration(batches, labels, ["B"], 20, np.random.default_rng(2))[:, 0].mean() > 2 * distance
+
+
+def test_distance_from_uniform_is_that_of_scipy():
+    p = np.random.default_rng(0).random((3, 40)) ** 1.3
+    theirs = [kstest(row, "uniform").statistic for row in p]
+    np.testing.assert_allclose(_distance_from_uniform(p), theirs, rtol=1e-12)
 
 
 def test_null_calibration_without_varying_genes_is_undefined():
-    assert np.isnan(null_calibration(np.ones((20, 4)), np.repeat("B", 20), ["B"], np.random.default_rng(0))).all()
+    assert np.isnan(null_calibration(np.ones((20, 4)), np.repeat("B", 20), ["B"], 1, np.random.default_rng(0))).all()

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from wbdit.errors import InputError
 from wbdit.evaluation import distances
@@ -220,3 +221,9 @@ def test_importing_the_evaluation_loads_nothing_heavy():
     code = f"import sys, wbdit.report.evaluation; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_distances_in_many_dimensions_are_those_of_scipy():
+    a, b = np.random.default_rng(0).normal(size=(2, 30, 400))
+    np.testing.assert_allclose(distances.squared_distances(a, b), cdist(a, b, "sqeuclidean"), rtol=1e-12)
+    assert distances.squared_distances(a, a).min() >= 0  # rounding could give -1e-13

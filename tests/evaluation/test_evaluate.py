@@ -110,7 +110,14 @@ def test_copies_of_the_training_cells_stand_exactly_at_the_floor(sets):
         assert result.scores[name].value > bar > 0.65 > result.scores[name].floor
         assert result.scores[name].grade == "apart"
     assert result.scores["dcr_ratio"].value < 0.9 < result.scores["dcr_ratio"].floor
-    assert result.scores["copies"].n == 150  # the held-out cells are halved
+    assert result.scores["mia_auc"].n == 150  # the held-out cells are halved
+    assert result.scores["copies"].n == 300  # each is searched in the components of the other half
+
+
+def test_a_sample_of_the_cells_is_noted(sets):
+    real, synthetic, train = sets
+    result = quietly(real, synthetic[:100].copy(), train=train)
+    assert "100 cells of each set are drawn at random, of 300 real and 300 train cells" in result.notes
 
 
 def test_the_same_input_gives_the_same_figures(sets):
@@ -327,7 +334,8 @@ def relabelled(adata, labels):
         (lambda r, s: (r, s[:10].copy(), {}), r"too few synthetic cells: 10, at least 20"),
         (lambda r, s: (r, s, {"train": r[:12].copy()}), r"too few train cells: 12"),
         (lambda r, s: (r, s, {"seeds": ()}), r"`seeds` of 0 or above"),
-        (lambda r, s: (r, s, {"n_cells": 5}), r"`n_cells` of 20 or more"),
+        (lambda r, s: (r, s, {"n_cells": 5}), r"`n_cells` of 20 to 5000, not 5"),
+        (lambda r, s: (r, s, {"n_cells": 20_000}), r"`n_cells` of 20 to 5000, not 20000"),
         (lambda r, s: (r, s, {"bootstrap": 1}), r"`bootstrap` is 0 for no intervals, or 2"),
         (lambda r, s: (r, s, {"ignore": ("B",)}), r"to ignore \(B\) need a label column"),
         (lambda r, s: (r, s, {"label": "kind", "ignore": ("b",)}), r"no cell is labeled 'b'.*: B, NK, T"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from wbdit.evaluation import distances, donors, estimators, memorization
 from wbdit.evaluation.align import Aligned, CellSet
 from wbdit.evaluation.classifiers import CLASSIFIERS, Giveaway, giveaways
 from wbdit.evaluation.differential import Agreement, Contrasts, against_rest, between_conditions
-from wbdit.evaluation.estimators import Basis, Estimates
+from wbdit.evaluation.estimators import Basis, Estimates, RealTests
 from wbdit.evaluation.figure_data import AlignedCells, FigureData
 from wbdit.evaluation.genes import most_variable
 from wbdit.evaluation.intervals import AT_MOST, Estimate, Halves, proportion
@@ -25,10 +25,14 @@ CONDITION_CALLS = tuple(f"{name}_condition" for name in Agreement._fields)
 BY_TYPE = ("lfc_slope", *Agreement._fields, "within_corr", "within_var", "null_ks", "null_calls")
 DONORS = ("donor_mia_auc", "donor_tpr_at_1", "donor_tpr_at_5")
 MIN_CELLS = 20  # the forest needs cells to hold out
+MOST_CELLS = 5000  # distances between 2 x 5,000 cells take 0.8 GB
 MIN_PER_TYPE = 10
 STAGES_PER_SEED = 8  # three for the synthetic cells, three for the floor, one for memorization, one for the types
 STAGES_ONCE = len(WORSE)  # of the first seed
-SPLIT, HALVES, MEMORY, NULL, WORSENED, MEMBERS = 3, 4, 5, 6, 7, 8  # random streams; 0 to 2 draw the cells
+MOST_COPIES = 5000  # held-out and synthetic cells that are searched for copies
+BASIS_CELLS = 1000  # cells that components are fitted on
+NO_TRAINING = "no training cells were given"
+SPLIT, HALVES, MEMORY, NULL, WORSENED, MEMBERS, COPIES = 3, 4, 5, 6, 7, 8, 9  # random streams; 0 to 2 draw the cells
 
 
 class Plan(NamedTuple):
@@ -46,6 +50,8 @@ class Plan(NamedTuple):
         Labels that are not cell types; excluded from all metrics that use labels.
     full
         Whether to compute the metrics that take long.
+    worse
+        Whether to score the sets that are worse on purpose, with the first seed.
     """
 
     n: int
@@ -53,6 +59,7 @@ class Plan(NamedTuple):
     resamples: int
     ignored: tuple[str, ...] = ()
     full: bool = False
+    worse: bool = True
 
 
 class Comparison(NamedTuple):
@@ -72,6 +79,7 @@ class SeedRun(NamedTuple):
 
     overall: Comparison
     memory: Comparison
+    copies: Comparison
     per_type: dict[str, Comparison]
     figures: FigureData
     worse: dict[str, dict[str, float]]
@@ -90,7 +98,7 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
     announce
         Called with the name of each stage before it starts.
     first
-        Whether to score the sets that are worse on purpose, and to name the genes that give cells away.
+        Whether to score the sets that are worse on purpose, if planned, and to name the genes that give cells away.
     """
     synthetic = aligned.sets["synthetic"]
     if "train" in aligned.sets:
@@ -110,13 +118,13 @@ def run_seed(aligned: Aligned, plan: Plan, seed: int, announce: Callable[[str], 
         scores[name], reasons = score_cells(compared, drawn[name], halves, stages)
         omitted |= reasons
     announce(f"seed {seed}: memorization")
-    memory = score_memory(aligned, plan, seed)
+    memory, copied = score_memory(aligned, plan, seed), score_copies(aligned, seed)
     announce(f"seed {seed}: types")
     per_type = score_types(pools, plan, basis, seed, has_zeros=compared.has_zeros)
     overall = Comparison(plan.n, scores["synthetic"], scores["floor"], omitted)
-    worse = score_worse(compared, drawn["floor"], announce) if first else {}
+    worse = score_worse(compared, drawn["floor"], announce) if first and plan.worse else {}
     telling = giveaways(drawn["real"].values, drawn["synthetic"].values, aligned.genes) if first else []
-    return SeedRun(overall, memory, per_type, FigureData.of(drawn, aligned.genes), worse, telling)
+    return SeedRun(overall, memory, copied, per_type, FigureData.of(drawn, aligned.genes), worse, telling)
 
 
 def _stage(announce: Callable[[str], None], which: str, stage: str) -> None:
@@ -193,11 +201,21 @@ class Compared:
     plan: Plan
     seed: int
     has_zeros: bool
+    _tests: dict[tuple[str, ...], RealTests] = field(default_factory=dict, repr=False)
 
     @cached_property
     def components(self) -> np.ndarray:
         """The real cells in CFGen's components, ``(n, k)``."""
         return self.basis.project(self.real.values)
+
+    def tests_of(
+        self, key: tuple[str, ...], real: AlignedCells, test: Callable[[AlignedCells], Contrasts], halves: Halves
+    ) -> RealTests:
+        """Test the real cells and their halves, once for all sets that are compared with them."""
+        key = (*key, str(len(halves.real)))
+        if key not in self._tests:
+            self._tests[key] = RealTests.of(real, test, halves)
+        return self._tests[key]
 
     @cached_property
     def chosen(self) -> tuple[str, ...]:
@@ -269,7 +287,9 @@ def score_labels(compared: Compared, other: AlignedCells, halves: Halves) -> tup
     reasons: dict[str, str] = {}
     if len(types) >= 2:
         scores["lfc_slope"] = estimators.fold_changes(real, other, types, halves)
-        scores |= estimators.differential_expression(real, other, partial(_test_types, types), halves)
+        test = partial(_test_types, types)
+        wanted = compared.tests_of(("types", *types), real, test, halves)
+        scores |= estimators.differential_expression(other, test, wanted, halves)
         scores |= estimators.within_types(real, other, types, halves)
         rng = np.random.default_rng([compared.seed, NULL])
         scores |= estimators.null_calibration(other, types, rng)
@@ -281,7 +301,8 @@ def score_labels(compared: Compared, other: AlignedCells, halves: Halves) -> tup
         reasons |= dict.fromkeys(CONDITION_CALLS, f"no type has {MIN_PER_TYPE} cells in every set")
     else:
         between = partial(_test_conditions, types, sorted({str(name) for name in real.conditions}))
-        found = estimators.differential_expression(real, other, between, halves)
+        wanted = compared.tests_of(("conditions", *types), real, between, halves)
+        found = estimators.differential_expression(other, between, wanted, halves)
         scores |= {f"{name}_condition": estimate for name, estimate in found.items()}
     if len(real.values) == 0 or len(np.unique(other.labels)) < 2:
         reasons["tstr"] = "a classifier needs cells of at least two labels to train on, and real cells to test on"
@@ -317,18 +338,15 @@ def _test_conditions(types: list[str], conditions: list[str], cells: AlignedCell
 
 
 def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
-    """Score memorization of the training cells, with the held-out cells split into two halves.
+    """Score nearness to the training cells, with the held-out cells split into two halves.
 
     The first half is compared with the training cells. The principal components are fitted on the second half, so that
-    neither training nor synthetic cells influence them. The second half also replaces the synthetic cells in the floor
-    of ``mia_auc`` and ``dcr_ratio``.
-
-    ``copies`` compares with all training cells; its floor is the share of copies in the first half. The other two
-    metrics compare with a sample of the training cells. They miss a copy if its original is not drawn.
+    neither training nor synthetic cells influence them. The second half also replaces the synthetic cells in the floor.
+    All sets are samples, so a copy is missed if its original is not drawn; see :func:`score_copies`.
     """
-    names = ("mia_auc", "dcr_ratio", "copies")
+    names = ("mia_auc", "dcr_ratio")
     if "train" not in aligned.sets:
-        return Comparison(0, {}, {}, dict.fromkeys(names, "no training cells were given"))
+        return Comparison(0, {}, {}, dict.fromkeys(names, NO_TRAINING))
     train, synthetic = aligned.sets["train"], aligned.sets["synthetic"]
     heldout, stand_in = halves_of(aligned.sets["real"], seed)
     pools = (train, heldout, synthetic, stand_in)
@@ -336,20 +354,48 @@ def score_memory(aligned: Aligned, plan: Plan, seed: int) -> Comparison:
     if m < MIN_CELLS:
         return Comparison(m, {}, {}, dict.fromkeys(names, f"needs {2 * MIN_CELLS} real cells, which are split in half"))
     rng = np.random.default_rng([seed, MEMORY])
-    rows = [rng.choice(len(pool), m, replace=False) for pool in pools]
-    dense = [pool.values[chosen].toarray() for pool, chosen in zip(pools, rows, strict=True)]
+    dense = [pool.values[rng.choice(len(pool), m, replace=False)].toarray() for pool in pools]
     basis = Basis.fit(AlignedCells(dense[3], None))
     if basis.axes.shape[1] == 0:
         return Comparison(m, {}, {}, dict.fromkeys(names, "undefined for these cells"))
     ours, held, ones, twos = (basis.project(cells) for cells in dense)
-    everyone = np.asarray(train.values @ basis.axes - basis.mean @ basis.axes)
-    limit = memorization.copy_distance(everyone, rows[0])
-    found = []
-    for cells, candidates in ((ones, ones), (twos, held)):
-        estimates = estimators.nearness(ours, held, cells, plan.resamples, np.random.default_rng([seed, HALVES]))
-        found.append(estimates | {"copies": proportion(memorization.copied(candidates, everyone, limit))})
-    (scores, reasons), (floor, floor_reasons) = (_defined(estimates, {}) for estimates in found)
+    (scores, reasons), (floor, floor_reasons) = (
+        _defined(estimators.nearness(ours, held, cells, plan.resamples, np.random.default_rng([seed, HALVES])), {})
+        for cells in (ones, twos)
+    )
     return Comparison(m, scores, floor, reasons | floor_reasons)
+
+
+def score_copies(aligned: Aligned, seed: int) -> Comparison:
+    """Score the share of copies of training cells: among the synthetic cells, and among all held-out cells.
+
+    Distances are taken to every training cell, twice: in the components of each half of the held-out cells. A held-out
+    cell counts in the components that it did not influence, a synthetic one by half in each.
+    """
+    if "train" not in aligned.sets:
+        return Comparison(0, {}, {}, {"copies": NO_TRAINING})
+    rng = np.random.default_rng([seed, COPIES])
+    real, synthetic = (_at_most(aligned.sets[name], MOST_COPIES, rng) for name in ("real", "synthetic"))
+    halves = halves_of(real, seed)
+    if min(len(half) for half in halves) < MIN_CELLS:
+        return Comparison(0, {}, {}, {"copies": f"needs {2 * MIN_CELLS} real cells, which are split in half"})
+    train, made = aligned.sets["train"].values, np.zeros(len(synthetic))
+    sample = rng.permutation(train.shape[0])[:MOST_COPIES]
+    held_out = []
+    for one, other in (halves, halves[::-1]):
+        basis = Basis.fit(draw(other, min(len(other), BASIS_CELLS), rng))
+        if basis.axes.shape[1] == 0:
+            return Comparison(len(real), {}, {}, {"copies": "undefined for these cells"})
+        originals, mine, theirs = (basis.project_sparse(cells) for cells in (train, synthetic.values, one.values))
+        limit = memorization.copy_distance(originals, sample)
+        made += memorization.copied(mine, originals, limit) / 2
+        held_out.append(memorization.copied(theirs, originals, limit))
+    shares = proportion(made), proportion(np.concatenate(held_out))
+    return Comparison(len(real), {"copies": shares[0]}, {"copies": shares[1]}, {})
+
+
+def _at_most(cells: CellSet, n: int, rng: np.random.Generator) -> CellSet:
+    return cells if len(cells) <= n else cells.take(np.sort(rng.choice(len(cells), n, replace=False)))
 
 
 def score_donors(

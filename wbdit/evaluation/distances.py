@@ -24,6 +24,7 @@ CFGEN_SIGMAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 SCDIFFUSION_KERNELS = 5
 EMD_ITERATIONS = 50_000_000
 LISI_NEIGHBORS = 10
+MOST_DIRECT = 100  # dimensions in which each difference is taken; principal components are fewer
 
 
 def pca_axes(cells: Array, n_components: int) -> tuple[Array, Array]:
@@ -484,6 +485,9 @@ def tstr(train: Array, train_labels: Array, test: Array, test_labels: Array) -> 
 def squared_distances(a: Array, b: Array) -> Array:
     """Compute the squared Euclidean distances ``(n, m)`` between the rows of two sets.
 
+    In many dimensions, by a product of matrices, ``|x|^2 + |y|^2 - 2 x y``: ten times faster, with an error of 1e-15 of
+    the squared norms in place of 1e-16 of the distances.
+
     Examples
     --------
     >>> squared_distances(np.zeros((1, 2)), np.array([[3.0, 4.0], [0.0, 1.0]]))
@@ -491,4 +495,10 @@ def squared_distances(a: Array, b: Array) -> Array:
     """
     from scipy.spatial.distance import cdist
 
-    return cdist(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64), "sqeuclidean")
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape[1] <= MOST_DIRECT:
+        return cdist(a, b, "sqeuclidean")
+    squared = a @ (-2 * b).T
+    squared += (a**2).sum(axis=1)[:, None]
+    squared += (b**2).sum(axis=1)
+    return np.maximum(squared, 0, out=squared)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from wbdit.evaluation import classifiers, differential, distances, fidelity, genes, memorization, within
 from wbdit.evaluation.differential import Contrasts
@@ -42,6 +44,10 @@ class Basis(NamedTuple):
     def project(self, values: np.ndarray) -> np.ndarray:
         """Project ``(n, genes)`` values to ``(n, components)``."""
         return (values - self.mean) @ self.axes
+
+    def project_sparse(self, values: sp.csr_matrix) -> np.ndarray:
+        """Project CSR values without making them dense."""
+        return np.asarray(values @ self.axes) - self.mean @ self.axes
 
 
 def cfgen_distances(real: np.ndarray, other: np.ndarray, halves: Halves) -> Estimates:
@@ -242,7 +248,7 @@ def fold_changes(real: AlignedCells, other: AlignedCells, types: list[str], halv
 
 
 def differential_expression(
-    real: AlignedCells, other: AlignedCells, test: Callable[[AlignedCells], Contrasts], halves: Halves
+    other: AlignedCells, test: Callable[[AlignedCells], Contrasts], real: RealTests, halves: Halves
 ) -> Estimates:
     """Compute how the calls of Wilcoxon tests on two sets agree.
 
@@ -250,21 +256,34 @@ def differential_expression(
     ----------
     test
         Tests the contrasts on some cells, such as each type against the rest.
+    real
+        The same tests on the real cells, and on the real cells of each half.
     """
-    whole = differential.agreement(test(real), test(other))
-    halved = []
-    for i, (a, b) in enumerate(halves.rows()):
-        if i < TESTED_HALVES:
-            halved.append(differential.agreement(test(real.take(a)), test(other.take(b))))
+    whole = differential.agreement(real.whole, test(other))
+    rows = (b for _, b in halves.rows())
+    halved = [differential.agreement(one, test(other.take(b))) for one, b in zip(real.halved, rows, strict=False)]
     return {
         name: halves.estimate(getattr(whole, name), [getattr(part, name) for part in halved]) for name in whole._fields
     }
 
 
+class RealTests(NamedTuple):
+    """Tests on the real cells, and on the first :data:`TESTED_HALVES` of their halves; they serve all sets."""
+
+    whole: Contrasts
+    halved: list[Contrasts]
+
+    @classmethod
+    def of(cls, real: AlignedCells, test: Callable[[AlignedCells], Contrasts], halves: Halves) -> RealTests:
+        """Test the real cells."""
+        rows = islice((a for a, _ in halves.rows()), TESTED_HALVES)
+        return cls(test(real), [test(real.take(a)) for a in rows])
+
+
 def null_calibration(cells: AlignedCells, types: list[str], rng: np.random.Generator) -> Estimates:
     """Compute ``null_ks`` and ``null_calls``, over several random splits of each type."""
     assert cells.labels is not None
-    found = np.array([differential.null_calibration(cells.values, cells.labels, types, rng) for _ in range(SPLITS)])
+    found = differential.null_calibration(cells.values, cells.labels, types, SPLITS, rng)
     return {
         name: normal(float(values.mean()), float(values.std(ddof=1)))
         for name, values in zip(("null_ks", "null_calls"), found.T, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -24,6 +24,7 @@ from wbdit.evaluation.classifiers import Giveaway
 from wbdit.evaluation.compare import (
     MIN_CELLS,
     MIN_PER_TYPE,
+    MOST_CELLS,
     STAGES_ONCE,
     STAGES_PER_SEED,
     Comparison,
@@ -230,7 +231,8 @@ def evaluate(
     full
         Compute the metrics that take long too: forests, boosted trees, a neural network, and co-expression modules.
     n_cells
-        Largest number of cells to draw from each set. Equally many cells are drawn from all sets.
+        Largest number of cells to draw from each set, 20 to 5000. Equally many cells are drawn from all sets. Time and
+        memory grow with the square.
     n_genes
         Number of most variable genes to use.
     seeds
@@ -267,8 +269,12 @@ def evaluate(
     'no label column was given'
     """
     seeds = tuple(int(seed) for seed in (seeds if seeds is not None else (0, 1, 2) if full else (0,)))
-    if not seeds or min(seeds) < 0 or n_cells < MIN_CELLS or n_genes < 2:
-        raise InputError(f"give `seeds` of 0 or above, `n_cells` of {MIN_CELLS} or more and `n_genes` of 2 or more")
+    if not seeds or min(seeds) < 0 or n_genes < 2:
+        raise InputError("give `seeds` of 0 or above, and `n_genes` of 2 or more")
+    if not MIN_CELLS <= n_cells <= MOST_CELLS:
+        raise InputError(
+            f"give `n_cells` of {MIN_CELLS} to {MOST_CELLS}, not {n_cells}: all pairs of cells are compared"
+        )
     if bootstrap < 0 or bootstrap == 1:
         raise InputError(f"`bootstrap` is 0 for no intervals, or 2 resamples or more, not {bootstrap}")
     sets = {"real": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
@@ -277,10 +283,10 @@ def evaluate(
     everyone = aligned.sets["real"]
     aligned = _between_donors(aligned)
     n = _equal_size(aligned, n_cells, seeds)
-    plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore), full)
+    # without an error of the floor, nothing can be said of what a metric sees
+    plan = Plan(n, n_cells, bootstrap, _ignored(aligned, label, ignore), full, bootstrap > 0 or len(seeds) > 1)
     notes = [*aligned.notes, *_cautions(aligned, plan, label)]
-    # threads gain little on matrices this small, and lose much if other programs share the cores
-    with _one_blas_thread(), _progress_bar(len(seeds) * STAGES_PER_SEED + STAGES_ONCE, progress) as announce:
+    with _lean_libraries(), _progress_bar(len(seeds) * STAGES_PER_SEED + STAGES_ONCE, progress) as announce:
         runs = [run_seed(aligned, plan, seed, announce, first=i == 0) for i, seed in enumerate(seeds)]
     members = _names(aligned.sets["train"].donors) if train is not None else []
     attacks = [score_donors(everyone, aligned.sets["synthetic"], members, seed) for seed in seeds]
@@ -289,6 +295,7 @@ def evaluate(
     parts = {
         "overall": [run.overall for run in runs],
         "memory": [run.memory for run in runs],
+        "copies": [run.copies for run in runs],
         "donors": [comparison for comparison, _ in attacks],
     }
     omitted = {} if full else dict.fromkeys((name for name, metric in METRICS.items() if metric.full), ON_REQUEST)
@@ -378,6 +385,8 @@ def _ignored(aligned: Aligned, label: str | None, ignore: Sequence[str]) -> tupl
 def _cautions(aligned: Aligned, plan: Plan, label: str | None) -> list[str]:
     """Return cautions for the interpretation; refuse sets that share no label with the real cells."""
     notes = []
+    if larger := [f"{len(cells):,} {name}" for name, cells in aligned.sets.items() if len(cells) > plan.n]:
+        notes.append(f"{plan.n:,} cells of each set are drawn at random, of {' and '.join(larger)} cells")
     whole = [name for name, cells in aligned.sets.items() if len(cells) == plan.n]
     if whole:
         notes.append(
@@ -444,9 +453,16 @@ def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
         bar(1.0, "done")
 
 
-def _one_blas_thread() -> AbstractContextManager[object]:
+@contextmanager
+def _lean_libraries() -> Iterator[None]:
+    """Run BLAS on one thread, and scikit-learn without checking its input, a quarter of a forest's time.
+
+    Threads gain little on matrices this small, and lose much if other programs share the cores.
+    """
     try:
+        from sklearn import config_context
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
         raise need_extra("scikit-learn") from None
-    return threadpool_limits(1, user_api="blas")
+    with threadpool_limits(1, user_api="blas"), config_context(assume_finite=True, skip_parameter_validation=True):
+        yield
