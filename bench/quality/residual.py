@@ -34,7 +34,7 @@ from wbdit.evaluation.estimators import Basis
 from wbdit.evaluation.figure_data import AlignedCells
 from wbdit.report.summary_png import INK, LINE, OTHER, REAL, SOFT, SYNTHETIC, write_title
 
-SHOWN = {name: PEERS[name].title for name in ("wbdit", "scvi-posterior")}
+SHOWN = {"wbdit": PEERS["wbdit"].title, "scvi-posterior": "scVI, posterior predictive"}
 HELD_OUT, TRAINING = "held-out cells", "training cells"
 COLORS = dict(zip((*SHOWN.values(), TRAINING, HELD_OUT), (SYNTHETIC, REAL, OTHER, INK), strict=True))
 WIDEST = 5  # components

@@ -15,10 +15,12 @@ from helpers import make_cells
 import wbdit
 from bench.quality import residual
 from bench.quality.peers import runs
-from bench.quality.peers.__main__ import PEERS, compare
+from bench.quality.peers.__main__ import DEFAULT, ORDERS, PEERS, compare, main
 from bench.quality.peers.baselines import IndependentGenes, PcaGaussian
 from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.peers.copula import indicators
 from bench.quality.peers.diffusion import Diffusion
+from bench.quality.peers.gene_order import Reordered
 from bench.quality.peers.peer import joined
 from bench.quality.peers.runs import Plan, Run
 from bench.quality.peers.table import markdown
@@ -195,6 +197,70 @@ def test_scvi(name, split):
     assert 0.8 < totals[0] / totals[1] < 1.25
 
 
+def test_scdesigner():
+    pytest.importorskip("scdesigner")
+    train = bound_genes(1200, ("a", "b", "b"))
+    # the labels' frequencies are reversed in the request, and one label is missing from the second one
+    wanted = pd.DataFrame({"type": ["a"] * 400 + ["b"] * 200}, index=[f"cell-{i}" for i in range(600)])
+    fitted = PEERS["scdesigner"].fit(train, ["type"], 0.05, 0)
+    cells = fitted.generate(wanted, 0)
+    assert cells.obs.equals(wanted)
+    assert list(cells.var_names) == list(train.var_names)
+    assert (cells.X.data == np.rint(cells.X.data)).all()
+    assert cells.X.min() >= 0
+    for name in ("a", "b"):
+        real, made = (x[(x.obs["type"] == name).to_numpy()].X.toarray().mean(0) for x in (train, cells))
+        np.testing.assert_allclose(made, real, rtol=0.2)
+    assert all(r > 0.6 for r in correlation(cells))
+    assert (fitted.generate(wanted, 0).X != cells.X).nnz == 0
+    assert (fitted.generate(wanted, 1).X != cells.X).nnz > 0
+    only = fitted.generate(wanted[:400], 0).X.toarray().mean(0)
+    np.testing.assert_allclose(only, cells[:400].X.toarray().mean(0), rtol=0.2)
+    assert fitted.facts["epochs"] >= 1
+    assert fitted.parameters > 8 * 3
+
+
+def test_indicators_follow_the_names_they_are_given():
+    table = indicators(pd.Series(["b", "a", "b"], index=["x", "y", "z"]), ["a", "b", "c"])
+    assert table.to_numpy().tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    assert list(table.index) == ["x", "y", "z"]
+
+
+def test_genes_in_random_order_come_back_in_the_original_order():
+    seen = []
+
+    class Watched(IndependentGenes):
+        def fit(self, train, *rest):
+            seen.append(list(train.var_names))
+            return super().fit(train, *rest)
+
+    train = bound_genes()
+    train.X = sp.csr_matrix(np.tile(np.arange(8, dtype=np.float32), (train.n_obs, 1)))  # the count names the gene
+    peers = [Reordered(Watched(), number) for number in (1, 2, 2)]
+    for peer in peers:
+        cells = peer.fit(train, ["type"], 1.0, 0).generate(train.obs, 0)
+        assert list(cells.var_names) == list(train.var_names)
+        assert (cells.X.toarray() == np.arange(8)).all()
+    assert seen[0] != seen[1] == seen[2] != list(train.var_names)
+    assert sorted(seen[0]) == sorted(train.var_names)
+    assert peers[0].settings != peers[1].settings
+
+
+def test_gene_orders_run_only_by_name():
+    assert set(ORDERS) == {f"wbdit-order-{number}" for number in (1, 2, 3)}
+    assert not set(ORDERS) & set(DEFAULT)
+    assert "scdesigner" in DEFAULT
+
+
+@pytest.mark.parametrize(("name", "package"), [("scvi-prior", "scvi-tools"), ("scdesigner", "scdesigner")])
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(data, tmp_path, name, package, monkeypatch):
+    monkeypatch.setattr("bench.quality.peers.__main__.find_spec", lambda module: None)
+    result = CliRunner().invoke(main, [str(data.path), "--peer", name, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert package in result.output
+    assert "wbdit[peers]" in result.output
+
+
 # kept runs, and the table
 
 
@@ -233,6 +299,19 @@ def test_kept_cells_are_scored_anew_for_a_new_metric(data, tmp_path, no_scores, 
     Run(data, peer, 0, plan).result(print)
     assert peer.fits == 1
     assert len(list(tmp_path.rglob("*.scores-*.json"))) == 2
+
+
+def test_cells_can_be_scored_later(data, tmp_path, no_scores):
+    peer, plan = Counted(), Plan(Choice(), 1.0, tmp_path)
+    run = Run(data, peer, 0, plan)
+    assert run.result(print, score=False) is None
+    assert run.cells.exists()
+    assert not list(tmp_path.rglob("*.scores-*.json"))
+    assert run.result(print, score=False) is None
+    assert run.result(print)["scores"]["n"] == 20
+    assert peer.fits == 1
+    assert run.result(print, again=True, score=False) is None
+    assert not list(tmp_path.rglob("*.scores-*.json"))  # they were those of the earlier cells
 
 
 def test_a_crash_costs_one_run(data, tmp_path, no_scores, monkeypatch):

@@ -18,7 +18,9 @@ import click
 
 from bench.quality.peers.baselines import IndependentGenes, PcaGaussian
 from bench.quality.peers.cells import Choice, DataSet
+from bench.quality.peers.copula import ScDesigner
 from bench.quality.peers.diffusion import Diffusion
+from bench.quality.peers.gene_order import Reordered
 from bench.quality.peers.peer import Peer
 from bench.quality.peers.runs import Plan, Result, Run
 from bench.quality.peers.table import markdown
@@ -28,18 +30,22 @@ from wbdit._io import write_atomically
 from wbdit.errors import InputError, need_extra
 from wbdit.ops import cpu
 
-PEERS: dict[str, Peer] = {
+WBDIT = Diffusion("wbdit", "wbdit", "small")
+DEFAULT: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        Diffusion("wbdit", "wbdit", "small"),
+        WBDIT,
         Diffusion("dit", "DiT in its place", "dit"),
         Diffusion("paper", "WBDiT as published", "paper"),
         Scvi("posterior"),
         Scvi("prior"),
+        ScDesigner(),
         PcaGaussian(),
         IndependentGenes(),
     )
 }
+ORDERS = {peer.name: peer for peer in (Reordered(WBDIT, number) for number in (1, 2, 3))}
+PEERS = DEFAULT | ORDERS
 
 
 @click.command()
@@ -48,7 +54,7 @@ PEERS: dict[str, Peer] = {
     "--label", "labels", multiple=True, default=["cell_type"], show_default=True, help="Columns if DATA names none."
 )
 @click.option("--leave-out", multiple=True, default=["unassigned"], show_default=True, help="Labels to drop.")
-@click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="All by default.")
+@click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="By default all but *-order-*.")
 @click.option("--minutes", default=5.0, show_default=True, help="Training time of each peer.")
 @click.option("--seeds", default=3, show_default=True, help="Number of splits and trainings.")
 @click.option("--share", default=2 / 3, show_default="2/3", help="Share of each label to train on.")
@@ -59,31 +65,33 @@ PEERS: dict[str, Peer] = {
 )
 @click.option("--again", is_flag=True, help="Train and score again, even if results are kept.")
 @click.option("--kept", "kept_only", is_flag=True, help="Only write the table of kept results.")
-def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, out, again, kept_only):
+@click.option("--no-score", is_flag=True, help="Only train and generate; call again without it to score.")
+def main(data, labels, leave_out, names, minutes, seeds, share, genes, cells, out, again, kept_only, no_score):
     """Train, generate and score every peer on DATA (FILE.h5ad or FILE.h5ad:column,column), and write the table."""
     try:
-        peers = [PEERS[name] for name in names or PEERS]
-        if find_spec("scvi") is None and any(isinstance(peer, Scvi) for peer in peers):
-            raise need_extra("scvi-tools", "peers")
+        peers = [PEERS[name] for name in names or DEFAULT]
+        for module, package in dict.fromkeys(peer.requires for peer in peers if peer.requires):
+            if find_spec(module) is None:
+                raise need_extra(package, "peers")
         plan = Plan(Choice(share, genes, cells, leave_out), minutes, out)
         sets = [DataSet.parse(text, labels) for text in data]
         cpu.cpu_level()  # compiles the kernels now, outside any peer's training time
         # seed by seed, so that an interrupted run has all peers for fewer seeds
         runs = [Run(one, peer, seed, plan) for seed, one, peer in product(range(seeds), sets, peers)]
-        failed = compare(runs, out, again, kept_only)
+        failed = compare(runs, out, again, kept_only, not no_score)
     except InputError as error:
         refuse(f"peers: {error}")
     if failed:
         refuse(f"peers: {len(failed)} runs failed: {', '.join(failed)}")
 
 
-def compare(runs: Sequence[Run], out: Path, again: bool, kept_only: bool) -> list[str]:
+def compare(runs: Sequence[Run], out: Path, again: bool, kept_only: bool, score: bool = True) -> list[str]:
     """Execute the runs, write the table after each and print it at the end; return the names of failed runs."""
     results: list[Result] = []
     failed = []
     for run in runs:
         try:
-            result = run.result(lambda line: click.echo(line, err=True), again, kept_only)
+            result = run.result(lambda line: click.echo(line, err=True), again, kept_only, score)
         except InputError:
             raise
         except Exception:  # one peer's crash must not stop the others

@@ -52,10 +52,13 @@ class Peer(ABC):
         Name on the command line and in file names.
     title
         Title of its column in the table.
+    requires
+        Module and distribution of an optional package that it needs; None if it needs none.
     """
 
     name: str
     title: str
+    requires: tuple[str, str] | None = None
 
     @property
     @abstractmethod

@@ -77,7 +77,9 @@ class Run:
             "of peer": self.peer.settings,
         }
 
-    def result(self, say: Callable[[str], object], again: bool = False, kept_only: bool = False) -> Result | None:
+    def result(
+        self, say: Callable[[str], object], again: bool = False, kept_only: bool = False, score: bool = True
+    ) -> Result | None:
         """Return the peer's result, from kept files if possible.
 
         Parameters
@@ -88,10 +90,14 @@ class Run:
             Train and score again, even if results are kept.
         kept_only
             Return None instead of training or scoring.
+        score
+            If false, only train and keep the generated cells, and return None.
         """
         stem, settings = self.stem, self.settings()
         scored = stem.with_name(f"{stem.name}.scores-{_key({'metrics': list(METRICS)})}.json")
         made = stem.with_name(f"{stem.name}.json")
+        if made.exists() and not again and not score:
+            return None
         if made.exists() and scored.exists() and not again:
             return json.loads(made.read_text()) | {"scores": json.loads(scored.read_text())}
         if kept_only:
@@ -101,11 +107,17 @@ class Run:
         if again or not made.exists():
             say(f"{where}: training for at most {self.plan.minutes:g} minutes")
             synthetic, facts = self._make(split.train, split.test)
+            for old in stem.parent.glob(f"{stem.name}.scores-*.json"):
+                old.unlink()
             write_h5ad(synthetic, self.cells)
             about = {"name": self.data.name, "n_train": split.train.n_obs, "n_test": split.test.n_obs}
             about |= {"n_genes": split.train.n_vars, "notes": split.notes}
             # written last: its presence means that the cells are complete
             _write(made, {"settings": settings, "title": self.peer.title, "about": about, "facts": facts})
+            seconds = (facts["seconds_to_train"], facts["seconds_to_generate"])
+            say(f"{where}: trained in {seconds[0]:.0f} s, generated in {seconds[1]:.0f} s")
+        if not score:
+            return None
         say(f"{where}: scoring")
         evaluation = evaluate(
             split.test,

@@ -43,6 +43,10 @@ from bench.quality.peers.peer import LABEL, Fitted, Peer, cells_of, joined, rows
 HELD_OUT = "elbo_validation"
 MODEL = {"gene_likelihood": "nb"}
 KL_EPOCHS = 20
+TITLES = {
+    "posterior": "scVI, posterior predictive (sees the cells it redraws)",
+    "prior": "scVI, prior (draws cells without seeing any)",
+}
 BATCH = 512  # cells generated at a time
 
 
@@ -55,9 +59,11 @@ class Scvi(Peer):
         "posterior" or "prior", see the module's docstring.
     """
 
+    requires = ("scvi", "scvi-tools")
+
     def __init__(self, drawn_from: Literal["posterior", "prior"]) -> None:
         self.name = f"scvi-{drawn_from}"
-        self.title = {"posterior": "scVI, posterior predictive", "prior": "scVI, prior"}[drawn_from]
+        self.title = TITLES[drawn_from]
         self.conditional = drawn_from == "prior"
 
     @property
