@@ -128,6 +128,7 @@ class Run:
             n_cells=split.test.n_obs,
             n_genes=split.train.n_vars,
             seeds=[self.seed],
+            bootstrap=0,  # the table has the spread over seeds
             progress=False,
         )
         _write(scored, evaluation.to_dict())
