@@ -25,7 +25,7 @@ from bench.results import refuse
 from wbdit.data.expression import read_h5ad
 from wbdit.errors import InputError
 from wbdit.evaluation.align import Aligned, align
-from wbdit.evaluation.compare import HALVES, Compared, Plan, common_types, draw, score_cells, score_memory
+from wbdit.evaluation.compare import HALVES, Compared, Plan, common_types, draw, score_cells, score_copies, score_memory
 from wbdit.evaluation.estimators import Basis, Estimates
 from wbdit.evaluation.intervals import Halves
 from wbdit.evaluation.registry import METRICS
@@ -46,8 +46,8 @@ def resample(aligned: Aligned, plan: Plan, seed: int) -> Estimates:
     halves = Halves.draw(plan.n, plan.resamples, np.random.default_rng([seed, HALVES]))
     found, _ = score_cells(compared, other, halves, lambda stage: None)
     held_out = cells.take(np.concatenate([order[: plan.n], order[2 * plan.n : 3 * plan.n]]))
-    memory = score_memory(replace(aligned, sets={"real": held_out, "train": two, "synthetic": three}), plan, seed)
-    return found | memory.floor
+    aligned = replace(aligned, sets={"real": held_out, "train": two, "synthetic": three})
+    return found | score_memory(aligned, plan, seed).floor | score_copies(aligned, seed).floor
 
 
 def coverage(rows: Sequence[dict[str, list[float]]]) -> dict[str, tuple[float, float, float]]:

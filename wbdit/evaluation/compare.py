@@ -371,6 +371,9 @@ def score_copies(aligned: Aligned, seed: int) -> Comparison:
 
     Distances are taken to every training cell, twice: in the components of each half of the held-out cells. A held-out
     cell counts in the components that it did not influence, a synthetic one by half in each.
+
+    The distance of a copy is a quantile of distances between training cells. Its error counts like that of as many more
+    cells; twice, since two cells are often the nearest of each other.
     """
     if "train" not in aligned.sets:
         return Comparison(0, {}, {}, {"copies": NO_TRAINING})
@@ -390,8 +393,10 @@ def score_copies(aligned: Aligned, seed: int) -> Comparison:
         limit = memorization.copy_distance(originals, sample)
         made += memorization.copied(mine, originals, limit) / 2
         held_out.append(memorization.copied(theirs, originals, limit))
-    shares = proportion(made), proportion(np.concatenate(held_out))
-    return Comparison(len(real), {"copies": shares[0]}, {"copies": shares[1]}, {})
+    mine, theirs = (
+        proportion(hits, 1 / (1 / len(hits) + 2 / len(sample))) for hits in (made, np.concatenate(held_out))
+    )
+    return Comparison(len(real), {"copies": mine}, {"copies": theirs}, {})
 
 
 def _at_most(cells: CellSet, n: int, rng: np.random.Generator) -> CellSet:

@@ -281,12 +281,16 @@ class RealTests(NamedTuple):
 
 
 def null_calibration(cells: AlignedCells, types: list[str], rng: np.random.Generator) -> Estimates:
-    """Compute ``null_ks`` and ``null_calls``, over several random splits of each type."""
+    """Compute ``null_ks`` and ``null_calls``, over several random splits of each type.
+
+    Calls are rare. The error of their share is at least one call among all tests.
+    """
     assert cells.labels is not None
-    found = differential.null_calibration(cells.values, cells.labels, types, SPLITS, rng)
+    distance, called = differential.null_calibration(cells.values, cells.labels, types, SPLITS, rng).T
+    one = 1 / (SPLITS * len(types) * cells.values.shape[1])
     return {
-        name: normal(float(values.mean()), float(values.std(ddof=1)))
-        for name, values in zip(("null_ks", "null_calls"), found.T, strict=True)
+        "null_ks": normal(float(distance.mean()), float(distance.std(ddof=1))),
+        "null_calls": normal(float(called.mean()), float(np.hypot(called.std(ddof=1), one))),
     }
 
 

@@ -70,11 +70,14 @@ class Halves:
 
     def estimate(self, value: float, replicates: Iterable[float]) -> Estimate:
         """Return the value with an interval from the spread of its replicates, one per half."""
+        from scipy.stats import t
+
         m = self.n // 2
         found = np.array([each for each in replicates if np.isfinite(each)])
         if len(found) < 2:
             return Estimate(value)
-        return normal(value, float(np.std(found, ddof=1)) * (m / (self.n - m)) ** 0.5)
+        few = float(t.ppf(0.975, len(found) - 1)) / Z  # a spread of few replicates is uncertain itself
+        return normal(value, few * float(np.std(found, ddof=1)) * (m / (self.n - m)) ** 0.5)
 
     def pairwise(self, value: float, statistic: Callable[[Array, Array], float], real: Array, other: Array) -> Estimate:
         """Return the value with an interval from ``statistic`` of precomputed values per half.
@@ -145,8 +148,15 @@ def auc(negative: Array, positive: Array) -> Estimate:
     return normal(float(below.mean()), float(error))
 
 
-def proportion(hits: Array) -> Estimate:
+def proportion(hits: Array, n: float | None = None) -> Estimate:
     """Compute the share of ``hits`` and Wilson's interval (J. Am. Stat. Assoc. 22, 1927), valid for zero hits too.
+
+    Parameters
+    ----------
+    hits
+        ``(n,)``, 0 to 1.
+    n
+        Number of independent hits that are worth as much, if they depend on each other.
 
     Examples
     --------
@@ -154,7 +164,7 @@ def proportion(hits: Array) -> Estimate:
     >>> share, round(low, 2), round(high, 2)
     (0.75, 0.3, 0.95)
     """
-    n, p = len(hits), float(np.mean(hits))
+    n, p = len(hits) if n is None else n, float(np.mean(hits))
     center = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * (p * (1 - p) / n + Z**2 / (4 * n**2)) ** 0.5
     return Estimate(p, (center - half, center + half))
