@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow test-triton test-sanitized fuzz kills lint docs bench bench-gate bench-chart peers example-run wheel clean
+.PHONY: demo test test-slow test-triton test-sanitized test-interop fuzz kills lint docs bench bench-gate bench-chart peers example-run wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/wbdit demo --out demo
@@ -37,6 +37,10 @@ test-sanitized: $(VENV)/installed
 	$(SANITIZED) LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/python -m pytest --capture=sys tests/ops/test_kernels.py
+
+# the metrics that other packages have too, against those packages
+test-interop: $(VENV)/installed-interop
+	$(BIN)/python -m pytest tests/evaluation/test_elsewhere.py -rs
 
 # damaged files, runs and requests: make fuzz SECONDS=600, or COUNT=200000; SEED=1 for other inputs
 SECONDS ?= 120
@@ -98,6 +102,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-peers: $(VENV)/installed
 	$(PIP) install -c constraints.txt -e ".[peers]"
+	@touch $@
+
+$(VENV)/installed-interop: $(VENV)/installed
+	$(PIP) install -c constraints.txt -e ".[interop]"
 	@touch $@
 
 $(VENV)/installed-wheel: $(VENV)/installed

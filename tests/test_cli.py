@@ -229,7 +229,7 @@ def test_info_of_missing_packages(wbdit, monkeypatch):
 def test_info_knows_every_extra():
     """All extras are described, apart from those for developers and the one that takes all."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(extras) - {"peers", "test", "bench", "docs", "all"} == set(system.EXTRAS)
+    assert set(extras) - {"peers", "interop", "test", "bench", "docs", "all"} == set(system.EXTRAS)
     assert extras["all"] == [f"wbdit[{','.join(system.EXTRAS)}]"]
 
 

@@ -172,6 +172,7 @@ def test_metrics_json_holds_what_a_reader_needs(sets):
         "best",
         "direction",
         "sentence",
+        "elsewhere",
         "ratio",
         "interval",
         "group",

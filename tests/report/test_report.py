@@ -135,6 +135,7 @@ def test_the_page_says_everything(written):
         assert f" {name} " in words
         assert metric.title in words
         assert metric.sentence in words
+        assert not metric.elsewhere or f"also known as {'; '.join(metric.elsewhere)}" in words
     for phrase in (
         "n = 40 cells of each set, 30 genes, seeds 0, 1",
         "real training cells against real held-out cells",

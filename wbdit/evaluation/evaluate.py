@@ -142,7 +142,7 @@ class Evaluation:
         described = {
             name: {"title": score.metric.title, "group": score.metric.group, "family": score.metric.family}
             | score.to_dict()
-            | {"sentence": score.metric.sentence}
+            | {"sentence": score.metric.sentence, "elsewhere": list(score.metric.elsewhere)}
             for name, score in self.scores.items()
         }
         types = {name: {key: score.to_dict() for key, score in row.items()} for name, row in self.per_type.items()}

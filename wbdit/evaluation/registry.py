@@ -44,6 +44,9 @@ class Metric:
         Range of the metric.
     full
         Whether it is computed only on request, because it takes long.
+    elsewhere
+        Names of the same quantity in other packages and published scripts, as ``"package: name"``. Given the same
+        points and settings, the values are equal: ``tests/evaluation/test_elsewhere.py`` compares them.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Metric:
     low: float = 0.0
     high: float = math.inf
     full: bool = False
+    elsewhere: tuple[str, ...] = ()
 
 
 def _calls(suffix: str, between: str) -> list[Metric]:
@@ -109,22 +113,26 @@ METRICS: dict[str, Metric] = {
             "w1", "Wasserstein-1", "cells", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
             "Mean distance that cells must move to turn one set into the other (30 principal components).",
             "cells occupy the same regions as real cells", "cells occupy other regions than real cells",
+            elsewhere=("CFGen: 1-Wasserstein",),
         ),
         Metric(
             "w2", "Wasserstein-2", "cells", "CFGen", 0.0, "lower", "ratio", 1.05, 1.15,
             "The same with squared distances, which give outlying cells more weight.",
             "cells lie no farther out than real cells", "some cells lie far from the real cells",
+            elsewhere=("CFGen: 2-Wasserstein",),
         ),
         Metric(
             "mmd_cfgen", "MMD, fixed widths", "cells", "CFGen", 0.0, "lower", "ratio", 1.3, 2.5,
             "Difference in density between the two sets, on five fixed length scales (30 principal components).",
             "the density of cells matches real cells",
             "the density of cells is too high in some regions and too low in others",
+            elsewhere=("CFGen: RBF_MMD",),
         ),
         Metric(
             "mmd_scdiffusion", "MMD, data widths", "cells", "scDiffusion", 0.0, "lower", "ratio", 1.5, 3.0,
             "The same on length scales from the data (50 joint components): sensitive to a common shift.",
             "the cells as a whole are not shifted", "the cells as a whole are shifted or distorted",
+            elsewhere=("scDiffusion: mmd_rbf",),
         ),
         Metric(
             "mmd_raw", "MMD on genes", "cells", "WBDiT, our definition", 0.0, "lower", "ratio", 1.3, 2.5,
@@ -146,38 +154,38 @@ METRICS: dict[str, Metric] = {
             "ilisi", "Mixing of neighbors", "cells", "scDiffusion", 1.0, "higher", "difference", 0.04, 0.15,
             "How evenly the ten nearest neighbors of a cell come from both sets (iLISI, 20 joint components).",
             "neighborhoods mix real and synthetic cells evenly", "real and synthetic cells form separate neighborhoods",
-            1.2, high=1.0,
+            1.2, high=1.0, elsewhere=("scib-metrics: ilisi_knn(perplexity=10/3)",),
         ),
         Metric(
             "precision", "Precision", "fidelity", "Naeem et al.", 1.0, "higher", "difference", 0.04, 0.12,
             "Share of synthetic cells within reach of a real cell (5 neighbors, 30 joint components).",
             "each synthetic cell lies among real ones", "some synthetic cells lie where there are no real ones",
-            1.5, high=1.0,
+            1.5, high=1.0, elsewhere=("prdc: precision",),
         ),
         Metric(
             "density", "Density", "fidelity", "Naeem et al.", 1.0, "higher", "difference", 0.08, 0.25,
             "Number of real cells that reach a synthetic cell, over five: 1 if it lies where real cells are dense.",
             "synthetic cells lie where real cells are dense", "synthetic cells lie where real cells are sparse",
-            3.0,
+            3.0, elsewhere=("prdc: density",),
         ),
         Metric(
             "recall", "Recall", "diversity", "Naeem et al.", 1.0, "higher", "difference", 0.04, 0.12,
             "Share of real cells within reach of a synthetic cell (5 neighbors, 30 joint components).",
             "each real cell lies among synthetic ones", "some real cells are like no synthetic one",
-            1.5, high=1.0,
+            1.5, high=1.0, elsewhere=("prdc: recall",),
         ),
         Metric(
             "coverage", "Coverage", "diversity", "Naeem et al.", 1.0, "higher", "difference", 0.04, 0.12,
             "Share of real cells that reach a synthetic cell with their five nearest neighbors.",
             "every region of real cells holds synthetic cells", "some regions of real cells hold no synthetic cells",
-            1.5, high=1.0,
+            1.5, high=1.0, elsewhere=("prdc: coverage",),
         ),
         Metric(
             "rf_auc", "Forest on components", "classifiers", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
             "AUC of a random forest that separates synthetic from real cells (50 joint components): 0.5 is chance.",
             "a random forest cannot tell them from real cells by principal components",
             "a random forest tells them from real cells by principal components",
-            1.6, high=1.0, full=True,
+            1.6, high=1.0, full=True, elsewhere=("scDiffusion: random forest AUC",),
         ),
         Metric(
             "rf_auc_genes", "Forest on genes", "classifiers", "scDiffusion", 0.5, "lower", "difference", 0.06, 0.2,
@@ -209,13 +217,13 @@ METRICS: dict[str, Metric] = {
             "scc", "Gene means, rank", "means", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
             "Spearman correlation of mean expression per gene: do genes have the real order?",
             "genes have their real mean expression", "some genes are expressed too much or too little",
-            0.12, low=-1.0, high=1.0,
+            0.12, low=-1.0, high=1.0, elsewhere=("scDiffusion: spearman",),
         ),
         Metric(
             "pcc", "Gene means, values", "means", "scDiffusion", 1.0, "higher", "difference", 0.01, 0.05,
             "Pearson correlation of mean expression per gene: do genes have the real levels?",
             "highly expressed genes have their real level", "highly expressed genes deviate from their real level",
-            low=-1.0, high=1.0,
+            low=-1.0, high=1.0, elsewhere=("scDiffusion: pearson",),
         ),
         Metric(
             "var_r2", "Gene variances", "variances", "", 1.0, "higher", "difference", 0.025, 0.12,
