@@ -345,6 +345,30 @@ def test_the_table(data, tmp_path, monkeypatch):
     assert {"training, s", "generating, s", "parameters"} <= rows.keys()
 
 
+def test_the_first_lines_name_where_wbdit_is_behind():
+    """Behind by more than noise; as close as the floor, or closer, is not ahead of it."""
+
+    def result(peer, seed, scc, w1):
+        metrics = {"scc": {"value": scc, "floor": 0.98}, "w1": {"value": w1, "floor": 5.0}}
+        facts = {"seconds_to_train": 1.0, "seconds_to_generate": 1.0, "parameters": 1, "commit": "c"}
+        return {
+            "settings": {"peer": peer, "seed": seed, "data": "d", "labels": ["type"], "minutes": 1.0},
+            "title": peer,
+            "about": {"name": "made", "n_train": 9, "n_test": 9, "n_genes": 3, "notes": []},
+            "facts": {**facts, "machine": {"threads": 1, "kernels": "avx2"}},
+            "scores": {"n": 9, "metrics": metrics},
+        }
+
+    noise = (0.0, 0.001, -0.001)
+    results = [result("wbdit", seed, 0.90 + noise[seed], 4.9 + noise[seed]) for seed in range(3)]
+    results += [result("good", seed, 0.95, 4.0) for seed in range(3)]
+    results += [result("bad", seed, 0.80, 6.0) for seed in range(3)]
+    lines = markdown(results).splitlines()
+    assert "- wbdit is behind good: `scc`" in lines
+    assert "- wbdit is behind bad: in no measure" in lines
+    assert not [line for line in markdown(results[:4]).splitlines() if "behind" in line]  # one seed in common
+
+
 # the figure of the remaining differences
 
 

@@ -67,6 +67,17 @@ class Metric:
     full: bool = False
     elsewhere: tuple[str, ...] = ()
 
+    def loss(self, value: float) -> float:
+        """Return the distance of a value from the best one, one-sided unless ``direction`` is ``"nearest"``.
+
+        Examples
+        --------
+        >>> METRICS["scc"].loss(0.75), METRICS["scc"].loss(1.0), METRICS["lfc_slope"].loss(1.5)
+        (0.25, 0.0, 0.5)
+        """
+        away = {"lower": value - self.best, "higher": self.best - value}
+        return max(away[self.direction], 0.0) if self.direction in away else abs(value - self.best)
+
 
 def _calls(suffix: str, between: str) -> list[Metric]:
     """Return the metrics of Wilcoxon tests between types or conditions."""

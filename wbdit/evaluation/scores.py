@@ -125,7 +125,7 @@ class Score:
             worse = self.value / self.floor - 1
         else:
             near = max(self.metric.near, self.metric.chance / math.sqrt(self.n))
-            worse = self._loss(self.value) - self._loss(self.floor)
+            worse = self.metric.loss(self.value) - self.metric.loss(self.floor)
         return worse / near if worse <= near else 1 + (worse - near) / width
 
     @property
@@ -145,7 +145,7 @@ class Score:
         A value that is worse than the floor by less than :data:`CERTAIN` standard errors is also ``"at the floor"``:
         with some forty metrics, one real set in twenty would otherwise be called different for one of them.
         """
-        worse = self._loss(self.value) - self._loss(self.floor)
+        worse = self.metric.loss(self.value) - self.metric.loss(self.floor)
         if self.excess <= 1 or worse <= CERTAIN * self.error:
             return "at the floor"
         return "close" if self.excess <= 2 else "apart"
@@ -158,8 +158,8 @@ class Score:
         """
         if not self._knows_error:
             return ()
-        limit = self._loss(self.floor) + SEEN * self.floor_error
-        return tuple(name for name, value in self.worse.items() if self._loss(value) > limit)
+        limit = self.metric.loss(self.floor) + SEEN * self.floor_error
+        return tuple(name for name, value in self.worse.items() if self.metric.loss(value) > limit)
 
     @property
     def is_blind(self) -> bool:
@@ -180,17 +180,12 @@ class Score:
         """
         if "independent" not in self.sees:
             return None
-        bad = self._loss(self.worse["independent"])
-        return (self._loss(self.value) - bad) / (self._loss(self.floor) - bad)
+        bad = self.metric.loss(self.worse["independent"])
+        return (self.metric.loss(self.value) - bad) / (self.metric.loss(self.floor) - bad)
 
     @property
     def _knows_error(self) -> bool:
         return self.floor_interval is not None or self.floor_spread is not None
-
-    def _loss(self, value: float) -> float:
-        """Return the distance from the best value, one-sided unless ``direction`` is ``"nearest"``."""
-        away = {"lower": value - self.metric.best, "higher": self.metric.best - value}
-        return max(away[self.metric.direction], 0.0) if self.metric.direction in away else abs(value - self.metric.best)
 
     def _mean_interval(self, intervals: tuple[tuple[float, float] | None, ...]) -> tuple[float, float] | None:
         known = [interval for interval in intervals if interval is not None]

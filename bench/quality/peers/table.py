@@ -12,6 +12,7 @@ from wbdit.evaluation.registry import METRICS
 from wbdit.evaluation.scores import format_value
 
 Result = dict[str, Any]
+OURS = "wbdit"
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -45,7 +46,34 @@ def _data_set(results: list[Result]) -> str:
         ["parameters", "", *(_cell(column, lambda r: r["facts"]["parameters"], "{:,.0f}") for column in columns)]
     )
     table = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join([*_what(results, seeds), "", *table, "", *_rests_on(results)])
+    behind = [line for name, column in peers.items() if name != OURS and (line := _behind(peers.get(OURS, []), column))]
+    return "\n".join([*_what(results, seeds), "", *behind, *([""] if behind else []), *table, "", *_rests_on(results)])
+
+
+def _behind(ours: list[Result], theirs: list[Result]) -> str:
+    """Return a line on the metrics in which wbdit is farther from the floor than a peer, beyond noise; "" if unknown.
+
+    Better than the floor does not count. Noise is two standard errors of the differences between seeds' pairs.
+    """
+    pairs = [(a, b) for a in ours for b in theirs if a["settings"]["seed"] == b["settings"]["seed"]]
+    if len(pairs) < 2:
+        return ""
+    found = []
+    for name in METRICS:
+        gaps = np.array([[_shortfall(result, name) for result in pair] for pair in pairs], dtype=float)
+        differences = gaps[:, 0] - gaps[:, 1]
+        if differences.mean() > 2 * differences.std(ddof=1) / len(pairs) ** 0.5:
+            found.append(f"`{name}`")
+    return f"- wbdit is behind {theirs[0]['title']}: {', '.join(found) or 'in no measure'}"
+
+
+def _shortfall(result: Result, name: str) -> float:
+    """Return how much farther from the best value than the floor; NaN without a score."""
+    value, floor = (_score(result, name, which) for which in ("value", "floor"))
+    if value is None or floor is None:
+        return float("nan")
+    metric = METRICS[name]
+    return max(metric.loss(value) - metric.loss(floor), 0.0)
 
 
 def _what(results: list[Result], seeds: list[int]) -> list[str]:
