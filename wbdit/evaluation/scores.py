@@ -255,8 +255,8 @@ def families(scores: dict[str, Score]) -> list[Family]:
 class Verdict:
     """The scores in words.
 
-    ``trust`` lists properties that match real cells, ``caution`` those that differ, and ``unseen`` what metrics say
-    that see none of the sets that are worse on purpose: with more cells they may.
+    ``trust`` lists properties that match real cells, ``caution`` those that differ clearly, ``slight`` those that
+    differ slightly, and ``unseen`` what metrics say that see none of the sets that are worse on purpose: with more cells they may.
     """
 
     level: Literal["floor", "close", "mixed", "apart"]
@@ -264,6 +264,7 @@ class Verdict:
     summary: str
     trust: list[str]
     caution: list[str]
+    slight: list[str]
     unseen: list[str] = field(default_factory=list)
 
 
@@ -294,7 +295,8 @@ def judge(scores: dict[str, Score], per_type: dict[str, dict[str, Score]]) -> Ve
         HEADLINES[level],
         ", ".join(parts) + "." + _odds(scores),
         [score.metric.trust for score in scores.values() if score.grade == "at the floor" and not score.is_blind],
-        [_caution(score) for score in scores.values() if score.grade != "at the floor"] + _weakest_type(per_type),
+        [_caution(score) for score in scores.values() if score.grade == "apart"] + _weakest_type(per_type),
+        [_caution(score) for score in scores.values() if score.grade == "close"],
         [score.metric.trust for score in scores.values() if score.is_unknown],
     )
 
@@ -399,13 +401,12 @@ def _odds(scores: dict[str, Score]) -> str:
 
 
 def _caution(score: Score) -> str:
-    slightly = "; slightly worse" if score.grade == "close" else ""
     like = min(abs(score.value), abs(score.floor))
     detail = f"{score.metric.name} {format_value(score.value, like)}, floor {format_value(score.floor, like)}"
     if score.metric.name == "lfc_slope":
         what = "weaker" if score.value < score.floor else "stronger"
-        return f"fold changes between types are {what} than in real cells ({detail}{slightly})"
-    return f"{score.metric.caution} ({detail}{slightly})"
+        return f"fold changes between types are {what} than in real cells ({detail})"
+    return f"{score.metric.caution} ({detail})"
 
 
 def _weakest_type(per_type: dict[str, dict[str, Score]]) -> list[str]:
