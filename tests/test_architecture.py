@@ -21,7 +21,7 @@ HELPERS = {
     "profiling",
 }  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
-GENERATOR |= {"request_check", "run_check", "run_folder", "cell_blocks", "cell_files", "streaming"}
+GENERATOR |= {"request_check", "run_check", "run_folder", "cell_blocks", "cell_files", "streaming", "recast"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "counts": {"nn", "schedule", "ops", "data"},
     "request_check": set(),
     "request": {"request_check", "samplers", "data"},
+    "recast": {"cell_blocks", "counts", "data", "ops", "request", "samplers", "schedule"},
     "generator": GENERATOR,
     "example_run": {"generator"},
     "whitebox": GENERATOR | {"generator"},

@@ -390,6 +390,47 @@ def augment(
 
 
 @cli.command()
+@click.argument("run", type=FILE)
+@click.argument("data", type=FILE)
+@click.option("--toward", multiple=True, help='New label of a column: "condition=stim"; repeatable.')
+@click.option("--out", type=FILE, required=True, help="The .h5ad file to write.")
+@click.option(
+    "--draws", type=int, default=1, show_default=True, help="Draws; with several, their mean and deviation too."
+)
+@click.option("--calls", type=int, help="Number of model calls of a walk.  [default: 15]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@_overwrite
+@_threads
+@_output_options
+def recast(
+    run: Path, data: Path, toward: tuple[str, ...], out: Path, device: str, overwrite: bool, **options: Any
+) -> None:
+    """Put the cells of DATA into another condition, batch or donor, with a trained RUN.
+
+    Each cell keeps its library size and what its labels do not explain. The layer "original" holds the counts before.
+    """
+    from wbdit._io import write_h5ad
+    from wbdit._outputs import check_writable, has_uns
+    from wbdit.data.files import read_cells
+    from wbdit.generator import load
+
+    wanted = _parse_toward(toward)
+    if wanted is None:
+        raise InputError("recast to which labels? give --toward, such as condition=stim")
+    check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
+    began, generator, cells = time.monotonic(), load(run, device=device), read_cells(data)
+    made = generator.recast(cells, toward=wanted, progress=_shows_progress(), **options)
+    write_h5ad(made, out)
+    logger.info(
+        f"{out}: {made.n_obs} cells, {made.n_vars} genes, now {', '.join(f'{k}={v}' for k, v in wanted.items())}"
+    )
+    if _wants_json():
+        seconds = round(time.monotonic() - began, 1)
+        _print_json(out=str(out), cells=made.n_obs, genes=made.n_vars, seconds=seconds, seed=options["seed"])
+
+
+@cli.command()
 @click.argument("real", type=FILE)
 @click.argument("synthetic", type=FILE)
 @click.option("--train", type=FILE, help="Training cells, for the baseline. Without them, REAL is split into halves.")

@@ -29,6 +29,7 @@ from wbdit.nn.cuda_graph import CUDAGraphModel
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.dit import DiT
 from wbdit.nn.wbdit import WBDiT
+from wbdit.recast import Recast
 from wbdit.request import (
     CellsPerLabel,
     GenerationRequest,
@@ -316,6 +317,76 @@ class CellGenerator:
             )
         return path
 
+    def recast(
+        self,
+        cells: ad.AnnData,
+        *,
+        toward: Mapping[str, str],
+        draws: int = 1,
+        calls: int | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> ad.AnnData:
+        """Return the same cells under other labels: in another condition, batch or of another donor.
+
+        Each cell keeps its library size and what its labels do not explain. Recast to its own labels, it is itself. See
+        :mod:`wbdit.recast`.
+
+        Parameters
+        ----------
+        cells
+            Counts of the run's genes and the run's label and continuous columns.
+        toward
+            The new label of one or more columns: ``{"condition": "stim"}``.
+        draws
+            Number of draws, each with its own noise.
+        calls
+            Number of model calls of a walk from noise to cells. The default is 15.
+        seed
+            Random seed, 64 bits.
+        progress
+            Show a progress bar on stderr.
+
+        Returns
+        -------
+        The cells with ``obs`` as it was, but for the columns of `toward`. ``X`` holds the counts of the first draw (CSR
+        fp32), ``layers["original"]`` those before, and ``layers["lognorm"]`` ln(1 + counts per 10,000). With several
+        draws, ``layers["mean"]`` and ``layers["std"]`` hold the mean and the standard deviation of the counts.
+
+        Raises
+        ------
+        InputError
+            If the run was not trained on counts, a label or column is unknown, or the cells lack genes or labels.
+
+        Examples
+        --------
+        >>> b_cells = cells[cells.obs["bulk_labels"] == "CD19+ B"][:20].copy()
+        >>> recast = generator.recast(b_cells, toward={"bulk_labels": "Dendritic"}, calls=5)
+        >>> recast.shape, recast.obs["bulk_labels"].unique().tolist()
+        ((20, 765), ['Dendritic'])
+        """
+        draws, seed = whole("draws", draws), whole("seed", seed)
+        if draws < 1:
+            raise InputError(f"`draws` must be at least 1, not {draws}")
+        calls = self._resolve_sampler(COUNTS_SAMPLER, calls, COUNTS_SPACING).calls
+        job = Recast.of(self.model, self.schedule, self.preprocessor, cells, toward, seed, calls)
+        self._warn_of_unseen(job.new)
+        with progress_bar("recasting", progress) as show, torch.no_grad():
+            found = job.run(draws, show)
+        made = self.preprocessor.decode(found.counts.toarray(), np.asarray(found.counts.sum(axis=1)).ravel())
+        new = self.preprocessor.obs(job.new.codes).set_axis(cells.obs_names)
+        made.obs = cells.obs.assign(**{column: new[column] for column in toward})
+        made.layers["original"] = job.cells.rows(np.arange(len(new)))
+        if found.mean is not None:
+            made.layers["mean"], made.layers["std"] = found.mean, found.deviation
+        made.uns["wbdit"] = {
+            "wbdit": self.config.wbdit,
+            "model_hash": self.config.model_hash,
+            "recast_toward": dict(toward),
+            **{"seed": seed, "draws": draws, "sampler": COUNTS_SAMPLER, "calls": calls},
+        }
+        return made
+
     def sample(
         self,
         codes: np.ndarray,
@@ -451,12 +522,7 @@ class CellGenerator:
         seed = whole("seed", seed)
         sampling = self._resolve_sampler(sampler, calls, spacing)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
-        unseen = asked.unseen(self.preprocessor.labels)
-        if unseen:
-            logger.warning(
-                f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
-                "label combinations"
-            )
+        unseen = self._warn_of_unseen(asked)
         for beyond in self.preprocessor.beyond(asked.at, library):
             logger.warning(f"extrapolated beyond the training cells: {beyond}")
         facts = {
@@ -472,6 +538,16 @@ class CellGenerator:
             **self.preprocessor.facts(),
         }
         return Plan(asked, library, sampling, seed, facts | {"request": self._request_hash(asked, library, facts)})
+
+    def _warn_of_unseen(self, asked: GenerationRequest) -> list[str]:
+        """Return the label combinations that no training cell has, and warn of them."""
+        unseen = asked.unseen(self.preprocessor.labels)
+        if unseen:
+            logger.warning(
+                f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
+                "label combinations"
+            )
+        return unseen
 
     def _request_hash(self, asked: GenerationRequest, library: np.ndarray, facts: dict[str, Any]) -> str:
         """Return the SHA-256 of all that the cells depend on, except the weights, which have a hash of their own."""

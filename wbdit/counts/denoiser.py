@@ -22,6 +22,7 @@ from wbdit.data.components import components_of
 from wbdit.data.statistics import Statistics, training_groups
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.fused_steps import DenoiserSteps, FusedSteps
+from wbdit.ops.reference import count_probabilities
 from wbdit.schedule import NoiseSchedule, Prediction
 
 COMPONENTS = 64  # of the cells, with which the cell token begins
@@ -281,12 +282,49 @@ class CountDenoiser(nn.Module):
         -------
         Counts ``(B, G)`` int32.
         """
-        log_rate, dispersion = self._answer(x, t, conditioning)
-        known = self.likelihood
+        given = self._draw_terms(x, t, conditioning)
         # bf16 keeps 8 bits: too few for the sum of a cell's expected counts to match its library size
         with torch.autocast(x.device.type, enabled=False):
-            given = x[:, 0], *known.log_ratio(log_rate, dispersion, t), *self._tables(t), known.lowest, known.highest
-            return ops.count_draw(*(*given, u, library))
+            return ops.count_draw(*(*given, self.likelihood.lowest, self.likelihood.highest, u, library))
+
+    @torch.no_grad()
+    def uniform_numbers(
+        self, x: Tensor, t: Tensor, conditioning: Tensor, counts: Tensor, place: Tensor, library: Tensor
+    ) -> Tensor:
+        """Return the uniform numbers with which :meth:`draw` draws given counts.
+
+        Of all numbers that give a count, `place` chooses one: 0 the smallest, 1 the largest. Counts that the likelihood
+        cannot give, above a gene's highest level or with a probability of 0, get the number of the nearest possible.
+
+        Parameters
+        ----------
+        x, t, conditioning, library
+            As in :meth:`draw`.
+        counts
+            Counts ``(B, G)``.
+        place
+            Numbers ``(B, G)``, 0 to 1.
+
+        Returns
+        -------
+        ``(B, G)`` fp32, 0 to 1.
+        """
+        given: Any = self._draw_terms(x, t, conditioning)
+        with torch.autocast(x.device.type, enabled=False):
+            p, _ = count_probabilities(*given, library, rounds=4)
+            level = torch.from_numpy(self.likelihood.bin_of(counts.cpu().numpy())).to(x.device, torch.int64)[..., None]
+            lowest, highest = (edge[level[..., 0]] for edge in (self.likelihood.lowest, self.likelihood.highest))
+            p, below = p.double(), p.double().cumsum(-1)
+            inside = ((counts - lowest).clamp(min=0) + place) / (highest - lowest + 1)
+            mass = p.gather(-1, level)[..., 0]
+            reached = below.gather(-1, level)[..., 0] - mass + inside.clamp(max=1) * mass
+            return (reached / below[..., -1]).float()
+
+    def _draw_terms(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Return the first arguments of :func:`wbdit.ops.count_draw`, up to the number of levels."""
+        log_rate, dispersion = self._answer(x, t, conditioning)
+        with torch.autocast(x.device.type, enabled=False):
+            return x[:, 0], *self.likelihood.log_ratio(log_rate, dispersion, t), *self._tables(t)
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""

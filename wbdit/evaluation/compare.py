@@ -393,10 +393,8 @@ def score_copies(aligned: Aligned, seed: int) -> Comparison:
         limit = memorization.copy_distance(originals, sample)
         made += memorization.copied(mine, originals, limit) / 2
         held_out.append(memorization.copied(theirs, originals, limit))
-    mine, theirs = (
-        proportion(hits, 1 / (1 / len(hits) + 2 / len(sample))) for hits in (made, np.concatenate(held_out))
-    )
-    return Comparison(len(real), {"copies": mine}, {"copies": theirs}, {})
+    shares = [proportion(hits, 1 / (1 / len(hits) + 2 / len(sample))) for hits in (made, np.concatenate(held_out))]
+    return Comparison(len(real), {"copies": shares[0]}, {"copies": shares[1]}, {})
 
 
 def _at_most(cells: CellSet, n: int, rng: np.random.Generator) -> CellSet:

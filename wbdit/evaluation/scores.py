@@ -256,7 +256,8 @@ class Verdict:
     """The scores in words.
 
     ``trust`` lists properties that match real cells, ``caution`` those that differ clearly, ``slight`` those that
-    differ slightly, and ``unseen`` what metrics say that see none of the sets that are worse on purpose: with more cells they may.
+    differ slightly, and ``unseen`` what metrics say that see none of the sets that are worse on purpose: with more
+    cells they may.
     """
 
     level: Literal["floor", "close", "mixed", "apart"]

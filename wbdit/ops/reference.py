@@ -431,17 +431,9 @@ def count_draw(
     rounds: int,
 ) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(log_ratio.dtype)
-    log_ratio, counts, u, library = (t.to(wide) for t in (log_ratio, counts, u, library))
+    u, library = u.to(wide), library.to(wide)
     tables = log_base0, log_base1, values, counts, n_levels
-
-    def probabilities(log_scale: Tensor) -> Tensor:
-        log_odds = F.logsigmoid(log_ratio + log_scale[:, None])
-        return count_logits(x, log_odds, mixture, alpha, sigma, *tables)[0].softmax(-1)  # [B, G, L]
-
-    log_scale = torch.zeros_like(library)
-    for _ in range(rounds):
-        log_scale = log_scale + (library / (probabilities(log_scale) @ counts).sum(1)).log()
-    p = probabilities(log_scale)
+    p, log_scale = count_probabilities(x, log_ratio, mixture, alpha, sigma, *tables, library, rounds=rounds)
     below = p.cumsum(-1)
     # the last sum is 1 up to rounding: relative to it, u = 1 selects no level without mass
     reach = (u * below[..., -1])[..., None]
@@ -451,6 +443,36 @@ def count_draw(
     first, last = (edge[level[..., 0]] for edge in (lowest, highest))
     inside = (share.nan_to_num(0.0).clamp(0, 1) * (last - first + 1)).int()
     return torch.minimum(first + inside, last).int(), log_scale
+
+
+def count_probabilities(
+    x: Tensor,
+    log_ratio: Tensor,
+    mixture: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_base0: Tensor,
+    log_base1: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    n_levels: Tensor,
+    library: Tensor,
+    *,
+    rounds: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the levels' probabilities (B, G, L) and the factor's logarithm (B,) of :func:`wbdit.ops.count_draw`."""
+    wide = accumulation_dtype(log_ratio.dtype)
+    log_ratio, counts, library = (t.to(wide) for t in (log_ratio, counts, library))
+
+    def probabilities(log_scale: Tensor) -> Tensor:
+        log_odds = F.logsigmoid(log_ratio + log_scale[:, None])
+        tables = log_base0, log_base1, values, counts, n_levels
+        return count_logits(x, log_odds, mixture, alpha, sigma, *tables)[0].softmax(-1)
+
+    log_scale = torch.zeros_like(library)
+    for _ in range(rounds):
+        log_scale = log_scale + (library / (probabilities(log_scale) @ counts).sum(1)).log()
+    return probabilities(log_scale), log_scale
 
 
 def count_logits(

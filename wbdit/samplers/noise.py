@@ -16,6 +16,8 @@ from wbdit import ops
 
 # stream numbers for library sizes and counts, above those of any sampler's steps
 LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
+# recast cells: the noise of the first draw, and the place within counts; two streams less for each next draw
+RECAST_NOISE, RECAST_PLACE = 2**32 - 3, 2**32 - 4
 
 Noise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 
