@@ -397,7 +397,7 @@ def augment(
 @click.option(
     "--draws", type=int, default=1, show_default=True, help="Draws; with several, their mean and deviation too."
 )
-@click.option("--calls", type=int, help="Number of model calls of a walk.  [default: 15]")
+@click.option("--calls", type=int, help="Number of model calls of the sampler.  [default: 15]")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @_overwrite

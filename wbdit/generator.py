@@ -341,7 +341,7 @@ class CellGenerator:
         draws
             Number of draws, each with its own noise.
         calls
-            Number of model calls of a walk from noise to cells. The default is 15.
+            Number of model calls of the sampler. The default is 15.
         seed
             Random seed, 64 bits.
         progress

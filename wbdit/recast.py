@@ -6,8 +6,8 @@ conditions: Su et al., ICLR 2023, arXiv 2203.08382). Its counts are drawn with t
 counts under its own labels (abduction, action, prediction: Pearl, Causality, 2009, section 7.1). So what the labels do
 not change stays: a cell under its own labels is the cell itself.
 
-The walk up and the walk down are discretized differently. The error that this makes, the cell at the end of both walks
-under its own labels minus the cell at the start, is subtracted under the new labels too.
+The ODE up and the sampler down are discretized differently. The error that this makes, a cell after both under its own
+labels minus the cell before, is subtracted under the new labels too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Recast:
     seed
         Seed of the noise and of the places within counts.
     path
-        Timesteps of the walk down.
+        Timesteps of the sampler.
     """
 
     model: CountDenoiser
@@ -124,7 +124,7 @@ class Recast:
 
     @property
     def n_calls(self) -> int:
-        """Number of model calls of a batch: one walk up, two down."""
+        """Number of model calls of a batch: once up, twice down."""
         return 2 * UP_STEPS - 1 + 2 * len(self.path)
 
     @torch.no_grad()

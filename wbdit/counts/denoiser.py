@@ -309,9 +309,9 @@ class CountDenoiser(nn.Module):
         -------
         ``(B, G)`` fp32, 0 to 1.
         """
-        given: Any = self._draw_terms(x, t, conditioning)
+        given = self._draw_terms(x, t, conditioning)
         with torch.autocast(x.device.type, enabled=False):
-            p, _ = count_probabilities(*given, library, rounds=4)
+            p, _ = count_probabilities(*given, library, rounds=4)  # type: ignore[misc,arg-type]
             level = torch.from_numpy(self.likelihood.bin_of(counts.cpu().numpy())).to(x.device, torch.int64)[..., None]
             lowest, highest = (edge[level[..., 0]] for edge in (self.likelihood.lowest, self.likelihood.highest))
             p, below = p.double(), p.double().cumsum(-1)
