@@ -70,14 +70,11 @@ class Halves:
 
     def estimate(self, value: float, replicates: Iterable[float]) -> Estimate:
         """Return the value with an interval from the spread of its replicates, one per half."""
-        from scipy.stats import t
-
         m = self.n // 2
         found = np.array([each for each in replicates if np.isfinite(each)])
         if len(found) < 2:
             return Estimate(value)
-        few = float(t.ppf(0.975, len(found) - 1)) / Z  # a spread of few replicates is uncertain itself
-        return normal(value, few * float(np.std(found, ddof=1)) * (m / (self.n - m)) ** 0.5)
+        return normal(value, float(np.std(found, ddof=1)) * (m / (self.n - m)) ** 0.5)
 
     def pairwise(self, value: float, statistic: Callable[[Array, Array], float], real: Array, other: Array) -> Estimate:
         """Return the value with an interval from ``statistic`` of precomputed values per half.
