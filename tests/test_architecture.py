@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "whitebox": GENERATOR | {"generator"},
     "training": GENERATOR | {"generator", "whitebox"},
     "augmentation": GENERATOR | {"generator", "training"},
+    "emission": GENERATOR | {"generator"},
     "evaluation": {"data"},
     "report": {"evaluation", "whitebox", "data"},
     "pl": {"report", "evaluation", "data", "generator"},

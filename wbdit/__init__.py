@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wbdit.augmentation import augment
     from wbdit.crate import accelerate
     from wbdit.data.split import split
+    from wbdit.emission import emit, emit_to
     from wbdit.evaluation.evaluate import evaluate
     from wbdit.example_run import example
     from wbdit.generator import CellGenerator, load
@@ -47,6 +48,8 @@ __all__ = [
     "augment",
     "backend",
     "datasets",
+    "emit",
+    "emit_to",
     "evaluate",
     "example",
     "explain",
@@ -62,6 +65,8 @@ _LATER = {
     "accelerate": "wbdit.crate",
     "augment": "wbdit.augmentation",
     "CellGenerator": "wbdit.generator",
+    "emit": "wbdit.emission",
+    "emit_to": "wbdit.emission",
     "evaluate": "wbdit.evaluation.evaluate",
     "example": "wbdit.example_run",
     "explain": "wbdit.whitebox.explain",

@@ -431,6 +431,40 @@ def recast(
 
 
 @cli.command()
+@click.argument("data", type=FILE)
+@click.option(
+    "--effects", type=FILE, required=True, help="CSV with columns gene and log_fold_change, and label if wanted."
+)
+@click.option("--out", type=FILE, required=True, help="File to write, .h5ad or .zarr.")
+@click.option("--label", help="Column of obs with the labels, such as the cell type.")
+@click.option("--run", "generator", type=FILE, help="A RUN whose dispersions to take.")
+@click.option("--n", type=int, help="Number of cells.  [default: one per cell of DATA]")
+@click.option(
+    "--pseudo-count", type=float, default=0.01, show_default=True, help="Counts per 10,000 of the log fold changes."
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
+@_overwrite
+@_output_options
+def emit(data: Path, effects: Path, out: Path, generator: Path | None, overwrite: bool, **options: Any) -> None:
+    """Put effects that another model predicts into the control cells of DATA.
+
+    Log fold changes by gene become raw counts. Genes without an effect keep their counts.
+    """
+    from wbdit._outputs import check_writable, has_uns
+    from wbdit.data.files import open_cells
+    from wbdit.emission import Effects, emit_to
+    from wbdit.generator import load
+
+    check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
+    Effects.of(effects)
+    began, run = time.monotonic(), None if generator is None else load(generator, device="cpu")
+    emit_to(out, open_cells(data), effects, generator=run, progress=_shows_progress(), **options)
+    _say(f"{out}: written in {time.monotonic() - began:.0f} s")
+    if _wants_json():
+        _print_json(out=str(out), seconds=round(time.monotonic() - began, 1), seed=options["seed"])
+
+
+@cli.command()
 @click.argument("real", type=FILE)
 @click.argument("synthetic", type=FILE)
 @click.option("--train", type=FILE, help="Training cells, for the baseline. Without them, REAL is split into halves.")
