@@ -18,6 +18,7 @@ FUNCTIONS = {
     "evaluate": wbdit.evaluate,
     "split": wbdit.split,
     "augment": wbdit.augment,
+    "emit": wbdit.emit,
     "recast": wbdit.CellGenerator.recast,
 }
 TRAIN = [cli.commands["train"], *cli.commands.values()]
