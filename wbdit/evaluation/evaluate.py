@@ -455,7 +455,7 @@ def _progress_bar(total: int, show: bool) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _lean_libraries() -> Iterator[None]:
-    """Run BLAS on one thread, and scikit-learn without checking its input, a quarter of a forest's time.
+    """Run BLAS and OpenMP on one thread, and scikit-learn without checking its input, a quarter of a forest's time.
 
     Threads gain little on matrices this small, and lose much if other programs share the cores.
     """
@@ -464,5 +464,5 @@ def _lean_libraries() -> Iterator[None]:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
         raise need_extra("scikit-learn") from None
-    with threadpool_limits(1, user_api="blas"), config_context(assume_finite=True, skip_parameter_validation=True):
+    with threadpool_limits(1), config_context(assume_finite=True, skip_parameter_validation=True):
         yield
