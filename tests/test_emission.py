@@ -89,6 +89,14 @@ def test_further_cells_are_no_copies(cells):
     assert (made.X[:70] != wbdit.emit(few, pd.Series({"g0": 0.5}), n=70).X).nnz == 0
 
 
+def test_empty_cells_stay_empty(cells):
+    few = cells[:70].copy()
+    few.X = sp.csr_matrix(few.X.toarray() * (np.arange(70) > 3)[:, None])
+    made = wbdit.emit(few, pd.Series([2.0, -2.0], index=["g0", "g1"]), n=140)
+    assert made.X[:4].nnz == 0
+    assert made.X[70:74].nnz == 0
+
+
 def test_a_file_has_the_same_cells(cells, tmp_path):
     effects = pd.Series({"g0": 0.5, "g3": -1.0})
     path = wbdit.emit_to(tmp_path / "made.h5ad", cells, effects, label="kind", seed=4)

@@ -232,7 +232,7 @@ class Emission:
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Return new counts ``(64, genes)``, given the old ones."""
-        mean = self.library[cells, None] * self.share[group][:, genes]
+        mean = np.maximum(self.library[cells, None] * self.share[group][:, genes], 1e-12)  # 0 in an empty cell
         extra = self.library[cells, None] * (self.pseudo_count / PER)
         size, factor = self.size[group][:, genes], np.exp(self.effects[group][:, genes])
         rate = rng.gamma(size + counts) / (size / mean + 1)
