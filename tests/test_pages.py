@@ -36,7 +36,7 @@ def commands(page):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, request):
-    """A folder with the files that the pages start from: cells of several names, a checkpoint."""
+    """A folder with the files that the pages start from: cells of several names, effects, a checkpoint."""
     n = 60 if request.node.get_closest_marker("slow") is None else 108  # whose fifth can be evaluated
     for seed, name in enumerate(("cells.h5ad", "atlas.h5ad", "study-1.h5ad", "study-2.zarr")):
         cells = make_cells(n, 30, seed=seed)
@@ -46,6 +46,8 @@ def folder(tmp_path, monkeypatch, request):
         cells.obs["pseudotime"] = [i / (n - 1) for i in range(n)]
         write = cells.write_zarr if name.endswith(".zarr") else cells.write_h5ad
         write(tmp_path / name)
+    cells[cells.obs["condition"] == "ctrl"].copy().write_h5ad(tmp_path / "ctrl.h5ad")
+    (tmp_path / "effects.csv").write_text(f"gene,log_fold_change\n{cells.var_names[0]},1.0\n")
     torch.save(WBDiT().state_dict(), tmp_path / "ckpt.pt")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -713,7 +713,8 @@ def test_a_step_of_counts_is_its_parts():
     slices = x[1:], answer[1:], both[1:, :19], both[1:, 19:], *known
     address["samples"] = torch.arange(1, 3, dtype=torch.int32)
     alone, nothing = ops.count_mean_step(*slices, **factors, **address, **LEVELS, keep=False)
-    assert torch.equal(alone, new[1:])
+    # PyTorch computes a tensor's last values, fewer than a vector of them, by another code: the last bit may differ
+    torch.testing.assert_close(alone, new[1:], rtol=1e-6, atol=1e-6)
     assert nothing is None
     low, _ = ops.count_mean_step(x.bfloat16(), *given[1:], **factors, **LEVELS)
     assert low.dtype == torch.bfloat16
