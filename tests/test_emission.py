@@ -5,10 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from helpers import ROOT
+from helpers import ROOT, exit_code
 
 import wbdit
-from wbdit.cli import run
 from wbdit.datasets import blood_cells
 from wbdit.emission import Effects
 from wbdit.errors import InputError
@@ -134,12 +133,6 @@ def test_wrong_effects_are_refused(cells, effects, message):
 def test_base_two_and_natural_logarithms():
     base = Effects.of(pd.DataFrame({"names": ["a"], "logfoldchanges": [2.0]}))
     assert base.of_gene["a"] == pytest.approx(2 * np.log(2))
-
-
-def exit_code(*arguments):
-    with pytest.raises(SystemExit) as left:
-        run([str(argument) for argument in arguments])
-    return left.value.code
 
 
 def test_the_command(cells, tmp_path, capsys):

@@ -6,10 +6,9 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, exit_code
 
 import wbdit
-from wbdit.cli import run
 from wbdit.datasets import LABEL, blood_cells
 from wbdit.errors import InputError
 
@@ -114,12 +113,6 @@ def test_cells_without_the_genes_or_labels_are_refused(generator, b_cells):
     del bare.obs[LABEL]
     with pytest.raises(InputError, match=LABEL):
         generator.recast(bare, toward={LABEL: "Dendritic"})
-
-
-def exit_code(*arguments):
-    with pytest.raises(SystemExit) as left:
-        run([str(argument) for argument in arguments])
-    return left.value.code
 
 
 def test_the_command(b_cells, tmp_path, capsys):

@@ -456,9 +456,9 @@ def emit(data: Path, effects: Path, out: Path, generator: Path | None, overwrite
     from wbdit.generator import load
 
     check_writable(out, overwrite=overwrite, is_ours=has_uns("wbdit"))
-    Effects.of(effects)
+    read = Effects.of(effects)  # before the run and the cells, which take longer
     began, run = time.monotonic(), None if generator is None else load(generator, device="cpu")
-    emit_to(out, open_cells(data), effects, generator=run, progress=_shows_progress(), **options)
+    emit_to(out, open_cells(data), read, generator=run, progress=_shows_progress(), **options)
     _say(f"{out}: written in {time.monotonic() - began:.0f} s")
     if _wants_json():
         _print_json(out=str(out), seconds=round(time.monotonic() - began, 1), seed=options["seed"])

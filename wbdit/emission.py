@@ -60,7 +60,7 @@ class Effects:
     by_label: dict[str, pd.Series] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: pd.DataFrame | pd.Series | str | Path) -> Effects:
+    def of(cls, table: Effects | pd.DataFrame | pd.Series | str | Path) -> Effects:
         """Read a table of effects.
 
         Parameters
@@ -69,7 +69,7 @@ class Effects:
             A CSV file or a table with a column of genes ("gene" or, as scanpy has it, "names") and one of log fold
             changes: "log_fold_change" (natural), "log2_fold_change", scanpy's "logfoldchanges" or DESeq2's
             "log2FoldChange" (base 2). A column "label" gives effects by label. Or a series of natural log fold changes
-            by gene.
+            by gene, or effects that were read before.
 
         Raises
         ------
@@ -82,6 +82,8 @@ class Effects:
         >>> Effects.of(pd.DataFrame({"gene": ["LYZ"], "log2_fold_change": [1.0]})).of_gene.round(3).to_dict()
         {'LYZ': 0.693}
         """
+        if isinstance(table, Effects):
+            return table
         if isinstance(table, pd.Series):
             table = pd.DataFrame({"gene": table.index, "log_fold_change": table.to_numpy()})
         elif not isinstance(table, pd.DataFrame):
@@ -245,7 +247,7 @@ class Emission:
 
 def emit(
     cells: ad.AnnData,
-    effects: pd.DataFrame | pd.Series | str | Path,
+    effects: Effects | pd.DataFrame | pd.Series | str | Path,
     *,
     label: str | None = None,
     generator: CellGenerator | None = None,
@@ -301,7 +303,7 @@ def emit(
 def emit_to(
     path: str | Path,
     cells: Cells | ad.AnnData,
-    effects: pd.DataFrame | pd.Series | str | Path,
+    effects: Effects | pd.DataFrame | pd.Series | str | Path,
     *,
     label: str | None = None,
     generator: CellGenerator | None = None,

@@ -371,7 +371,7 @@ class CellGenerator:
         calls = self._resolve_sampler(COUNTS_SAMPLER, calls, COUNTS_SPACING).calls
         job = Recast.of(self.model, self.schedule, self.preprocessor, cells, toward, seed, calls)
         self._warn_of_unseen(job.new)
-        with progress_bar("recasting", progress) as show, torch.no_grad():
+        with progress_bar("recasting", progress) as show:
             found = job.run(draws, show)
         made = self.preprocessor.decode(found.counts.toarray(), np.asarray(found.counts.sum(axis=1)).ravel())
         new = self.preprocessor.obs(job.new.codes).set_axis(cells.obs_names)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from wbdit import ops, samplers
 from wbdit._progress import Show
-from wbdit.cell_blocks import BLOCK, run_tasks, whole_block
+from wbdit.cell_blocks import BLOCK, n_blocks, run_tasks, whole_block
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.cell_matrix import CellMatrix
 from wbdit.data.preprocessor import Preprocessor
@@ -98,7 +98,7 @@ class Recast:
     def run(self, draws: int, show: Show) -> Recasted:
         """Recast all cells, in blocks of 64, one per thread."""
         n, lock, done = self.cells.shape[0], threading.Lock(), count(1)
-        starts, total = range(0, n, BLOCK), -(-n // BLOCK) * draws * self.n_calls
+        starts, total = range(0, n, BLOCK), n_blocks(n) * draws * self.n_calls
 
         def block(start: int, check: Callable[[], None]) -> list[sp.csr_matrix]:
             def update(*step: object) -> None:

@@ -27,7 +27,7 @@ from wbdit.errors import InputError
 from wbdit.evaluation.align import Aligned, align
 from wbdit.evaluation.compare import HALVES, Compared, Plan, common_types, draw, score_cells, score_copies, score_memory
 from wbdit.evaluation.estimators import Basis, Estimates
-from wbdit.evaluation.intervals import Halves
+from wbdit.evaluation.intervals import Halves, standard_error
 from wbdit.evaluation.registry import METRICS
 
 LEAST = 0.9  # share of resamples in which each interval must cover
@@ -60,7 +60,7 @@ def coverage(rows: Sequence[dict[str, list[float]]]) -> dict[str, tuple[float, f
         truth = known[:, 0].mean()
         covered = np.mean((known[:, 1] <= truth) & (truth <= known[:, 2]))
         spread = known[:, 0].std(ddof=1)
-        widths = (known[:, 2] - known[:, 1]).mean() / (2 * 1.959964)
+        widths = standard_error((known[:, 1].mean(), known[:, 2].mean()))
         found[name] = float(truth), float(covered), float(widths / spread) if spread > 0 else float("nan")
     return found
 
