@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "run_check": {"data", "run_config"},
     "checkpoint": {"data", "run_config", "run_check"},
     "run_folder": {"checkpoint", "run_check"},
-    "counts": {"nn", "schedule", "ops", "data"},
+    "counts": {"nn", "schedule", "ops", "data", "run_config"},
     "request_check": set(),
     "request": {"request_check", "samplers", "data"},
     "recast": {"cell_blocks", "counts", "data", "ops", "request", "samplers", "schedule"},

@@ -74,7 +74,7 @@ def test_a_combination_never_seen_is_tried_and_said(generator, caplog):
     cells = generator.generate(n_per_label={"T/reg/stim": 2, "B/stim": 1}, calls=2)
     assert cells.n_obs == 3
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("no training cell has the labels T/reg/stim:")
+    assert caplog.messages[0].startswith("no training cell is T/reg/stim: it is foretold from other combinations")
     assert "unseen" not in generator.generate(5, calls=2).uns["wbdit"]
     assert len(caplog.messages) == 1
 
@@ -171,7 +171,7 @@ def test_generate_by_both_columns(folder, tmp_path, capfd):
     asked = ("--per-label", "NK/*=3,T/reg/ctrl=2", "--toward", "condition=stim", "--mix", 0.5)
     weights = ("--guidance", "condition=3", "--guidance", "type=2")
     assert exit_code("generate", folder / "run", *asked, *weights, "--calls", 2, "--out", out) == 0
-    assert "no training cell has the labels T/reg/stim" in capfd.readouterr().err
+    assert "no training cell is T/reg/stim: it is foretold from other combinations" in capfd.readouterr().err
     cells = ad.read_h5ad(out)
     said = cli._facts(cells.uns["wbdit"])
     assert (said["guidance"], said["toward"], said["mix"]) == ("condition=3.0, type=2.0", "condition=stim", "0.5")

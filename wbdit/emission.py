@@ -411,6 +411,11 @@ def _with_run(
         codes = pd.Index(known.labels.categories[column]).get_indexer(pd.Index(names))
         rows = np.where(codes < 0, model.label_sizes[column], codes) + first
         offset = model.label_dispersion[torch.from_numpy(rows)].cpu()
+        if model.combinations is not None:
+            for k, code in enumerate(codes):
+                inside = known.labels.combinations[:, column] == code
+                if inside.any():
+                    offset[k] = _pooled_dispersion(model, known.labels.combinations[inside], known.labels.sizes[inside])
     likelihood = model.likelihood
     t = torch.full((len(size),), generator.schedule.noise_steps - 1, dtype=torch.float32)
     mixture = (likelihood.dispersion_at(t.to(likelihood.log_mean.device)).cpu() + offset).sigmoid()
@@ -418,6 +423,15 @@ def _with_run(
     found = size.copy()
     found[:, places[places >= 0]] = log_size.exp().numpy()[:, places >= 0].clip(*SIZES)
     return found
+
+
+def _pooled_dispersion(model: CountDenoiser, codes: np.ndarray, cells: np.ndarray) -> torch.Tensor:
+    """Return the mean offset of the dispersion at pure noise ``(G,)`` over the cells of combinations ``(M, C)``."""
+    assert model.combinations is not None
+    given = model.combinations(torch.from_numpy(codes).to(model.combinations.row_of.device)).mixture_logits
+    offsets = (given - model.likelihood.dispersion_knots[-1]).cpu()
+    weights = torch.from_numpy(cells / cells.sum()).to(offsets)
+    return weights @ offsets
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

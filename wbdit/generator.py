@@ -41,7 +41,7 @@ from wbdit.request import (
 )
 from wbdit.request_check import one_of, whole
 from wbdit.run_check import read_weights
-from wbdit.run_config import RunConfig
+from wbdit.run_config import ForetoldFacts, RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
 from wbdit.schedule import NoiseSchedule
 
@@ -56,6 +56,7 @@ COUNTS_CALLS = 15
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
 GPU_BATCH = 256  # cells
+MOST_SENTENCES = 3  # about unseen combinations of labels
 
 
 class Sampling(NamedTuple):
@@ -542,9 +543,16 @@ class CellGenerator:
     def _warn_of_unseen(self, asked: GenerationRequest) -> list[str]:
         """Return the label combinations that no training cell has, and warn of them."""
         unseen = asked.unseen(self.preprocessor.labels)
-        if unseen:
+        facts = self.config.foretold or ForetoldFacts()
+        told = [sentence for name in unseen if (sentence := facts.describe(name)) is not None]
+        for sentence in told[:MOST_SENTENCES]:
+            logger.warning(sentence)
+        if len(told) > MOST_SENTENCES:
+            logger.warning(f"{len(told) - MOST_SENTENCES} more combinations are foretold, see config.foretold")
+        rest = [name for name in unseen if name not in facts.nearest]
+        if rest:
             logger.warning(
-                f"no training cell has the labels {', '.join(unseen)}: these cells are extrapolated from other "
+                f"no training cell has the labels {', '.join(rest)}: these cells are extrapolated from other "
                 "label combinations"
             )
         return unseen
@@ -702,7 +710,7 @@ def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
             return denoiser
         schedule = NoiseSchedule(**config.schedule)
         likelihood = CountLikelihood(denoiser.input_size, facts.n_bins, schedule.noise_steps)
-        return CountDenoiser(denoiser, likelihood, schedule, facts.input_dropout, facts.stop)
+        return CountDenoiser(denoiser, likelihood, schedule, facts.input_dropout, facts.stop, facts.combinations)
 
 
 def sampling_precision(device: torch.device) -> torch.autocast:

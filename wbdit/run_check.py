@@ -21,8 +21,9 @@ from wbdit.data.expression import is_text
 from wbdit.data.normalize import Values
 from wbdit.data.preprocessor import Preprocessor
 from wbdit.data.space import SPACES
+from wbdit.data.statistics import MOST_COMBINATIONS
 from wbdit.errors import InputError
-from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
+from wbdit.run_config import ForetoldFacts, LikelihoodConfig, RunConfig, Trained
 
 LONGEST_JSON = 5 * 10**7  # bytes; 60,000 genes with their annotation take 13 MB
 LARGEST = 2**53  # of whole numbers
@@ -31,7 +32,13 @@ MOST_TIMESTEPS = 100_000
 MOST_BINS = 64  # of counts, the limit of the kernels
 MOST_CELLS = 5 * 10**7  # training cells of a run that keeps nothing of each
 LARGEST_VALUE = 1e30  # of a weight or table; squares of larger ones overflow in fp32
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8"}
+DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
 # largest absolute values of a count model's tables: logarithms of counts, rates and sizes, directions and factors
 LOGARITHMS = {
     "likelihood.log_mean": 100.0,
@@ -41,6 +48,8 @@ LOGARITHMS = {
     "noise_axes": 1.1,
     "noise_factors": 1000.0,
 }
+# the same of the tables of label combinations
+TABLES = {"rates": 100.0, "mixture_logits": 100.0, "profiles": 1e6, "foretold_log_means": 100.0}
 RESERVED = ("_index",)  # a column that .h5ad keeps for itself
 PREDICTIONS = ("epsilon", "v", "x0")
 ONE = (1, 1)  # the only size
@@ -87,6 +96,8 @@ def check_config(config: RunConfig) -> None:
                     _number(f"{section}.{name}", one)
     if config.likelihood is not None:
         _likelihood(config.likelihood, config.schedule.get("noise_steps", 1000))
+    if config.foretold is not None:
+        _foretold(config.foretold)
     _trained(config.trained)
 
 
@@ -294,6 +305,19 @@ def _likelihood(likelihood: LikelihoodConfig, noise_steps: int) -> None:
     _whole("likelihood.stop", likelihood.stop, 1, noise_steps - 2)
     _number("likelihood.input_dropout", likelihood.input_dropout, lowest=0, highest=1)
     _truth("likelihood.learned_dispersion", likelihood.learned_dispersion)
+    if likelihood.combinations is not None:
+        for name, value in likelihood.combinations._asdict().items():
+            _whole(f"likelihood.combinations.{name}", value, 0, MOST_COMBINATIONS)
+
+
+def _foretold(facts: ForetoldFacts) -> None:
+    for name, r2 in facts.left_out.items():
+        _text("foretold.left_out", name)
+        _number(f"foretold.left_out.{_short(name)}", r2)
+    for name, (donor, similarity) in facts.nearest.items():
+        _text("foretold.nearest", name)
+        _text(f"foretold.nearest.{_short(name)}", donor)
+        _number(f"foretold.nearest.{_short(name)}", similarity)
 
 
 def _trained(trained: Trained) -> None:
@@ -440,6 +464,14 @@ def _tables(state: Mapping[str, Tensor]) -> None:
                 raise InputError(f"{name!r} holds values above {largest:g}")
         if state["log_library_scale"][1] <= 0 or (state["noise_factors"] < 0).any():
             raise InputError("the scale of the library sizes, or of the noise, is not positive")
+    if "combinations.rates" in state:
+        n = len(state["combinations.rates"])
+        for name, largest in {"row_of": n - 1, "held_out_row": n - 1, **TABLES}.items():
+            table = state[f"combinations.{name}"]
+            if table.numel() and not float(table.abs().max()) <= largest:
+                raise InputError(f"'combinations.{name}' holds values above {largest:g}")
+        if min(int(state[f"combinations.{name}"].min()) for name in ("row_of", "held_out_row")) < 0:
+            raise InputError("the rows of combinations are negative")
     if "trend.knots" in state:
         knots, limits = state["trend.knots"], state["trend.limits"]
         if (knots[:, 1:] <= knots[:, :-1]).any() or (limits[:, 0] > limits[:, 1]).any():

@@ -4,14 +4,66 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from wbdit._version import __version__
 from wbdit.errors import InputError
 
-FORMAT = 1  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
+FORMAT = 2  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
+
+
+class CombinationRows(NamedTuple):
+    """Numbers of label combinations: of the training cells, unseen but foretold, and seen but foretold as if unseen."""
+
+    seen: int
+    foretold: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class ForetoldFacts:
+    """How well combinations of labels are foretold, see :mod:`wbdit.counts.foretell`.
+
+    Attributes
+    ----------
+    left_out
+        R2 of the change of mean log expression, by combination of the training cells that was left out.
+    nearest
+        By unseen combination, the one from which most is taken, and how alike the two are before the change.
+    """
+
+    left_out: dict[str, float] = field(default_factory=dict)
+    nearest: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> ForetoldFacts:
+        """Build it from plain values."""
+        nearest = {name: (donor, similarity) for name, (donor, similarity) in content["nearest"].items()}
+        return cls(dict(content["left_out"]), nearest)
+
+    def describe(self, name: str) -> str | None:
+        """Return a sentence about an unseen combination; None if it is not foretold.
+
+        Examples
+        --------
+        >>> from wbdit.run_config import ForetoldFacts
+        >>> facts = ForetoldFacts({"B/stim": 0.8, "T/stim": 0.9}, {"NK/stim": ("T/stim", 0.91)})
+        >>> facts.describe("NK/stim")  # doctest: +NORMALIZE_WHITESPACE
+        'no training cell is NK/stim: it is foretold from other combinations, most from T/stim (similarity 0.91). Of 2
+        combinations left out in turn, the change was foretold with an R2 of 0.85 (0.80 to 0.90)'
+        """
+        if name not in self.nearest:
+            return None
+        donor, similarity = self.nearest[name]
+        known = sorted(self.left_out.values())
+        of = f"Of {len(known)} combinations left out in turn, the change was foretold with an R2 of "
+        judged = f". {of}{sum(known) / len(known):.2f} ({known[0]:.2f} to {known[-1]:.2f})" if known else ""
+        return (
+            f"no training cell is {name}: it is foretold from other combinations, most from {donor} (similarity "
+            f"{similarity:.2f}){judged}"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,12 +80,21 @@ class LikelihoodConfig:
         Share of the genes that are hidden from the denoiser in training.
     learned_dispersion
         Whether the denoiser also predicts the dispersion of each count.
+    combinations
+        Numbers of label combinations with rates of their own; None for a run with one label column.
     """
 
     n_bins: int
     stop: int
     input_dropout: float
     learned_dispersion: bool
+    combinations: CombinationRows | None = None
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> LikelihoodConfig:
+        """Build it from plain values."""
+        rows = content.get("combinations")
+        return cls(**{**content, "combinations": None if rows is None else CombinationRows(*rows)})
 
 
 @dataclass(frozen=True)
@@ -84,6 +145,8 @@ class RunConfig:
         Fields of :class:`wbdit.training.config.Training` and :class:`wbdit.training.config.Budget`.
     likelihood
         Settings of the count likelihood; None if the model predicts values instead of counts.
+    foretold
+        How well combinations of labels are foretold; None for a run with one label column.
     model_hash
         SHA-256 of the weights, see :func:`wbdit.checkpoint.state_hash`.
     trained
@@ -102,6 +165,7 @@ class RunConfig:
     training: dict[str, Any]
     budget: dict[str, Any]
     likelihood: LikelihoodConfig | None = None
+    foretold: ForetoldFacts | None = None
     model_hash: str = ""
     trained: Trained = field(default_factory=Trained)
     format: int = FORMAT
@@ -125,10 +189,14 @@ class RunConfig:
                 f"reads formats up to {FORMAT}: update wbdit"
             )
         try:
-            likelihood, trained = content.get("likelihood"), Trained(**content.get("trained", {}))
-            parts = {"likelihood": LikelihoodConfig(**likelihood) if likelihood else None, "trained": trained}
+            likelihood, foretold = content.get("likelihood"), content.get("foretold")
+            parts = {
+                "likelihood": LikelihoodConfig.from_dict(likelihood) if likelihood else None,
+                "foretold": None if foretold is None else ForetoldFacts.from_dict(foretold),
+                "trained": Trained(**content.get("trained", {})),
+            }
             return cls(**{**content, **parts})
-        except TypeError as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"its fields do not fit this version of wbdit ({error}): is the run complete?") from error
 
     def to_dict(self) -> dict[str, Any]:

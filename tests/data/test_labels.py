@@ -130,17 +130,24 @@ def test_columns_that_cannot_be_learned(columns, words):
         Preprocessor.fit(CELLS, label=columns)
 
 
-def test_library_sizes_are_those_of_the_combination_or_of_its_first_label():
+def test_library_sizes_are_those_of_the_combination_or_foretold():
     preprocessor = Preprocessor.fit(CELLS, label=COLUMNS, lognorm=True)
     totals, labels = np.asarray(CELLS.X.sum(1)).ravel(), preprocessor.labels
     u = np.linspace(0, 1, 41)
     for name, own in [
         ("NK/stim", (CELLS.obs["type"] == "NK") & (CELLS.obs["condition"] == "stim")),
         ("NK/ctrl", (CELLS.obs["type"] == "NK") & (CELLS.obs["condition"] == "ctrl")),
-        ("T/reg/stim", CELLS.obs["type"] == "T/reg"),
     ]:
         drawn = preprocessor.draw(labels.codes_from_counts({name: 41}), np.empty((41, 0)), u).library
         np.testing.assert_allclose(drawn, np.quantile(totals[own], u))
+    means = {
+        (t, c): np.log(totals[(CELLS.obs["type"] == t) & (CELLS.obs["condition"] == c)]).mean()
+        for t, c in (("NK", "stim"), ("NK", "ctrl"), ("B", "stim"), ("B", "ctrl"))
+    }
+    factor = np.exp(np.mean([means[t, "stim"] - means[t, "ctrl"] for t in ("NK", "B")]))
+    unseen = preprocessor.draw(labels.codes_from_counts({"T/reg/stim": 41}), np.empty((41, 0)), u).library
+    expected = np.quantile(totals[CELLS.obs["type"] == "T/reg"], u) * factor
+    np.testing.assert_allclose(unseen, expected.clip(totals.min(), totals.max()), rtol=0.05)
     half = np.full(5, 0.5)
     asked = read_request(preprocessor, n_per_label={"B/ctrl": 5}, toward={"condition": "stim"}, mix=0.25)
     between = asked.complete(preprocessor, half)[1]

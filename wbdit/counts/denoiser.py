@@ -13,16 +13,19 @@ from torch.nn import functional as F
 
 from wbdit import ops
 from wbdit._draws import draw
+from wbdit.counts.combinations import Combinations
+from wbdit.counts.foretell import Foretelling
 from wbdit.counts.fused_steps import CountSteps
 from wbdit.counts.init import ExpectedCounts, label_rates
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.counts.trend import CovariateTrend
 from wbdit.data.cell_matrix import CellMatrix
 from wbdit.data.components import components_of
-from wbdit.data.statistics import Statistics, training_groups
+from wbdit.data.statistics import Statistics, training_combinations, training_groups
 from wbdit.nn.denoiser import Denoiser
 from wbdit.nn.fused_steps import DenoiserSteps, FusedSteps
 from wbdit.ops.reference import count_probabilities
+from wbdit.run_config import CombinationRows
 from wbdit.schedule import NoiseSchedule, Prediction
 
 COMPONENTS = 64  # of the cells, with which the cell token begins
@@ -51,6 +54,8 @@ class CountDenoiser(nn.Module):
         Share of the genes that are hidden from the denoiser in training mode.
     stop
         Timestep at which sampling ends and counts are drawn.
+    combinations
+        Numbers of label combinations with tables of their own; None for none.
 
     Attributes
     ----------
@@ -60,6 +65,9 @@ class CountDenoiser(nn.Module):
         Each label's offset of :attr:`CountLikelihood.dispersion_knots`, ``(sum_c (K_c + 1), G)``; learned. At high
         noise a gene's counts are as dispersed as the label's. One dispersion for all labels would fit the means but not
         the zeros.
+    combinations
+        Rates and dispersions of combinations of labels, see :class:`wbdit.counts.combinations.Combinations`; None for a
+        run with one label column. Cells with all labels have the dispersions of their combination.
     trend
         Offsets of rates and dispersions along the covariates, see :class:`wbdit.counts.trend.CovariateTrend`; only for
         a denoiser with covariates.
@@ -77,6 +85,7 @@ class CountDenoiser(nn.Module):
         schedule: NoiseSchedule,
         input_dropout: float = 0.0,
         stop: int = 500,
+        combinations: CombinationRows | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -92,6 +101,9 @@ class CountDenoiser(nn.Module):
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
         self.register_buffer("label_rates", torch.zeros(rows, genes))
         self.label_dispersion = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
+        self.combinations = None
+        if combinations is not None:
+            self.combinations = Combinations(denoiser.label_sizes, genes, width, combinations)
         if denoiser.n_covariates:
             self.trend = CovariateTrend(denoiser.n_covariates, genes)
         self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and std of ln(library size)
@@ -112,6 +124,7 @@ class CountDenoiser(nn.Module):
         scale: float,
         covariates: np.ndarray | None = None,
         statistics: Statistics | None = None,
+        foretelling: Foretelling | None = None,
     ) -> None:
         """Initialize the likelihood, the label rates, the trends and the library scale from the training cells.
 
@@ -129,10 +142,15 @@ class CountDenoiser(nn.Module):
         covariates
             Scaled covariates ``(n, K)``, for a denoiser with covariates.
         statistics
-            Statistics of the cells with :func:`wbdit.data.statistics.training_groups`, if they were learned before.
+            Statistics of the cells with :func:`wbdit.data.statistics.training_groups` and
+            :func:`wbdit.data.statistics.training_combinations`, if they were learned before.
+        foretelling
+            What these statistics foretell of unseen combinations of labels, if it is known.
         """
         if statistics is None:
-            statistics = Statistics.of(cells, "log1p", training_groups(codes, self.label_sizes, covariates))
+            groups = training_groups(codes, self.label_sizes, covariates)
+            combined = training_combinations(codes, self.label_sizes, cells.shape[1])
+            statistics = Statistics.of(cells, "log1p", groups, combined)
         self.likelihood.init_from_data(statistics, center, scale)
         library = statistics.totals
         log_library = np.log(np.maximum(library, 1))
@@ -140,6 +158,8 @@ class CountDenoiser(nn.Module):
         totals, columns = statistics.matrix_mean * len(library), len(self.label_sizes)
         rates = label_rates(totals, statistics.sums[:columns], codes, library)
         self.label_rates.copy_(torch.from_numpy(rates))
+        if self.combinations is not None:
+            self._init_combinations(codes, rates, statistics, foretelling)
         if covariates is not None:
             expected = ExpectedCounts(totals, codes, library, rates, self.label_sizes)
             self.trend.init_from_data(covariates, statistics.sums[columns:], expected)
@@ -147,6 +167,20 @@ class CountDenoiser(nn.Module):
             found = components_of(cells, "log1p", COMPONENTS)
             variances, axes = torch.from_numpy(found.variances / scale**2), torch.from_numpy(found.axes)
             self.denoiser.cell_token.init_principal_components(variances, axes)
+
+    def _init_combinations(
+        self, codes: np.ndarray, rates: np.ndarray, statistics: Statistics, foretelling: Foretelling | None
+    ) -> None:
+        assert self.combinations is not None
+        assert statistics.by_combination is not None
+        foretelling = foretelling or Foretelling.of(codes, self.label_sizes, statistics)
+        assert foretelling is not None
+        counts = statistics.by_combination.counts
+        tables = np.split(rates.astype(np.float64), np.cumsum([labels + 1 for labels in self.label_sizes])[:-1])
+        expected = counts.sum(0) / counts.sum() + 1e-9
+        for table in tables:  # one more axis for each column
+            expected = expected[..., None, :] * np.exp(table[:-1])
+        self.combinations.init_from_data(foretelling, expected, self.likelihood, float(self.log_library_scale[0]))
 
     @property
     def network(self) -> Denoiser:
@@ -191,12 +225,21 @@ class CountDenoiser(nn.Module):
             rate, wider = self.trend(covariates)
             rates, dispersion = rates + rate, dispersion + wider
         if y is not None:
-            vector = vector + self.denoiser.y_embedder.embed(y)
+            columns = y.reshape(len(y), len(self.denoiser.label_sizes)).unbind(1)
             sizes = [labels + 1 for labels in self.denoiser.label_sizes]
             tables = self.label_rates.split(sizes), self.label_dispersion.split(sizes)
-            for rate, wider, column in zip(*tables, y.reshape(len(y), len(sizes)).unbind(1), strict=True):
+            of_labels = dispersion
+            for rate, wider, column in zip(*tables, columns, strict=True):
                 # an embedding: see CountLikelihood.dispersion_at
-                rates, dispersion = rates + rate[column], dispersion + F.embedding(column, wider)
+                rates, of_labels = rates + rate[column], of_labels + F.embedding(column, wider)
+            if self.combinations is None:
+                dispersion = of_labels
+            else:
+                given = self.combinations(y)
+                y, vector, rates = given.shown, vector + given.vector, rates + given.rates
+                at_noise = given.mixture_logits - self.likelihood.dispersion_knots[-1]
+                dispersion = torch.where(given.named, dispersion + at_noise, of_labels)
+            vector = vector + self.denoiser.y_embedder.embed(y)
         return torch.cat([vector, rates, dispersion], dim=1)
 
     def forward(self, x: Tensor, t: Tensor, *, conditioning: Tensor) -> Tensor:

@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wbdit.counts.bins import CountBins
+from wbdit.counts.log_means import bisect
+from wbdit.data.normalize import TARGET_SUM
 from wbdit.data.statistics import Statistics
 
 LARGEST_SIZE = 20.0  # of the prior's negative binomial, which is nearly Poisson beyond it
+LARGEST_LOG_RATE = 12.0
 KNOTS = 12  # timesteps at which the dispersion is learned; linear in between
 
 
@@ -116,6 +119,36 @@ class CountLikelihood(nn.Module):
         mixture = (self.dispersion_at(t.to(log_rate.dtype)) + dispersion).sigmoid()
         log_size = torch.lerp(self.log_size[0], self.log_size[1], mixture)
         return log_rate - (log_size - self.log_mean), mixture
+
+    @torch.no_grad()
+    def log_rates(self, log_means: np.ndarray, mixture_logits: np.ndarray, library: float) -> np.ndarray:
+        """Return the log rates ``(G,)`` at which counts at pure noise have given mean log-normalized values.
+
+        A mixture of two logarithms is not quite a negative binomial, so that its mean is not the rate.
+
+        Parameters
+        ----------
+        log_means
+            Means of ln(1 + count per 10,000), ``(G,)``.
+        mixture_logits
+            Logits of the mixture weight, ``(G,)``.
+        library
+            Library size of the cells.
+        """
+        weight = torch.from_numpy(mixture_logits).sigmoid()[:, None]
+        log_prior = torch.lerp(self.prior[0].double().cpu(), self.prior[1].double().cpu(), weight)
+        levels = torch.arange(log_prior.shape[1])
+        log_prior.masked_fill_(levels >= self.n_levels.cpu()[:, None], -torch.inf)
+        low, high = self.log_size.double().cpu()
+        log_size = torch.lerp(low, high, weight[:, 0]) - self.log_mean.double().cpu()
+        counts = self.middle.double().cpu()
+        logs, wanted = torch.log1p(counts * (TARGET_SUM / library)), torch.from_numpy(log_means)
+
+        def is_below(log_rates: np.ndarray) -> np.ndarray:
+            log_odds = F.logsigmoid(torch.from_numpy(log_rates) - log_size)
+            return ((log_prior + log_odds[:, None] * counts).softmax(1) @ logs < wanted).numpy()
+
+        return bisect(is_below, log_means.shape, -LARGEST_LOG_RATE, LARGEST_LOG_RATE)
 
     def dispersion_at(self, t: Tensor) -> Tensor:
         """Return the logits of the mixture weight ``(B, G)`` at timesteps ``(B,)``, floating."""

@@ -51,7 +51,8 @@ class TrainingDraws:
         ----------
         codes
             Labels ``(n, C)`` int64; -1 to draw. A combination that no training cell had draws from all training cells
-            with its first label.
+            with its first label; their library sizes are multiplied by the factor that a sum of the labels' effects
+            on the mean log library size lets expect, within the range of the training cells.
         at
             Covariates ``(n, K)``; NaN to draw. If any are given, cells are drawn from the training cells nearest to
             them, :data:`NEAREST_SHARE` of those that have the labels, but at least :data:`NEAREST`, and all that are as
@@ -66,7 +67,8 @@ class TrainingDraws:
         for same in _equal_rows(asked):
             pool = self._nearest(self._with_labels(codes[same[0]]), at[same[0]])
             pool = pool[np.argsort(self.library[pool], kind="stable")]
-            drawn.library[same] = np.quantile(self.library[pool], u[same])
+            sizes = np.quantile(self.library[pool], u[same]) * self._factor(codes[same[0]], pool)
+            drawn.library[same] = np.clip(sizes, self.library.min(), self.library.max())
             source = pool[np.rint(u[same] * (len(pool) - 1)).astype(int)]
             drawn.codes[same] = np.where(
                 codes[same] < 0, self.labels.combinations[self.combination[source]], codes[same]
@@ -81,6 +83,21 @@ class TrainingDraws:
         if not fits.any():
             fits = self.labels.combinations[:, 0] == wanted[0]
         return np.flatnonzero(fits[self.combination])
+
+    def _factor(self, wanted: np.ndarray, pool: np.ndarray) -> float:
+        """Return the expected ratio of library sizes of a combination ``(C,)`` to those of training cells."""
+        if (wanted < 0).any() or (self.labels.combinations == wanted).all(1).any():
+            return 1.0
+        first = np.cumsum([0, *self.labels.label_sizes[:-1]])
+        log_library = np.bincount(self.combination, np.log(np.maximum(self.library, 1))) / self.labels.sizes
+        columns = np.zeros((len(log_library), sum(self.labels.label_sizes)))
+        columns[np.arange(len(columns))[:, None], self.labels.combinations + first] = 1
+        # each label's effect is shrunk as by one more cell without it
+        weighted = columns * self.labels.sizes[:, None]
+        mean = np.average(log_library, weights=self.labels.sizes)
+        effects = np.linalg.solve(weighted.T @ columns + np.eye(columns.shape[1]), weighted.T @ (log_library - mean))
+        of_pool = np.mean((columns @ effects)[self.combination[pool]])
+        return float(np.exp(effects[wanted + first].sum() - of_pool))
 
     def _nearest(self, pool: np.ndarray, point: np.ndarray) -> np.ndarray:
         """Return the training cells of `pool` that are nearest to a point ``(K,)``; all of them if it is all NaN."""

@@ -37,7 +37,7 @@ from wbdit.data.labels import Labels
 from wbdit.data.matrix import Source, find_again, find_expression
 from wbdit.data.normalize import TARGET_SUM, Values, transformed
 from wbdit.data.space import LARGEST_LOG_VALUE, Space
-from wbdit.data.statistics import Statistics, training_groups
+from wbdit.data.statistics import Statistics, training_combinations, training_groups
 from wbdit.data.variable_genes import variable_genes
 from wbdit.errors import InputError
 
@@ -202,7 +202,9 @@ class Preprocessor:
         cells = CompactMatrix.of(cells)
         codes = labels.codes(adata)
         scaled = covariates.encode(covariates.values) if covariates.columns else None
-        found = Statistics.of(cells, values, training_groups(codes, labels.label_sizes, scaled))
+        groups = training_groups(codes, labels.label_sizes, scaled)
+        combinations = training_combinations(codes, labels.label_sizes, len(var)) if values == "log1p" else None
+        found = Statistics.of(cells, values, groups, combinations)
         scale = float(np.sqrt(found.variance.mean())) if centered else 1.0
         order = np.lexsort((found.totals, labels.combination_index(codes)))
         preprocessor = cls(

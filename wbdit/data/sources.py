@@ -13,7 +13,7 @@ from wbdit.data.cells import Cells
 from wbdit.data.compact_matrix import CompactMatrix
 from wbdit.data.matrix import Source
 from wbdit.data.preprocessor import Preprocessor
-from wbdit.data.statistics import Statistics, training_groups
+from wbdit.data.statistics import Statistics, training_combinations, training_groups
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ class TrainingData:
         """Statistics of the cells; learned in one pass if they are not known."""
         if self.known is not None:
             return self.known
-        groups = training_groups(self.codes, self.preprocessor.labels.label_sizes, self.scaled_covariates)
-        return Statistics.of(self.cells, self.preprocessor.values, groups)
+        sizes = self.preprocessor.labels.label_sizes
+        groups = training_groups(self.codes, sizes, self.scaled_covariates)
+        combinations = training_combinations(self.codes, sizes, self.cells.shape[1]) if self.has_counts else None
+        return Statistics.of(self.cells, self.preprocessor.values, groups, combinations)
 
     @property
     def log_library(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,12 +15,22 @@ from wbdit.data.covariates import quantile_bins
 from wbdit.data.moments import Moments
 from wbdit.data.normalize import Values, transformed_rows
 
+# of all combinations of labels, and of them by all genes
+MOST_COMBINATIONS, MOST_TABLE_VALUES = 1024, 4 * 10**6
+
 
 class Groups(NamedTuple):
     """The group of each cell, ``(n,)`` int64, and the number of groups."""
 
     of_cell: np.ndarray
     size: int
+
+
+class Sums(NamedTuple):
+    """Sums over the cells of each group: of counts, and of ln(1 + count per 10,000), ``(groups, G)`` fp64 each."""
+
+    counts: np.ndarray
+    log: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,8 @@ class Statistics:
         Sum of the matrix itself over the genes of each cell, ``(n,)`` fp64.
     sums
         Sums of the matrix itself over the cells of each group, ``(groups, G)`` fp64, one table per grouping.
+    by_combination
+        Sums over the cells of each combination of labels; None if they were not asked for.
     """
 
     mean: np.ndarray
@@ -52,9 +65,16 @@ class Statistics:
     largest: np.ndarray
     totals: np.ndarray
     sums: tuple[np.ndarray, ...] = ()
+    by_combination: Sums | None = None
 
     @classmethod
-    def of(cls, matrix: CellMatrix, values: Values, groupings: Sequence[Groups] = ()) -> Statistics:
+    def of(
+        cls,
+        matrix: CellMatrix,
+        values: Values,
+        groupings: Sequence[Groups] = (),
+        combinations: Groups | None = None,
+    ) -> Statistics:
         """Return the statistics of cells, whose values are transformed to a kind of values.
 
         Parameters
@@ -65,6 +85,8 @@ class Statistics:
             Kind of values.
         groupings
             Groupings of the cells for :attr:`sums`, such as :func:`training_groups`.
+        combinations
+            Grouping of the cells for :attr:`by_combination`, such as :func:`training_combinations`.
 
         Examples
         --------
@@ -78,6 +100,9 @@ class Statistics:
         seen, stored = Moments(genes), Moments(genes)
         smallest, largest = np.full(genes, np.inf, np.float32), np.full(genes, -np.inf, np.float32)
         totals, sums = np.zeros(n), tuple(np.zeros((grouping.size, genes)) for grouping in groupings)
+        pooled = None
+        if combinations is not None:
+            pooled = Sums(np.zeros((combinations.size, genes)), np.zeros((combinations.size, genes)))
         for part, X in chunks(matrix):
             changed = transformed_rows(X, values)
             seen.add(changed)
@@ -90,8 +115,11 @@ class Statistics:
             totals[part] = np.asarray(X.sum(1, dtype=np.float64)).ravel()
             for table, grouping in zip(sums, groupings, strict=True):
                 add_by_group(table, grouping.of_cell[part], X)
+            if combinations is not None and pooled is not None:
+                add_by_group(pooled.counts, combinations.of_cell[part], X)
+                add_by_group(pooled.log, combinations.of_cell[part], transformed_rows(X, "lognorm"))
         moments = seen.mean, seen.variance(), smallest, stored.mean, stored.variance()
-        return cls(*moments, largest, totals, sums)
+        return cls(*moments, largest, totals, sums, pooled)
 
 
 def training_groups(
@@ -118,6 +146,29 @@ def training_groups(
     bins = [] if covariates is None else [quantile_bins(x) for x in covariates.T]
     by_label = [Groups(column, size) for column, size in zip(codes.T, label_sizes, strict=True)]
     return [*by_label, *(Groups(found, int(found.max()) + 1) for found in bins)]
+
+
+def training_combinations(codes: np.ndarray, label_sizes: Sequence[int], genes: int) -> Groups | None:
+    """Return the grouping of training cells by their combination of labels, in lexicographic order.
+
+    None for less than two label columns, or if tables of all combinations of their labels would be too large.
+
+    Examples
+    --------
+    >>> from wbdit.data.statistics import training_combinations
+    >>> training_combinations(np.array([[0, 1], [0, 0], [0, 1]]), [1, 2], 10)
+    Groups(of_cell=array([1, 0, 1]), size=2)
+    """
+    if not has_combinations(label_sizes, genes):
+        return None
+    known, of_cell = np.unique(codes, axis=0, return_inverse=True)
+    return Groups(of_cell.reshape(-1), len(known))
+
+
+def has_combinations(label_sizes: Sequence[int], genes: int) -> bool:
+    """Return whether the likelihood has tables of combinations: several label columns, and tables not too large."""
+    combinations = math.prod(label_sizes)
+    return len(label_sizes) > 1 and combinations <= min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes)
 
 
 def add_by_group(table: np.ndarray, group: np.ndarray, X: sp.csr_matrix) -> None:

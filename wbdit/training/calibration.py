@@ -81,7 +81,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
             like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
-            counts = _sample(generator, like, SEED + turn, _part_of(show, turn))
+            counts = sample(generator, like.codes, SEED + turn, _part_of(show, turn), like.covariates)
             made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors[: len(axes)].mul_(ratios).clamp_(NARROWEST, WIDEST)
@@ -89,31 +89,34 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     return noise
 
 
-def _sample(generator: CellGenerator, like: TrainingData, seed: int, show: Show) -> np.ndarray:
-    """Sample the counts ``(n, G)`` of cells like some; each process samples a share of them, in whole blocks."""
-    ranks, n = current(), len(like)
-    options: dict[str, Any] = {"show": show, "covariates": like.covariates}
+def sample(
+    generator: CellGenerator, codes: Array, seed: int, show: Show, covariates: Array | None = None
+) -> np.ndarray:
+    """Sample the counts ``(n, G)`` of cells with labels ``(n, C)``; each process samples a share, in whole blocks."""
+    ranks, n = current(), len(codes)
+    options: dict[str, Any] = {"show": show, "covariates": covariates}
     if ranks.size == 1:
-        return generator.sample(like.codes, seed, **options)
-    rows, own = ranks.part(n, BLOCK), np.zeros((0, like.cells.shape[1]), np.int32)
+        return generator.sample(codes, seed, **options)
+    rows, own = ranks.part(n, BLOCK), np.zeros((0, len(generator.preprocessor.genes)), np.int32)
     if rows.start < rows.stop:
-        own = generator.sample(like.codes, seed, rows=rows, **options)
+        own = generator.sample(codes, seed, rows=rows, **options)
     return ranks.gather(torch.from_numpy(own), n, BLOCK).numpy()
 
 
-def calibration_seconds(generator: CellGenerator, data: TrainingData) -> float:
-    """Estimate the duration of :func:`calibrate_noise` in seconds, by generating a few cells.
+def calibration_seconds(generator: CellGenerator, data: TrainingData, more: int = 0) -> float:
+    """Estimate the duration of :func:`calibrate_noise`, and of generating `more` cells, by generating a few cells.
 
     These are one block per thread, as many as the calibration computes at a time, so that the process takes as much
     memory as the calibration.
     """
-    if not isinstance(generator.model, CountDenoiser) or len(data) < 2 * FEWEST:
+    cells = more + (ROUNDS * CELLS if len(data) >= 2 * FEWEST else 0)
+    if not isinstance(generator.model, CountDenoiser) or cells == 0:
         return 0.0
     few = data.take(np.resize(np.arange(len(data)), min(CELLS, BLOCK * torch.get_num_threads())))
     generator.sample(few.codes, seed=0, calls=1, covariates=few.covariates)  # the first call may compile kernels
     start = time.monotonic()
     generator.sample(few.codes, seed=0, covariates=few.covariates)
-    return ROUNDS * math.ceil(CELLS / len(few)) * (time.monotonic() - start) / current().size
+    return math.ceil(cells / len(few)) * (time.monotonic() - start) / current().size
 
 
 def calibration_bytes(data: TrainingData) -> int:

@@ -20,6 +20,7 @@ from wbdit._signals import deferred_signals
 from wbdit.checkpoint import RESUME
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
+from wbdit.counts.foretell import Foretelling
 from wbdit.data.cells import Cells
 from wbdit.data.expression import check_cells
 from wbdit.data.files import CellSource, open_cells
@@ -40,6 +41,7 @@ from wbdit.training.calibration import calibrate_noise, calibration_bytes, calib
 from wbdit.training.config import NOISE_STEPS, Budget, Preset, Training, check_precision
 from wbdit.training.distributed import current, joins_others
 from wbdit.training.forecast import Forecast, duration, short
+from wbdit.training.foretold_rates import calibrate_foretold, foretold_cells
 from wbdit.training.losses import CountNLL, LossFunction, SquaredError
 from wbdit.training.memory import GIGABYTE, check_memory, peak_memory
 from wbdit.training.tensorboard import tensorboard_writer
@@ -309,6 +311,7 @@ class TrainingRun:
         of_covariates = {"n_covariates": len(covariates.columns)} if covariates.columns else {}
         # resolved once: a resumed run keeps it on any device; this compiles the kernels, so cells are checked before
         precision = choose_precision(preset.training.precision if precision == "auto" else precision, device)
+        foretelling = Foretelling.of(data.codes, labels.label_sizes, data.statistics) if data.has_counts else None
         config = RunConfig(
             preset=name,
             seed=seed,
@@ -317,12 +320,13 @@ class TrainingRun:
             schedule={"noise_steps": NOISE_STEPS, "kind": preset.schedule},
             training=asdict(replace(preset.training, precision=precision)),
             budget=asdict(budget or preset.budget),
-            likelihood=_likelihood(preset, data),
+            likelihood=_likelihood(preset, data, foretelling),
+            foretold=foretelling.facts(labels) if foretelling is not None else None,
         )
         model = make_model(config)
         if isinstance(model, CountDenoiser):
-            center, scale = data.preprocessor.center, data.preprocessor.scale
-            model.init_from_data(data.cells, data.codes, center, scale, data.scaled_covariates, data.statistics)
+            known = data.preprocessor.center, data.preprocessor.scale, data.scaled_covariates
+            model.init_from_data(data.cells, data.codes, *known, data.statistics, foretelling)
         run = cls(model.to(device), data, config, held_out, resuming.reading_facts(max_genes, **reading))
         conditions = f"{labels.summary()}{covariates.summary()}"
         logger.info(f"{len(data)} cells, {genes} genes, {conditions} on {device}, {precision}")
@@ -392,14 +396,14 @@ class TrainingRun:
         untrained = save()  # fails now, not after hours, if the folder cannot be written
         minutes, seconds = self.trainer.budget.minutes, None
         if minutes is not None:
-            seconds = self.ranks.from_first(partial(calibration_seconds, untrained, self.data))
+            seconds = self.ranks.from_first(partial(self._calibration_seconds, untrained))
             reserved = min(seconds / 60, MAX_CALIBRATION_SHARE * minutes)
             self.trainer.budget = Budget(minutes=minutes - reserved)
         del untrained
         self.forecast = Forecast(
             self.trainer,
             self.began,
-            lambda: calibration_seconds(self.generator(), self.data) if seconds is None else seconds,
+            lambda: self._calibration_seconds(self.generator()) if seconds is None else seconds,
             calibration_bytes(self.data),
         )
         self.trainer.skipped.path = None if writer is None else writer.run / BAD_BATCHES
@@ -408,13 +412,17 @@ class TrainingRun:
         if self.finished:  # noise_axes and noise_factors, measured with the averaged weights
             try:
                 with deferred_signals() as signals, signals.at_once():
-                    factors = calibrate_noise(averaged, self.data, progress)
+                    tables = calibrate_noise(averaged, self.data, progress)
+                    tables |= calibrate_foretold(averaged, progress)
             except KeyboardInterrupt:
                 self.finished = False  # a resumed run takes no step and calibrates
                 return averaged
-            self.model.load_state_dict(factors, strict=False)
+            self.model.load_state_dict(tables, strict=False)
             averaged = save()
         return averaged
+
+    def _calibration_seconds(self, generator: CellGenerator) -> float:
+        return calibration_seconds(generator, self.data, foretold_cells(generator))
 
     def _write(self, averaged: CellGenerator, folder: Path) -> None:
         """Write the files of a save into a folder."""
@@ -554,9 +562,10 @@ def _rounded(value: float | None, unit: float = 1.0) -> float | None:
     return None if value is None else round(value / unit, 2)
 
 
-def _likelihood(preset: Preset, data: TrainingData) -> LikelihoodConfig | None:
+def _likelihood(preset: Preset, data: TrainingData, foretelling: Foretelling | None) -> LikelihoodConfig | None:
     """Return the settings of the count likelihood; None if the model is not trained on counts."""
     if not data.has_counts:
         return None
     n_bins = len(CountBins.up_to(float(data.statistics.largest.max())).lowest)
-    return LikelihoodConfig(n_bins=n_bins, **asdict(preset.likelihood))
+    rows = None if foretelling is None else foretelling.rows
+    return LikelihoodConfig(n_bins=n_bins, combinations=rows, **asdict(preset.likelihood))

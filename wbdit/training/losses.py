@@ -108,6 +108,8 @@ class CountNLL:
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return two groups: per-gene tables, with a higher learning rate and no weight decay, and the rest."""
         learned = [*self.model.likelihood.parameters(), self.model.label_dispersion]
+        if self.model.combinations is not None:
+            learned.append(self.model.combinations.dispersion)
         if self.model.denoiser.n_covariates:
             learned += self.model.trend.parameters()
         of_genes = {id(table) for table in learned}
