@@ -1,0 +1,1 @@
+"""How right are combinations of labels that no training cell has?"""
