@@ -32,13 +32,7 @@ MOST_TIMESTEPS = 100_000
 MOST_BINS = 64  # of counts, the limit of the kernels
 MOST_CELLS = 5 * 10**7  # training cells of a run that keeps nothing of each
 LARGEST_VALUE = 1e30  # of a weight or table; squares of larger ones overflow in fp32
-DTYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-}
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8"}
 # largest absolute values of a count model's tables: logarithms of counts, rates and sizes, directions and factors
 LOGARITHMS = {
     "likelihood.log_mean": 100.0,

@@ -159,16 +159,11 @@ def training_combinations(codes: np.ndarray, label_sizes: Sequence[int], genes: 
     >>> training_combinations(np.array([[0, 1], [0, 0], [0, 1]]), [1, 2], 10)
     Groups(of_cell=array([1, 0, 1]), size=2)
     """
-    if not has_combinations(label_sizes, genes):
+    combinations = math.prod(label_sizes)
+    if len(label_sizes) < 2 or combinations > min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes):
         return None
     known, of_cell = np.unique(codes, axis=0, return_inverse=True)
     return Groups(of_cell.reshape(-1), len(known))
-
-
-def has_combinations(label_sizes: Sequence[int], genes: int) -> bool:
-    """Return whether the likelihood has tables of combinations: several label columns, and tables not too large."""
-    combinations = math.prod(label_sizes)
-    return len(label_sizes) > 1 and combinations <= min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes)
 
 
 def add_by_group(table: np.ndarray, group: np.ndarray, X: sp.csr_matrix) -> None:

@@ -81,7 +81,7 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     with progress_bar("calibrating", progress) as show:
         for turn in range(ROUNDS):
             like = data.take(np.resize(np.roll(order, -turn * CELLS), CELLS))
-            counts = sample(generator, like.codes, SEED + turn, _part_of(show, turn), like.covariates)
+            counts = sample(generator, like.codes, SEED + turn, part_of(show, turn, ROUNDS), like.covariates)
             made = within_labels(like.with_counts(counts))
             ratios = torch.from_numpy(wanted / _width(made @ axes.T)).to(model.noise_factors)
             model.noise_factors[: len(axes)].mul_(ratios).clamp_(NARROWEST, WIDEST)
@@ -153,9 +153,9 @@ def _trends(data: TrainingData) -> Array:
     return np.concatenate([np.empty((0, len(data)), np.float32), *bases]).astype(np.float32)
 
 
-def _part_of(show: Show, turn: int) -> Show:
+def part_of(show: Show, turn: int, turns: int) -> Show:
     """Return a function that shows the progress of one round as a part of all rounds."""
-    return lambda share, text: show((turn + share) / ROUNDS, text)
+    return lambda share, text: show((turn + share) / turns, text)
 
 
 def _width(places: Array) -> Array:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from wbdit._progress import Show, progress_bar
+from wbdit._progress import progress_bar
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.counts.log_means import LogMeans
+from wbdit.counts.log_means import SIZES, LogMeans
 from wbdit.data.normalize import transformed
-from wbdit.training.calibration import SEED, sample
+from wbdit.training.calibration import SEED, part_of, sample
 from wbdit.training.distributed import current
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def calibrate_foretold(generator: CellGenerator, progress: bool = False) -> dict
     asked = np.repeat(codes, CELLS, axis=0)
     with progress_bar("calibrating foretold combinations", progress) as show:
         for turn, step in enumerate(STEPS):
-            counts = sample(generator, asked, SEED - 1 - turn, _part_of(show, turn))
+            counts = sample(generator, asked, SEED - 1 - turn, part_of(show, turn, len(STEPS)))
             change = np.array(list(map(_log_ratio, np.split(counts, len(codes)), foretold)))
             tables.rates[rows] += torch.from_numpy(step * change).to(tables.rates)
             current().copy_first([tables.rates])
@@ -76,10 +76,6 @@ def foretold_cells(generator: CellGenerator) -> int:
     return len(STEPS) * CELLS * len(calibrated(generator))
 
 
-def _part_of(show: Show, turn: int) -> Show:
-    return lambda share, text: show((turn + share) / len(STEPS), text)
-
-
 def _log_ratio(counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the change of log rates ``(G,)`` that takes cells ``(n, G)`` to given mean log-normalized values ``(G,)``.
 
@@ -87,7 +83,7 @@ def _log_ratio(counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """
     counts = counts.astype(np.float64)
     found, mean, variance = transformed(counts, "lognorm").mean(0), counts.mean(0), counts.var(0)
-    size = np.log(np.clip(mean**2 / np.maximum(variance - mean, 1e-9), 0.02, 20))
+    size = np.log(np.clip(mean**2 / np.maximum(variance - mean, 1e-9), *SIZES))
     of = LogMeans.at(max(float(counts.sum(1).mean()), 1.0))
     before, after = (of.means(x, size) + FLOOR for x in (found, wanted))
     return np.clip(np.log(after / before), -LARGEST, LARGEST)
