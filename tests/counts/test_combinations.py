@@ -214,7 +214,7 @@ def test_generated_cells_have_the_means_that_are_foretold(generator):
 
 def test_the_number_of_calibrated_combinations_is_limited(generator):
     assert calibrated(generator).tolist() == [[3, 1]]
-    assert foretold_cells(generator) == 3 * 384
+    assert foretold_cells(generator) == 4 * 384
 
 
 def test_library_sizes_of_an_unseen_combination():

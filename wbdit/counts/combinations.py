@@ -133,8 +133,7 @@ class Combinations(nn.Module):
         log_sizes = [*profiles.log_size, *(one.log_size for one in told)]
         libraries = [*profiles.library, *(one.library for one in told)]
         cells = [*profiles.cells, *(FORETOLD_CELLS for _ in told)]
-        share = np.exp(likelihood.log_mean.double().cpu().numpy())
-        share /= share.sum()
+        share = likelihood.shares
         low, high = likelihood.log_size.double().cpu().numpy()
         log_rates = np.empty((len(codes), len(share)))
         for row, (code, log_mean, log_size, library, n) in enumerate(

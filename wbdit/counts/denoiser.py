@@ -172,12 +172,10 @@ class CountDenoiser(nn.Module):
         self, codes: np.ndarray, rates: np.ndarray, statistics: Statistics, foretelling: Foretelling | None
     ) -> None:
         assert self.combinations is not None
-        assert statistics.by_combination is not None
         foretelling = foretelling or Foretelling.of(codes, self.label_sizes, statistics)
         assert foretelling is not None
-        counts = statistics.by_combination.counts
         tables = np.split(rates.astype(np.float64), np.cumsum([labels + 1 for labels in self.label_sizes])[:-1])
-        expected = counts.sum(0) / counts.sum() + 1e-9
+        expected = self.likelihood.shares
         for table in tables:  # one more axis for each column
             expected = expected[..., None, :] * np.exp(table[:-1])
         self.combinations.init_from_data(foretelling, expected, self.likelihood, float(self.log_library_scale[0]))

@@ -92,6 +92,12 @@ class CountLikelihood(nn.Module):
         """Mean count of each level, ``(L,)`` fp32."""
         return (self.lowest + self.highest) / 2
 
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each gene in the counts of all training cells, ``(G,)`` fp64."""
+        means = np.exp(self.log_mean.double().cpu().numpy())
+        return means / means.sum()
+
     def terms(self, log_rate: Tensor, dispersion: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the natural parameter ``ln(mean / (mean + size))`` and the prior's mixture weight, both ``(B, G)``.
 

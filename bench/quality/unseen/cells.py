@@ -67,8 +67,9 @@ def leave_out(
 ) -> LeftOut:
     """Leave the cells of ``label/after`` out, for the labels `left`; the first of them is judged.
 
-    2,000 genes are chosen on cells without those. `real` cells of the first are given after all, none of them among
-    those that all is compared with. With `seen`, only those halves of these labels are left out.
+    2,000 genes are chosen on cells without those. Half of the labels' cells before the change are left out too, since
+    all is compared with them. `real` cells of the first label after the change are given after all, none of them among
+    those that all is compared with. With `seen`, only such halves of these labels are left out.
     """
     label, condition = (cells.obs[name].to_numpy(str) for name in (change.column, change.condition))
     names = sorted({*left, *seen})
@@ -77,13 +78,15 @@ def leave_out(
     train, halves = ~out, {}
     for name in names:
         rng = np.random.default_rng([seed, *name.encode()])
-        order = rng.permutation(np.flatnonzero(out & (label == name)))
-        halves[name] = order[::2], order[1::2]
+        after, before = (
+            rng.permutation(np.flatnonzero((label == name) & (condition == which)))
+            for which in (change.after, change.before)
+        )
+        halves[name] = before[::2], after[::2], before[1::2], after[1::2]
+        train[before[::2]] = False
         if seen:
-            train[order[1::2]] = True
-    truth, other = halves[left[0]]
+            train[after[1::2]] = True
+    before, truth, own, other = halves[left[0]]
     train[other[:real]] = True
-    before = np.flatnonzero((label == left[0]) & (condition == change.before))
-    before = np.random.default_rng([seed, 1]).permutation(before)
-    parts = (np.flatnonzero(train), before[::2], truth, before[1::2], other)
+    parts = (np.flatnonzero(train), before, truth, own, other)
     return LeftOut(*(cells[rows, keep].copy() for rows in parts), left[0])

@@ -19,7 +19,7 @@ from wbdit.data.cell_matrix import MemoryMatrix
 from wbdit.data.labels import SEPARATOR, Labels
 from wbdit.data.statistics import Statistics, training_combinations
 
-MOST = 1000  # cells
+MOST = 2000  # cells
 
 
 class Method(Protocol):
