@@ -75,9 +75,11 @@ bench-gate: $(VENV)/installed
 bench-chart: $(VENV)/installed
 	@$(BIN)/python -m bench.gate.chart
 
-# every generator on the same cells, hours: make peers DATA="a.h5ad b.h5ad:cell_type,condition"; see bench/README.md
+# every generator on the same cells, hours: make peers DATA="a.h5ad b.h5ad:cell_type,condition", and with
+# UNSEEN=b.h5ad what they make of combinations that are left out; see bench/README.md
 peers: $(VENV)/installed-peers
 	$(BIN)/python -m bench.quality.peers $(DATA) $(PEERS)
+	$(if $(UNSEEN),$(BIN)/python -m bench.quality.unseen $(UNSEEN))
 
 # the run that wbdit.example generates from, in wbdit/example_run; a few minutes
 example-run: $(VENV)/installed

@@ -22,6 +22,7 @@ HELPERS = {
 }  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
 GENERATOR |= {"request_check", "run_check", "run_folder", "cell_blocks", "cell_files", "streaming", "recast"}
+GENERATOR |= {"network_inputs", "steering"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -45,6 +46,8 @@ MAY_IMPORT = {
     "request_check": set(),
     "request": {"request_check", "samplers", "data"},
     "recast": {"cell_blocks", "counts", "data", "ops", "request", "samplers", "schedule"},
+    "network_inputs": {"counts", "data", "nn", "samplers", "schedule"},
+    "steering": {"counts", "data", "network_inputs", "nn", "request_check", "schedule"},
     "generator": GENERATOR,
     "example_run": {"generator"},
     "whitebox": GENERATOR | {"generator"},

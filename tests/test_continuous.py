@@ -13,10 +13,10 @@ import wbdit
 from wbdit import InputError, WBDiT
 from wbdit.data.loader import Batches
 from wbdit.data.sources import TrainingData
+from wbdit.network_inputs import conditioning_of
 from wbdit.samplers import GuidedModel
 from wbdit.training.losses import CountNLL
 from wbdit.training.validation import Validation
-from wbdit.whitebox.explain import conditioning_of
 
 QUICK = {"calls": 2, "seed": 3}
 
@@ -172,10 +172,10 @@ def test_a_run_is_saved_and_loaded(generator, tmp_path):
 
 
 def test_explain_conditions_on_covariates(generator):
-    given = [conditioning_of(generator, CELLS[:4])]
+    given = [conditioning_of(generator.model, generator.preprocessor, CELLS[:4])]
     other = CELLS[:4].copy()
     other.obs["time"] += 0.3
-    given.append(conditioning_of(generator, other))
+    given.append(conditioning_of(generator.model, generator.preprocessor, other))
     assert given[0].shape == (4, generator.denoiser.hidden_size)
     assert ((given[1] - given[0]).norm(dim=1) > 1e-3).all()
 

@@ -252,6 +252,11 @@ def train(data: tuple[Path, ...], out: Path, preset: str | None, settings: tuple
 )
 @click.option("--library-size", help='Total counts per cell: 5000, or by label "NK=5000,B=3000".  [default: drawn]')
 @click.option("--library-factor", help='Factor of the library sizes: 2, or by label "NK=2,B=1.5".')
+@click.option(
+    "--steer",
+    multiple=True,
+    help="Move the cells along a head's axis, by standard deviations: block-1-head-2=1.5; repeatable.",
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option(
     "--batch-size",
@@ -276,6 +281,7 @@ def generate(
     at: tuple[str, ...],
     library_size: str | None,
     library_factor: str | None,
+    steer: tuple[str, ...],
     device: str,
     overwrite: bool,
     rank: int | None,
@@ -307,6 +313,7 @@ def generate(
         "at": _parse_at(at),
         "library_size": _parse_library("--library-size", library_size),
         "library_factor": _parse_library("--library-factor", library_factor),
+        "steer": _parse_steer(steer),
     }
     out = generator.generate_to(out, like=cells, rank=rank, ranks=ranks, progress=_shows_progress(), **options)
     with reading(out) as root:
@@ -521,13 +528,17 @@ def evaluate(
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Folder for explain.html, explain.json and figures/.")
 @click.option("--cells", type=click.IntRange(1), default=500, show_default=True, help="Maximum number of cells to use.")
+@click.option("--ablate", is_flag=True, help="Also generate cells without each head, which takes minutes.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @_overwrite
-def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str, overwrite: bool) -> None:
+def explain(
+    run: Path, data: Path, out: Path, cells: int, ablate: bool, seed: int, device: str, overwrite: bool
+) -> None:
     """Explain each block of a trained RUN.
 
-    The report shows the effect of each block on the real cells of DATA.h5ad, and the genes of its heads and atoms.
+    The report shows the effect of each block on the real cells of DATA.h5ad, and the genes of its heads and atoms. With
+    --ablate, it also shows what each head causes.
     """
     from wbdit.data.files import read_cells
     from wbdit.generator import load
@@ -536,7 +547,7 @@ def explain(run: Path, data: Path, out: Path, cells: int, seed: int, device: str
     from wbdit.whitebox.findings import findings
 
     check_explanation(out, overwrite=overwrite)
-    found = look_into(load(run, device=device), read_cells(data), cells=cells, seed=seed)
+    found = look_into(load(run, device=device), read_cells(data), cells=cells, seed=seed, ablate=ablate)
     page = write_explanation(found, out, title=f"{run.name} on {data.stem}")
     for finding in findings(found):
         click.echo(f"{finding.question} {finding.verdict.capitalize()}. {finding.answer}")
@@ -647,6 +658,17 @@ def _parse_guidance(texts: tuple[str, ...]) -> float | dict[str, float]:
     if len(texts) > 1:
         raise InputError("give --guidance one number, or COLUMN=NUMBER once per column")
     return weights[""]
+
+
+def _parse_steer(texts: tuple[str, ...]) -> dict[str, float] | None:
+    found: dict[str, float] = {}
+    for text in texts:
+        head, _, dose = text.rpartition("=")
+        try:
+            found[head.strip()] = float(dose)
+        except ValueError:
+            raise InputError(f"cannot read --steer {text!r}: write it as block-1-head-2=1.5") from None
+    return found or None
 
 
 def _parse_toward(texts: tuple[str, ...]) -> dict[str, str] | None:

@@ -17,7 +17,7 @@ import anndata as ad
 import numpy as np
 import torch
 
-from wbdit import card, checkpoint, ops, run_folder, samplers, streaming
+from wbdit import card, checkpoint, ops, run_folder, samplers, steering, streaming
 from wbdit._progress import Show, progress_bar
 from wbdit.cell_blocks import BLOCK, n_blocks, run_tasks, whole_block
 from wbdit.checkpoint import CONFIG, MODEL, RESUME
@@ -39,7 +39,7 @@ from wbdit.request import (
     read_request,
     request_facts,
 )
-from wbdit.request_check import one_of, whole
+from wbdit.request_check import doses, one_of, whole
 from wbdit.run_check import read_weights
 from wbdit.run_config import ForetoldFacts, RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
@@ -147,6 +147,7 @@ class CellGenerator:
         at: Points | None = None,
         library_size: PerLabel | None = None,
         library_factor: PerLabel | None = None,
+        steer: Mapping[str, float] | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         progress: bool = False,
@@ -201,6 +202,10 @@ class CellGenerator:
             a size per label, with keys as in `n_per_label`; other labels keep the drawn sizes.
         library_factor
             Factor of the library sizes, for all cells or per label.
+        steer
+            Heads along whose axes the cells are moved, and by how many standard deviations:
+            ``{"block-1-head-2": 1.5}``. ``wbdit explain --ablate`` shows which genes follow, see
+            :func:`wbdit.steering.steered`.
         seed
             Random seed, 64 bits.
         batch_size
@@ -214,8 +219,8 @@ class CellGenerator:
         AnnData with the label and continuous columns in ``obs``. If the training cells held counts, ``X`` holds counts
         (CSR fp32) and ``layers["lognorm"]`` holds ln(1 + counts per 10,000). Otherwise ``X`` is in the space of the
         training cells. `toward` adds ``obs[f"{column}_toward"]`` and ``obs["mix"]``. ``uns["wbdit"]`` records versions,
-        seed, sampler, model hash, a hash of the request, and the requested covariates and library sizes. Its "unseen"
-        lists the label combinations that no training cell has, if any.
+        seed, sampler, model hash, a hash of the request, and the requested covariates, library sizes and heads. Its
+        "unseen" lists the label combinations that no training cell has, if any.
 
         Raises
         ------
@@ -233,10 +238,11 @@ class CellGenerator:
         """
         plan = self._plan(
             *(n, like, n_per_label, sampler, calls, spacing, guidance, toward, mix, at, library_size, library_factor),
-            seed,
+            *(steer, seed),
         )
+        maker = self._steered(steer)
         with progress_bar("generating", progress) as show:
-            x = self._sample(plan, range(plan.n), batch_size, show)
+            x = maker._sample(plan, range(plan.n), batch_size, show)
         return self._cells(plan, range(plan.n), x)
 
     def generate_to(
@@ -302,8 +308,10 @@ class CellGenerator:
         if ranks > 1:
             plan.facts[streaming.PART] = {"rank": rank, "ranks": ranks, "n": plan.n}
 
+        maker = self._steered(request.get("steer"))
+
         def make(some: range, show: Show) -> ad.AnnData:
-            return self._cells(plan, some, self._sample(plan, some, batch_size, show))
+            return self._cells(plan, some, maker._sample(plan, some, batch_size, show))
 
         kept = ("model_hash", "seed", "wbdit", "torch", "request")
         with progress_bar("generating", progress) as show:
@@ -514,6 +522,7 @@ class CellGenerator:
         at: Points | None = None,
         library_size: PerLabel | None = None,
         library_factor: PerLabel | None = None,
+        steer: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> Plan:
         """Check the request of :meth:`generate`, and draw what it leaves open; warn of what is extrapolated."""
@@ -535,10 +544,22 @@ class CellGenerator:
             "guidance": guidance_fact(guidance),
             **({} if toward is None else {"toward": dict(toward), "mix": asked.mix}),
             **request_facts(at, library_size, library_factor),
+            **({"steer": doses(steer)} if steer else {}),
             **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
             **self.preprocessor.facts(),
         }
         return Plan(asked, library, sampling, seed, facts | {"request": self._request_hash(asked, library, facts)})
+
+    def _steered(self, steer: Mapping[str, float] | None) -> CellGenerator:
+        """Return the generator that samples: itself, or one whose heads are turned."""
+        if not steer:
+            return self
+        own = self.model, self.schedule, self.preprocessor
+        return self.with_model(steering.steered(*own, lambda: self.generate(steering.CELLS, seed=steering.SEED), steer))
+
+    def with_model(self, model: Denoiser | CountDenoiser) -> CellGenerator:
+        """Return the same generator with another model of the same shape."""
+        return CellGenerator(model, self.schedule, self.preprocessor, self.config, self.history)
 
     def _warn_of_unseen(self, asked: GenerationRequest) -> list[str]:
         """Return the label combinations that no training cell has, and warn of them."""

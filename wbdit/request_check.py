@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -88,6 +89,25 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"unknown `{name}` {_short(value)}: choose one of {', '.join(choices)}")
+
+
+def doses(steer: Any) -> dict[str, float]:
+    """Return the numbers of `steer` by name; raise an InputError for anything else.
+
+    Examples
+    --------
+    >>> from wbdit.request_check import doses
+    >>> doses({"block-1-head-2": 2})
+    {'block-1-head-2': 2.0}
+    """
+    wanted = "a dict of one finite number per head"
+    if not isinstance(steer, Mapping) or not all(isinstance(head, str) for head in steer):
+        raise _must("steer", wanted, steer)
+    for dose in steer.values():
+        _number("steer", dose, wanted)
+        if not math.isfinite(dose):
+            raise _must("steer", wanted, steer)
+    return {head: float(dose) for head, dose in steer.items()}
 
 
 def _by_label(name: str, value: Any) -> Mapping[Any, Any]:

@@ -21,8 +21,8 @@ import wbdit
 from bench.quality.peers.cells import Choice, DataSet, Split
 from wbdit.evaluation.evaluate import evaluate
 from wbdit.evaluation.scores import Score, format_value
+from wbdit.network_inputs import conditioning_of
 from wbdit.training.config import PRESETS, Likelihood, Preset
-from wbdit.whitebox.explain import conditioning_of
 from wbdit.whitebox.measures import diagnostics
 
 SMALL = PRESETS["small"]
@@ -96,7 +96,7 @@ def blocks(generator: wbdit.CellGenerator, split: Split, cells: int = 200) -> di
     t = torch.full((len(x0),), max(generator.model.stop, 1))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     noised = generator.schedule.noising(x0, t, noise)
-    return diagnostics(model, noised, t, conditioning=conditioning_of(generator, some))
+    return diagnostics(model, noised, t, conditioning=conditioning_of(generator.model, generator.preprocessor, some))
 
 
 def scores(split: Split, cells: ad.AnnData, label: str, seed: int) -> dict[str, Score]:

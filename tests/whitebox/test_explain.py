@@ -12,9 +12,10 @@ import pytest
 from helpers import make_cells
 
 import wbdit
+from wbdit.network_inputs import noise_levels
 from wbdit.report.explain import write_explanation
 from wbdit.training.config import PRESETS
-from wbdit.whitebox.explain import explain, noise_levels
+from wbdit.whitebox.explain import explain
 from wbdit.whitebox.findings import findings
 from wbdit.whitebox.gene_loadings import Hit
 
@@ -36,7 +37,7 @@ def readout(run, cells):
 
 def test_what_is_looked_at(readout, run):
     assert readout.n == 60
-    assert readout.timesteps == tuple(noise_levels(run))
+    assert readout.timesteps == tuple(noise_levels(run.schedule, run.model.stop))
     assert readout.timesteps[0] == 999
     assert readout.timesteps[-1] == run.model.stop == 500
     assert all(values.shape == (8, 3) for values in readout.means.values())

@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wbdit._io import write_atomically
 from wbdit._outputs import beside_page, check_writable
 from wbdit.report.explain_figures import all_figures, head_name
 from wbdit.report.html import render_page
+from wbdit.whitebox.ablations import Ablation, Ablations
 from wbdit.whitebox.explain import Explanation
-from wbdit.whitebox.findings import SIGNIFICANT, findings
+from wbdit.whitebox.findings import SIGNIFICANT, causes, findings
 from wbdit.whitebox.gene_loadings import Hit
 
+LEAST_CHANGE = 0.01  # of a type's share that is named
 PAGE, NUMBERS = "explain.html", "explain.json"
 FIGURES = ("rate*.svg", "objective-*.svg", "non-zero*.svg", "block-*-head-*.svg")
 
@@ -22,7 +26,8 @@ FIGURE_STYLE = (
     "<style>svg{background:#fff;font-family:sans-serif}text{font-size:20px;fill:#5b5f69;text-anchor:middle}"
     ".axis,.value{fill:#1d1e22}.left{text-anchor:end}.right{text-anchor:start}.fall{fill:#0e7a6d}.rise{fill:#b02a50}"
     ".level,.down{fill:#1c62b0}.up{fill:#d9650a}.grid{stroke:#dfdcd4;fill:none}.line{fill:none;stroke:#1c62b0;stroke-width:3}"
-    ".identity{stroke:#1d1e22;stroke-dasharray:6 5;fill:none}.mean{fill:#1d1e22}</style>"
+    ".identity{stroke:#1d1e22;stroke-dasharray:6 5;fill:none}.mean{fill:#1d1e22}"
+    ".risen,.fallen{fill:none;stroke-width:3}.risen{stroke:#d9650a}.fallen{stroke:#1c62b0}</style>"
 )
 
 
@@ -58,6 +63,7 @@ def write_explanation(explanation: Explanation, out_dir: str | Path, *, title: s
         hits={kind: [_row(explanation, *pair) for pair in _pairs(explanation, kind)] for kind in explanation.hits},
         weights=[_weights(i, w) for i, w in enumerate(explanation.weights)],
         significant=SIGNIFICANT,
+        causes=None if explanation.ablations is None else _causes(explanation.ablations),
     )
     content = {"title": title, "findings": [answer._asdict() for answer in answers], **explanation.to_dict()}
     write_atomically(out / PAGE, page)  # first: it marks the folder as ours
@@ -106,6 +112,48 @@ def _head(explanation: Explanation, unit: int) -> dict[str, str]:
     units = explanation.units
     block, head = units.block[unit] + 1, units.number[unit] + 1
     return {"name": f"Block {block}, head {head}", "figure": head_name(explanation, unit)}
+
+
+def _causes(ablations: Ablations) -> dict[str, Any]:
+    """Return the rows of the tables of what was removed: by kind, and by head."""
+    named = causes(ablations)
+    kinds = {"head": "Heads", "random": "Random subspaces", "PC": "Principal components", "NMF": "Non-negative factors"}
+    rows = [{"name": name, "named": named[kind], **_means(ablations.of(kind))} for kind, name in kinds.items()]
+    intact = [f"{name} {share:.0%}" for name, share in ablations.intact.items() if share >= LEAST_CHANGE]
+    units = [_removed(ablations, one) for one in ablations.removed if one.kind != "random"]
+    return {"kinds": rows, "units": units, "intact": ", ".join(intact)}
+
+
+def _means(some: list[Ablation]) -> dict[str, str]:
+    """Return the mean size and selectivity of ablations, and how many change the types' shares."""
+    if not some:
+        return {"size": "", "selectivity": "", "changed": ""}
+    return {
+        "size": f"{np.mean([one.size for one in some]):.1%}",
+        "selectivity": f"{np.mean([one.selectivity for one in some]):.0%}",
+        "changed": f"{sum(one.p < SIGNIFICANT for one in some)} of {len(some)}",
+    }
+
+
+def _removed(ablations: Ablations, one: Ablation) -> dict[str, str]:
+    """Return a row of the table of heads and atoms that were removed."""
+    changes = {name: share - ablations.intact[name] for name, share in one.shares.items()}
+    most = sorted(changes, key=lambda name: -abs(changes[name]))[:2]
+    moved = [f"{name} {_points(changes[name])}" for name in most if abs(changes[name]) >= LEAST_CHANGE]
+    return {
+        "name": one.name.replace("-", " "),
+        "size": f"{one.size:.1%}",
+        "type": one.type,
+        "selectivity": f"{one.selectivity:.0%}",
+        "shares": ", ".join(moved) or "as before",
+        "p": f"{one.p:.3f}",
+        "falls": ", ".join(one.falls),
+        "rises": ", ".join(one.rises),
+    }
+
+
+def _points(change: float) -> str:
+    return f"{100 * change:+.0f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _weights(number: int, weights: Any) -> dict[str, str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 
-from wbdit.report.svg import svg
+from wbdit.report.svg import scale_of, svg
+from wbdit.whitebox.ablations import Steering
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import type_means
 
@@ -18,6 +20,7 @@ CRATE_NON_ZERO = 0.45, 0.20
 CELL, LABEL, HEAD = 92, 74, 46  # heat map: width of a column, space for row labels, space for column labels
 WIDTH, HEIGHT = 600, 420  # curves
 LEFT, RIGHT, TOP, BOTTOM = 70, 90, 16, 58
+NAMES = 150  # space for gene names
 GENES = 8  # per end of a head's axis
 ROW = 22  # line height in a head's panel
 
@@ -137,6 +140,48 @@ def head_panel(explanation: Explanation, unit: int) -> str:
     return svg(body, f"0 0 600 {height}", alt, "panel head")
 
 
+def dose_curves(steering: Steering) -> str:
+    """Return a plot of the genes that follow a head's axis: change of their mean log expression, one line per gene."""
+    doses, zero = np.array(steering.doses), steering.doses.index(0.0)
+    change = steering.expression - steering.expression[zero]  # [doses, genes]
+    scale = scale_of(change, log=False)
+    across = LEFT + (doses - doses[0]) / (doses[-1] - doses[0]) * (WIDTH - LEFT - NAMES)
+
+    def up(values: np.ndarray) -> np.ndarray:
+        return HEIGHT - BOTTOM - scale.place(values) * (HEIGHT - TOP - BOTTOM)
+
+    body = ""
+    for tick in scale.ticks:
+        y = float(up(np.array(tick)))
+        body += f'<path class="grid" d="M{LEFT} {y:.0f}H{WIDTH - NAMES}"/>'
+        body += f'<text class="tick left" x="{LEFT - 8}" y="{y + 7:.0f}">{_number(tick, "g")}</text>'
+    for x, dose in zip(across, doses, strict=True):
+        body += f'<text class="tick" x="{x:.0f}" y="{HEIGHT - BOTTOM + 28}">{_number(dose, "g")}</text>'
+    places = _apart(up(change[-1]), ROW)
+    for gene, values, y in zip(steering.genes, change.T, places, strict=True):
+        css = "risen" if values[-1] > values[0] else "fallen"
+        points = " ".join(f"{x:.1f},{at:.1f}" for x, at in zip(across, up(values), strict=True))
+        body += f'<polyline class="{css}" points="{points}"/>'
+        body += f'<text class="tick right" x="{WIDTH - NAMES + 8}" y="{y + 6:.0f}">{escape(gene)}</text>'
+    alt = (
+        f"Cells moved along {steering.name}: change of the mean log expression of {', '.join(steering.genes)}, by dose."
+    )
+    return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
+
+
+def _apart(places: np.ndarray, least: float) -> np.ndarray:
+    """Return places moved down where they are closer to the one above than `least`, and up again at the bottom."""
+    order = np.argsort(places, kind="stable")
+    moved = places.astype(float).copy()
+    for above, own in pairwise(order):
+        moved[own] = max(moved[own], moved[above] + least)
+    bottom = HEIGHT - BOTTOM + ROW
+    for own in order[::-1]:
+        moved[own] = min(moved[own], bottom)
+        bottom = moved[own] - least
+    return moved
+
+
 def all_figures(explanation: Explanation) -> dict[str, str]:
     """Return all figures of a readout by file name without extension."""
     means, t = explanation.means, explanation.timesteps
@@ -164,6 +209,8 @@ def all_figures(explanation: Explanation) -> dict[str, str]:
     }  # fmt: skip
     for unit in explanation.units.first_axes():
         figures[head_name(explanation, unit)] = head_panel(explanation, unit)
+    if explanation.ablations is not None:
+        figures |= {f"{one.name}-doses": dose_curves(one) for one in explanation.ablations.steerings}
     return figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import anndata as ad
@@ -15,16 +16,18 @@ from torch import Tensor
 from wbdit.counts.denoiser import COMPONENTS
 from wbdit.data.components import Residuals
 from wbdit.data.expression import label_text
-from wbdit.data.normalize import log_library_sizes
 from wbdit.errors import InputError
 from wbdit.generator import CellGenerator, make_model
+from wbdit.network_inputs import LEVELS, conditioning_of, noise_levels
+from wbdit.nn.activations import iterate_blocks
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 from wbdit.samplers.noise import PhiloxNoise
+from wbdit.whitebox.ablations import Ablations
+from wbdit.whitebox.ablations import ablate as ablations
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit, Units, enrichment, marker_genes, read_units, type_means
-from wbdit.whitebox.measures import Measures, WeightStats, iterate_blocks, largest_rate, measure, weight_stats
+from wbdit.whitebox.measures import Measures, WeightStats, largest_rate, measure, weight_stats
 
 CELLS = 500
-LEVELS = 8  # noise levels
 BATCH = 100  # cells per forward pass
 
 logger = logging.getLogger("wbdit")
@@ -61,6 +64,8 @@ class Explanation:
         Number of cells.
     facts
         Version, preset, model hash, training and seed, by name.
+    ablations
+        What the heads cause; None if it was not asked for.
     """
 
     timesteps: tuple[int, ...]
@@ -75,6 +80,7 @@ class Explanation:
     untrained: dict[str, list[Hit]]
     n: int
     facts: dict[str, str]
+    ablations: Ablations | None = None
 
     @property
     def objective(self) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +106,7 @@ class Explanation:
             },
             "permutations": PERMUTATIONS,
             "facts": self.facts,
+            **({} if self.ablations is None else {"ablations": self.ablations.to_dict()}),
         }
 
     def top_genes(self, unit: int, sign: int, count: int = 10) -> list[str]:
@@ -121,6 +128,7 @@ def explain(
     *,
     cells: int = CELLS,
     seed: int = 0,
+    ablate: bool = False,
 ) -> Explanation:
     """Measure the blocks of a trained run on noised real cells, and find the genes of their heads and atoms.
 
@@ -136,6 +144,9 @@ def explain(
         Maximum number of cells. A larger data set is sampled at random.
     seed
         Seed of that sample, of the noise and of the permutations.
+    ablate
+        Also generate cells without each head, and cells that are moved along some heads' axes; takes minutes. See
+        :mod:`wbdit.whitebox.ablations`.
 
     Returns
     -------
@@ -145,7 +156,7 @@ def explain(
     ------
     InputError
         If the run has DiT blocks, if there are no cells or they do not fit the run, or if the run has labels and scanpy
-        is not installed.
+        is not installed; with `ablate`, if there are not two types of at least three cells.
 
     Examples
     --------
@@ -163,17 +174,26 @@ def explain(
         )
     if cells < 1 or adata.n_obs < 1:
         raise InputError("there are no cells to explain: give at least one as `cells`")
+    if ablate and not generator.preprocessor.labels.columns:
+        raise InputError("ablations compare cell types, but this run was trained without labels: leave `ablate` out")
     if adata.n_obs > cells:
         adata = adata[np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))]
     x0 = torch.from_numpy(generator.preprocessor.encode(adata))[:, None].to(model.pos_embed.device)
-    conditioning = conditioning_of(generator, adata)
-    levels = noise_levels(generator)
+    conditioning = conditioning_of(generator.model, generator.preprocessor, adata)
+    levels = noise_levels(generator.schedule, generator.model.stop)
     logger.info(f"measuring {adata.n_obs} cells at {len(levels)} noise levels")
     means, lowered = _measure_all(generator, model, x0, conditioning, levels, seed)
     columns = generator.preprocessor.labels.columns
     labels = label_text(adata.obs[columns[0]]).to_numpy() if columns else None
     logger.info("finding the genes of heads and atoms")
-    units, hits, untrained = _genes(generator, model, adata, x0, conditioning, levels[-1], labels, seed)
+    markers = {} if labels is None else marker_genes(_log_values(generator, adata), labels)
+    units, hits, untrained = _genes(generator, model, x0, conditioning, levels[-1], labels, markers, seed)
+    removed = None
+    if ablate:
+        if labels is None or not markers:
+            raise InputError("ablations compare cell types: give cells of at least two types, three of each")
+        atoms = sorted({(int(units.block[hit.unit]), int(units.number[hit.unit])) for hit in hits["atom"]})
+        removed = ablations(*(generator, adata, labels, markers, units, atoms), partial(_log_values, generator), seed)
     return Explanation(
         timesteps=tuple(levels),
         means=means,
@@ -187,36 +207,8 @@ def explain(
         untrained=untrained,
         n=adata.n_obs,
         facts=_facts(generator, seed),
+        ablations=removed,
     )
-
-
-def noise_levels(generator: CellGenerator) -> list[int]:
-    """Return the timesteps to measure at, from high to low.
-
-    They are evenly spaced from the highest noise level to the end of sampling, but not below 5% of the schedule.
-
-    Examples
-    --------
-    >>> from wbdit.whitebox.explain import noise_levels
-    >>> noise_levels(generator)
-    [999, 928, 856, 785, 714, 643, 571, 500]
-    """
-    last = generator.schedule.noise_steps - 1
-    return [round(t) for t in np.linspace(last, max(generator.model.stop, 0.05 * last), LEVELS)]
-
-
-@torch.no_grad()
-def conditioning_of(generator: CellGenerator, adata: ad.AnnData) -> Tensor | None:
-    """Return the conditioning vectors ``(n, d)`` of real cells; None if the run is unconditional."""
-    preprocessor, model = generator.preprocessor, generator.model
-    device = next(model.parameters()).device
-    y = torch.from_numpy(preprocessor.labels.codes(adata)).to(device) if preprocessor.labels.columns else None
-    known = preprocessor.covariates
-    covariates = torch.from_numpy(known.encode(known.read(adata))).to(device) if known.columns else None
-    if preprocessor.values != "log1p":
-        return None if y is None and covariates is None else model.embed(y, covariates=covariates)
-    log_library = torch.from_numpy(log_library_sizes(preprocessor.matrix(adata))).to(device)
-    return model.embed(y, log_library, covariates)[:, : generator.denoiser.hidden_size]
 
 
 def _measure_all(
@@ -251,11 +243,11 @@ def _noise(seed: int, rows: Tensor, level: int, x0: Tensor) -> Tensor:
 def _genes(
     generator: CellGenerator,
     model: WBDiT,
-    adata: ad.AnnData,
     x0: Tensor,
     conditioning: Tensor | None,
     t: int,
     labels: np.ndarray | None,
+    markers: dict[str, np.ndarray],
     seed: int,
 ) -> tuple[Units, dict[str, list[Hit]], dict[str, list[Hit]]]:
     """Return the units at timestep `t`, and the best matches of each type after and before training."""
@@ -264,10 +256,7 @@ def _genes(
     x = generator.schedule.noising(x0, times, _noise(seed, rows, LEVELS - 1, x0))
     spread = x0[:, 0].std(0)
     units = read_units(model, x, times, conditioning, spread)
-    if labels is None:
-        return units, {}, {}
-    markers = marker_genes(_log_values(generator, adata), labels)
-    if not markers:
+    if labels is None or not markers:
         return units, {}, {}
     before = read_units(_untrained(generator, x0), x, times, conditioning, spread)
     found = (enrichment(one, markers, labels, spread.cpu().numpy(), seed) for one in (units, before))

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from wbdit.whitebox.ablations import Ablations
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit
 
@@ -23,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def findings(explanation: Explanation) -> list[Finding]:
-    """Return the findings of a readout: six about the blocks, and one about cell types if there are matches."""
+    """Return the findings of a readout: six about the blocks, one about cell types, one about causes."""
     found = [
         _compresses(explanation),
         _falls_through(explanation),
@@ -32,7 +33,36 @@ def findings(explanation: Explanation) -> list[Finding]:
         _by_threshold(explanation),
         _step_is_short(explanation),
     ]
-    return [*found, _names_types(explanation)] if explanation.hits else found
+    if explanation.hits:
+        found.append(_names_types(explanation))
+    if explanation.ablations is not None:
+        found.append(_causes(explanation.ablations))
+    return found
+
+
+def causes(ablations: Ablations) -> dict[str, int]:
+    """Return the number of types whose markers change, or load, significantly, by what is removed or what loads."""
+    return {kind: sum(match.p < SIGNIFICANT for match in found) for kind, found in ablations.matches.items()}
+
+
+def _causes(ablations: Ablations) -> Finding:
+    types, named = len(ablations.intact), causes(ablations)
+    most = max(named["random"], named["PC"], named["NMF"])
+    verdict: Verdict = "yes" if named["head"] > most else "in part" if named["head"] > named["random"] else "no"
+    sizes, selective = (
+        [f"{np.mean([getattr(one, field) for one in ablations.of(kind)]):{form}}" for kind in ("head", "random")]
+        for field, form in (("size", ".1%"), ("selectivity", ".0%"))
+    )
+    return Finding(
+        "Do heads do more than principal components?",
+        verdict,
+        f"Without a head, the genes that change most are markers of {named['head']} of {types} types "
+        f"(p < {SIGNIFICANT}), without a random subspace of {named['random']}. The loadings of as many principal "
+        f"components match {named['PC']}, those of non-negative factors {named['NMF']}. A head changes the cells by "
+        f"{sizes[0]} of the types' distance, a random subspace by {sizes[1]}. The type that changes most has "
+        f"{selective[0]} of a head's change, and {selective[1]} of a random subspace's "
+        f"(p = {ablations.selective:.3f}).",
+    )
 
 
 def named_types(hits: dict[str, list[Hit]]) -> list[str]:

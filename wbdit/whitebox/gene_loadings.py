@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from wbdit.errors import need_extra
+from wbdit.nn.activations import axes_of, iterate_blocks, projections, site
 from wbdit.nn.embeddings import LocalLinear
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
-from wbdit.whitebox.measures import iterate_blocks
 
-AXES = 3  # principal axes per head
 MARKERS = 50  # marker genes per type, and top genes per end of a unit
 BINS = 20  # bins of genes with similar standard deviation; permutations stay within a bin
 PERMUTATIONS = 999
@@ -147,10 +146,10 @@ def read_units(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None, 
     for number, (block, seen) in enumerate(zip(model.blocks, shown, strict=True)):
         block = cast(WhiteBoxBlock, block)
         scale1, scale2 = (1 + modulations[number][part].mean(0) for part in (1, 4))
-        head_axes = _head_axes(block, _site(model, seen.before), genes * scale1)
+        head_axes = _head_axes(block, site(model, seen.before), genes * scale1)
         kinds += ["head"] * len(head_axes[0])
         places += [(number, *divmod(i, len(head_axes[0]) // block.attn.num_heads)) for i in range(len(head_axes[0]))]
-        atoms = _site(model, seen.code).T, _atom_loadings(block, genes * scale2)
+        atoms = site(model, seen.code).T, _atom_loadings(block, genes * scale2)
         kinds += ["atom"] * len(atoms[0])
         places += [(number, i, 0) for i in range(len(atoms[0]))]
         activations += [head_axes[0], atoms[0]]
@@ -162,23 +161,13 @@ def read_units(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None, 
 
 def _head_axes(block: WhiteBoxBlock, z: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the heads' principal axes: activations ``(h AXES, B)`` by tokens ``(B, d)``, loadings ``(h AXES, G)``."""
-    heads = block.attn.num_heads
-    projections = block.attn.qkv.weight.unflatten(0, (heads, -1))  # [h, p, d]
-    w = (z @ projections.mT).float()  # [h, B, p]
-    axes = torch.linalg.svd(w - w.mean(1, keepdim=True), full_matrices=False).Vh[:, :AXES]  # [h, AXES, p]
-    longest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True))
-    axes = axes * longest.sign()  # the SVD leaves the sign open: fix it, so that results are reproducible
-    return (axes @ w.mT).flatten(0, 1), (axes @ projections @ genes.T).flatten(0, 1)
+    w, axes = axes_of(block, z)
+    return (axes @ w.mT).flatten(0, 1), (axes @ projections(block) @ genes.T).flatten(0, 1)
 
 
 def _atom_loadings(block: WhiteBoxBlock, genes: Tensor) -> Tensor:
     """Return the contributions of genes ``(G, d)`` to each atom before the threshold, ``(atoms, G)``."""
     return (genes + block.mlp.eta * (genes @ block.mlp.folded().float())).T
-
-
-def _site(model: WBDiT, tokens: Tensor) -> Tensor:
-    """Return the cell token of tokens ``(B, N, d)``, or their mean in a model without one, ``(B, d)``."""
-    return tokens[:, -1] if model.has_cell_token else tokens.mean(1)
 
 
 def marker_genes(values: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -266,35 +255,79 @@ def enrichment(
     [('B', True), ('T', True)]
     """
     numbers, signs = units.ends()
-    genes = units.loading.shape[1]
-    ends = np.zeros((len(numbers), genes), np.float32)
-    for end, (unit, sign) in zip(ends, zip(numbers, signs, strict=True), strict=True):
-        end[units.top(unit, sign, MARKERS)] = 1
-    wanted = np.zeros((genes, len(markers)), np.float32)
-    for column, rows in enumerate(markers.values()):
-        wanted[rows, column] = 1
+    top = np.zeros((1, len(numbers), units.loading.shape[1]), np.float32)
+    for end, (unit, sign) in enumerate(zip(numbers, signs, strict=True)):
+        top[0, end, units.top(unit, sign, MARKERS)] = 1
     kinds = {kind: np.flatnonzero(units.kind[numbers] == kind) for kind in ("head", "atom")}
-    shared = ends @ wanted
-    best = {kind: shared[rows].max(0) for kind, rows in kinds.items()}
-    reached = {kind: np.zeros(len(markers)) for kind in kinds}
+    found = overlaps({kind: top[:, rows] for kind, rows in kinds.items()}, markers, spread, seed)
+    hits: dict[str, list[Hit]] = {}
+    for kind, rows in kinds.items():
+        hits[kind] = []
+        for match in found[kind]:
+            unit, sign = int(numbers[rows[match.end]]), int(signs[rows[match.end]])
+            hits[kind].append(
+                Hit(match.type, unit, sign, match.shared, match.p, firing_type(units, unit, sign, labels))
+            )
+    return hits
+
+
+class Match(NamedTuple):
+    """The one of several sets of genes that shares the most with a type's markers, how many, and its p-value."""
+
+    type: str
+    end: int
+    shared: int
+    p: float
+
+
+def overlaps(
+    sets: dict[str, np.ndarray], markers: dict[str, np.ndarray], spread: np.ndarray, seed: int
+) -> dict[str, list[Match]]:
+    """Return the best match of each type among sets of genes, with p-values as in :func:`enrichment`.
+
+    Parameters
+    ----------
+    sets
+        By kind, 1 for the genes of each of E sets: fp32 ``(1, E, G)``, or ``(types, E, G)`` if each type has its own.
+    markers, spread, seed
+        As in :func:`enrichment`.
+
+    Examples
+    --------
+    >>> from wbdit.whitebox.gene_loadings import overlaps
+    >>> sets = np.zeros((1, 2, 96), np.float32)
+    >>> sets[0, 1, :40] = 1
+    >>> spread = np.random.default_rng(0).random(96)
+    >>> found = overlaps({"head": sets}, {"B": np.arange(50)}, spread, seed=0)
+    >>> found["head"]
+    [Match(type='B', end=1, shared=40, p=0.001)]
+    """
+    genes = len(spread)
+    wanted = np.zeros((len(markers), genes), np.float32)
+    for row, some in enumerate(markers.values()):
+        wanted[row, some] = 1
+    shared = {kind: _shared(some, wanted) for kind, some in sets.items()}
+    reached = {kind: np.zeros(len(markers)) for kind in sets}
     rng = np.random.default_rng(seed)
     bins = np.array_split(np.argsort(spread, kind="stable"), min(BINS, genes))
     for _ in range(PERMUTATIONS):
         order = np.empty(genes, int)
         for rows in bins:
             order[rows] = rng.permutation(rows)
-        chance = ends @ wanted[order]
-        for kind, rows in kinds.items():
-            reached[kind] += chance[rows].max(0) >= best[kind]
-    hits: dict[str, list[Hit]] = {}
-    for kind, rows in kinds.items():
-        hits[kind] = []
-        for column, name in enumerate(markers):
-            end = rows[shared[rows, column].argmax()]
-            p = (1 + reached[kind][column]) / (1 + PERMUTATIONS)
-            fires = firing_type(units, numbers[end], signs[end], labels)
-            hits[kind].append(Hit(name, int(numbers[end]), int(signs[end]), int(shared[end, column]), float(p), fires))
-    return hits
+        for kind, some in sets.items():
+            reached[kind] += _shared(some, wanted[:, order]).max(1) >= shared[kind].max(1)
+    return {
+        kind: [
+            Match(name, int(counts.argmax()), int(counts.max()), float((1 + above) / (1 + PERMUTATIONS)))
+            for name, counts, above in zip(markers, shared[kind], reached[kind], strict=True)
+        ]
+        for kind in sets
+    }
+
+
+def _shared(sets: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the number of genes that each set shares with each type's markers ``(types, G)``: ``(types, E)``."""
+    return wanted @ sets[0].T if len(sets) == 1 else (sets @ wanted[..., None])[..., 0]
 
 
 def type_means(units: Units, unit: int, labels: np.ndarray) -> dict[str, float]:

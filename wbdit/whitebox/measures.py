@@ -9,38 +9,16 @@ measured with its gate and residual, shrinkage without.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wbdit import ops
+from wbdit.nn.activations import BlockActivations, iterate_blocks
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 
 EPS = 0.01  # precision in the coding rate, the value that CRATE's measurements use
-
-
-class BlockActivations(NamedTuple):
-    """Activations of one block, ``(B, N, d)`` each.
-
-    Attributes
-    ----------
-    before, after
-        The residual stream before and after MSSA's half-step, both with the norm, shift and scale of MSSA's input.
-        ``before`` is that input.
-    tokens
-        Input of ISTA, normalized and modulated. It is also the code that ISTA starts from.
-    code
-        Output of ISTA, before gate and residual.
-    """
-
-    before: Tensor
-    after: Tensor
-    tokens: Tensor
-    code: Tensor
 
 
 class Measures(NamedTuple):
@@ -181,42 +159,6 @@ def effective_rank(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def iterate_blocks(
-    model: WBDiT, x: Tensor, t: Tensor, y: Tensor | None = None, conditioning: Tensor | None = None
-) -> Iterator[BlockActivations]:
-    """Run the model and yield the activations of each block, the first block first.
-
-    Parameters
-    ----------
-    model
-        The denoiser.
-    x, t, y, conditioning
-        Its inputs, see :class:`wbdit.WBDiT`.
-
-    Examples
-    --------
-    >>> from wbdit.whitebox.measures import iterate_blocks
-    >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=2, num_heads=2)
-    >>> x, t = torch.randn(3, 1, 24), torch.tensor([5, 500, 900])
-    >>> [tuple(activations.code.shape) for activations in iterate_blocks(model, x, t)]
-    [(3, 6, 16), (3, 6, 16)]
-    """
-    tokens = model.embed_cells(x)
-    modulations = model.modulations(t, y, conditioning)
-    shift, scale = modulations[0][:2]
-    z = ops.adaln(tokens, shift, scale)
-    for block, (modulation, (next_shift, next_scale, *_)) in zip(model.blocks, pairwise(modulations), strict=True):
-        block = cast(WhiteBoxBlock, block)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        tokens = tokens + gate1[:, None] * block.attn(z)
-        seen = ops.adaln(tokens, shift2, scale2)
-        code = block.mlp(seen)
-        yield BlockActivations(z, ops.adaln(tokens, shift1, scale1), seen, code)
-        tokens = tokens + gate2[:, None] * code
-        z = ops.adaln(tokens, next_shift, next_scale)
-
-
-@torch.no_grad()
 def measure(block: WhiteBoxBlock, activations: BlockActivations) -> Measures:
     """Measure one block on its activations, see :class:`Measures`.
 
@@ -229,7 +171,8 @@ def measure(block: WhiteBoxBlock, activations: BlockActivations) -> Measures:
 
     Examples
     --------
-    >>> from wbdit.whitebox.measures import iterate_blocks, measure
+    >>> from wbdit.nn.activations import iterate_blocks
+    >>> from wbdit.whitebox.measures import measure
     >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, num_heads=2)
     >>> x, t = torch.randn(3, 1, 24), torch.tensor([5, 500, 900])
     >>> measures = measure(model.blocks[0], next(iterate_blocks(model, x, t)))
