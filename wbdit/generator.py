@@ -558,7 +558,15 @@ class CellGenerator:
         return self.with_model(steering.steered(*own, lambda: self.generate(steering.CELLS, seed=steering.SEED), steer))
 
     def with_model(self, model: Denoiser | CountDenoiser) -> CellGenerator:
-        """Return the same generator with another model of the same shape."""
+        """Return the same generator with another model of the same shape.
+
+        Examples
+        --------
+        >>> import copy
+        >>> other = generator.with_model(copy.deepcopy(generator.model))
+        >>> bool((other.generate(3, calls=2).X != generator.generate(3, calls=2).X).nnz)
+        False
+        """
         return CellGenerator(model, self.schedule, self.preprocessor, self.config, self.history)
 
     def _warn_of_unseen(self, asked: GenerationRequest) -> list[str]:

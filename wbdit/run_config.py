@@ -15,7 +15,7 @@ FORMAT = 2  # of the RUN folder; increase it when older versions of wbdit cannot
 
 
 class CombinationRows(NamedTuple):
-    """Numbers of label combinations: of the training cells, unseen but foretold, and seen but foretold as if unseen."""
+    """Numbers of label combinations: with training cells, foretold for lack of them, and with them but foretold too."""
 
     seen: int
     foretold: int

@@ -40,7 +40,10 @@ def names(cells):
 def test_what_is_left_out(cells):
     case = leave_out(cells, CHANGE, ("C", "B"), seed=0)
     left = cells.obs[cells.obs["type"].isin(["B", "C"]) & (cells.obs["condition"] == "stim")]
-    assert names(case.train) == set(cells.obs_names) - set(left.index)
+    assert names(case.train) < set(cells.obs_names) - set(left.index)
+    assert case.train.n_obs == 900 - 300 - 150  # half of the unchanged cells of B and C are the judge's
+    assert not names(case.train) & names(case.before)
+    assert names(case.own) < names(case.train)
     own = left.index[left["type"] == "C"]
     assert names(case.truth) | names(case.other) == set(own)
     assert not names(case.truth) & names(case.other)
@@ -49,14 +52,14 @@ def test_what_is_left_out(cells):
     assert names(given.train) - names(case.train) <= names(case.other)
     seen = leave_out(cells, CHANGE, ("C",), seed=0, seen=["B", "C"])
     assert names(seen.truth) == names(case.truth)
-    assert len(names(cells) - names(seen.train)) == 150 / 2 + 150 / 2
+    assert len(names(cells) - names(seen.train)) == 2 * (150 / 2 + 150 / 2)
 
 
 def test_scores_at_both_ends(cells):
     case = leave_out(cells, CHANGE, ("C",), seed=0)
     judge = Judge(case, 0)
     right, nothing = judge(case.other), judge(case.own)
-    assert right["R2d"] > 0.95
+    assert right["R2d"] > 0.9
     assert right["gap"] == pytest.approx(1)
     assert right["slope"] == pytest.approx(1, abs=0.1)
     assert right["jaccard"] > 0.6

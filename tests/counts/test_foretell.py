@@ -122,7 +122,30 @@ def test_from_counts(log_means):
     many = counts.reshape(7, 150, GENES).mean(1) > 3
     assert np.median(np.exp(found.profiles.log_size[many])) == pytest.approx(2.0, rel=0.15)
     # type 3 before is foretold by no column but that of the types
-    assert {tuple(one.codes) for one in found.held_out} == {(t, c) for t in range(3) for c in range(2)}
+    assert {tuple(one.codes) for one in found.held_out.values()} == {(t, c) for t in range(3) for c in range(2)}
+
+
+def test_a_combination_of_few_cells_is_foretold_and_its_cells_count(log_means):
+    codes, counts = cells(log_means)
+    few = (codes == [1, 1]).all(1)
+    kept = ~few | (np.cumsum(few) <= 10)
+    found = of(codes[kept], counts[kept])
+    assert found.rows == (6, 2, 5)
+    assert [1, 1] not in found.profiles.codes[found.seen].tolist()
+    (one,) = (told for told in found.unseen if told.codes.tolist() == [1, 1])
+    k = found.profiles.codes.tolist().index([1, 1])
+    without = [foretell(found.profiles, one.codes, column, k).log_mean for column in (0, 1)]
+    wanted = [(10 * found.profiles.log_mean[k] + 25 * log_mean) / 35 for log_mean in without]
+    assert min(np.abs(one.log_mean - log_mean).max() for log_mean in wanted) < 1e-9
+
+
+def test_means_are_shrunk_to_what_is_foretold(log_means):
+    found = of(*cells(log_means))
+    for k, told in found.held_out.items():
+        known = found.profiles.log_mean[k]
+        np.testing.assert_allclose(found.log_mean(k), (150 * known + 25 * told.log_mean) / 175)
+    (alone,) = set(range(7)) - set(found.held_out)
+    np.testing.assert_array_equal(found.log_mean(alone), found.profiles.log_mean[alone])
 
 
 def test_own_cells_have_no_say(log_means):
@@ -130,7 +153,9 @@ def test_own_cells_have_no_say(log_means):
     codes, counts = cells(log_means)
     other = counts.copy()
     other[(codes == [1, 1]).all(1)] = np.random.default_rng(1).poisson(3.0, (150, GENES))
-    one, two = (next(told for told in of(codes, X).held_out if told.codes.tolist() == [1, 1]) for X in (counts, other))
+    one, two = (
+        next(told for told in of(codes, X).held_out.values() if told.codes.tolist() == [1, 1]) for X in (counts, other)
+    )
     np.testing.assert_allclose(one.log_mean, two.log_mean, atol=1e-9)
 
 

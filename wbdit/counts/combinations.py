@@ -17,8 +17,9 @@ from wbdit.run_config import CombinationRows
 
 HOLD_OUT = 0.1  # share of the training cells whose combination is treated as unseen
 AXES = 16  # principal axes of the log rates
-STRENGTH = 5.0  # cells; with fewer, a combination expresses about what the product of its labels' rates gives
-FORETOLD_CELLS = 100  # as many cells is a foretold combination worth
+STRENGTH = (
+    5.0  # cells; with fewer, a combination that cannot be foretold expresses about what its labels' product gives
+)
 CLIP = 0.02  # smallest mixture weight of the tables, and distance of the largest from 1
 
 
@@ -49,8 +50,8 @@ class OfCombination(NamedTuple):
 class Combinations(nn.Module):
     """Tables of rates and dispersions of label combinations, for a run with several label columns.
 
-    Row 0 is of cells with a null label. Then come the combinations of the training cells, the unseen ones that are
-    foretold, and those of the training cells as they are foretold without their own cells, see
+    Row 0 is of cells with a null label. Then come the combinations of the training cells, those that are foretold since
+    they have no or few cells, and the former as they are foretold without their own cells, see
     :class:`wbdit.counts.foretell.Foretelling`. In training mode, a random tenth of the cells gets the latter.
 
     Where rates are foretold, the denoiser is not told the labels, which it has never seen together. It sees that the
@@ -78,7 +79,7 @@ class Combinations(nn.Module):
     profiles
         Coordinates of the log rates, ``(rows, AXES)``, with a standard deviation of 1 over the training combinations.
     foretold_log_means
-        Mean ln(1 + count per 10,000) of the unseen combinations, ``(rows.foretold, G)``.
+        Mean ln(1 + count per 10,000) of the foretold combinations, ``(rows.foretold, G)``.
     dispersion
         Offset of the logits of the training cells' combinations, ``(1 + rows.seen, G)``; learned. The first row is that
         of all foretold ones.
@@ -127,26 +128,27 @@ class Combinations(nn.Module):
         mean_log_library
             Mean log library size of the training cells, at which rates are relative to the genes' means.
         """
-        profiles, told = foretelling.profiles, (*foretelling.unseen, *foretelling.held_out)
-        codes = [*profiles.codes, *(one.codes for one in told)]
-        log_means = [*profiles.log_mean, *(one.log_mean for one in told)]
-        log_sizes = [*profiles.log_size, *(one.log_size for one in told)]
-        libraries = [*profiles.library, *(one.library for one in told)]
-        cells = [*profiles.cells, *(FORETOLD_CELLS for _ in told)]
+        profiles, seen = foretelling.profiles, foretelling.seen
+        told = (*foretelling.unseen, *foretelling.held_out.values())
+        codes = [*profiles.codes[seen], *(one.codes for one in told)]
+        log_means = [*map(foretelling.log_mean, seen), *(one.log_mean for one in told)]
+        log_sizes = [*profiles.log_size[seen], *(one.log_size for one in told)]
+        libraries = [*profiles.library[seen], *(one.library for one in told)]
+        own = [profiles.cells[k] / (profiles.cells[k] + STRENGTH * (k not in foretelling.held_out)) for k in seen]
         share = likelihood.shares
         low, high = likelihood.log_size.double().cpu().numpy()
         log_rates = np.empty((len(codes), len(share)))
-        for row, (code, log_mean, log_size, library, n) in enumerate(
-            zip(codes, log_means, log_sizes, libraries, cells, strict=True)
+        for row, (code, log_mean, log_size, library, share_of_own) in enumerate(
+            zip(codes, log_means, log_sizes, libraries, [*own, *(1.0 for _ in told)], strict=True)
         ):
             weight = np.clip((log_size - low) / np.minimum(high - low, -1e-3), CLIP, 1 - CLIP)
             logits = np.log(weight / (1 - weight))
             of_labels = LogMeans.at(library)(library * expected[tuple(code)], log_size)
-            wanted = (n * log_mean + STRENGTH * of_labels) / (n + STRENGTH)
+            wanted = share_of_own * log_mean + (1 - share_of_own) * of_labels
             log_rates[row] = likelihood.log_rates(wanted, logits, library) - np.log(library) + mean_log_library
             self.mixture_logits[1 + row] = torch.from_numpy(logits)
             self.rates[1 + row] = torch.from_numpy(log_rates[row] - np.log(expected[tuple(code)] / share))
-        self.profiles[1:] = torch.from_numpy(_coordinates(log_rates, share, len(profiles.codes)))
+        self.profiles[1:] = torch.from_numpy(_coordinates(log_rates, share, len(seen)))
         self._index(codes)
         for k, one in enumerate(foretelling.unseen):
             self.foretold_log_means[k] = torch.from_numpy(one.log_mean)

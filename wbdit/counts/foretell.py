@@ -13,7 +13,7 @@ suggests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,8 @@ from wbdit.run_config import CombinationRows, ForetoldFacts
 
 TEMPERATURE = 0.1  # of the correlations
 FLOOR = 0.02  # mean logarithms below it are noise
-DONOR_CELLS = 20  # a combination with fewer cells says nothing of others
+DONOR_CELLS = 20  # a combination with fewer cells says nothing of others, and is foretold itself
+PRIOR_CELLS = 25  # as many cells' means are about as exact as what is foretold
 SIZE_PRIOR = 20.0  # counts; a gene with fewer in a combination has about the size that it has in all of them
 
 
@@ -122,6 +123,11 @@ class Foretold:
         means = LogMeans.at(self.library).means(self.log_mean, self.log_size)
         return means / means.sum()
 
+    def given(self, cells: int, log_mean: np.ndarray) -> Foretold:
+        """Return what is foretold given some cells of the combination, and their means of ln(1 + count per 10,000)."""
+        mixed = (cells * log_mean + PRIOR_CELLS * self.log_mean) / (cells + PRIOR_CELLS)
+        return replace(self, log_mean=mixed)
+
     def error(self, log_mean: np.ndarray) -> float:
         """Return the squared error, given the true means of ln(1 + count per 10,000)."""
         return float(((self.log_mean - log_mean) ** 2).sum())
@@ -140,14 +146,15 @@ class Foretelling:
     profiles
         The combinations of the training cells.
     unseen
-        Combinations that no training cell has. Those from which no other differs in one label alone are left out.
+        Combinations that no training cell has, and those of fewer than :data:`DONOR_CELLS`. Those from which no other
+        differs in one label alone are left out.
     held_out
-        Combinations of the training cells, each foretold without its own cells.
+        The other combinations of the training cells, by their index, each foretold without its own cells.
     """
 
     profiles: Profiles
     unseen: tuple[Foretold, ...]
-    held_out: tuple[Foretold, ...]
+    held_out: dict[int, Foretold]
 
     @classmethod
     def of(cls, codes: np.ndarray, label_sizes: Sequence[int], statistics: Statistics) -> Foretelling | None:
@@ -176,23 +183,36 @@ class Foretelling:
             for column in range(len(label_sizes))
         ]
         best = _best_first(profiles, by_column)
-        held_out = [next((by_column[c][k] for c in best if k in by_column[c]), None) for k in range(len(seen))]
+        without: dict[int, Foretold] = {}
+        for column in reversed(best):
+            without |= by_column[column]
+        few = [k for k in without if cells[k] < DONOR_CELLS]
         known = set(map(tuple, seen.tolist()))
         targets = (np.array(target) for target in np.ndindex(*label_sizes) if target not in known)
         unseen = [next(filter(None, (foretell(profiles, target, c) for c in best)), None) for target in targets]
-        return cls(profiles, tuple(filter(None, unseen)), tuple(filter(None, held_out)))
+        unseen += [without.pop(k).given(int(cells[k]), profiles.log_mean[k]) for k in sorted(few)]
+        return cls(profiles, tuple(filter(None, unseen)), dict(sorted(without.items())))
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Indices of the combinations that are not foretold."""
+        foretold = {tuple(one.codes) for one in self.unseen}
+        return np.array([k for k, row in enumerate(self.profiles.codes) if tuple(row) not in foretold])
+
+    def log_mean(self, k: int) -> np.ndarray:
+        """Return a known combination's mean ln(1 + count per 10,000) ``(G,)``, shrunk to what is foretold of it."""
+        known, cells = self.profiles.log_mean[k], int(self.profiles.cells[k])
+        return self.held_out[k].given(cells, known).log_mean if k in self.held_out else known
 
     @property
     def rows(self) -> CombinationRows:
         """Numbers of combinations, for :class:`wbdit.counts.combinations.Combinations`."""
-        return CombinationRows(len(self.profiles.codes), len(self.unseen), len(self.held_out))
+        return CombinationRows(len(self.seen), len(self.unseen), len(self.held_out))
 
     def facts(self, labels: Labels) -> ForetoldFacts:
         """Return what a user is told of it."""
-        of = {tuple(row): k for k, row in enumerate(self.profiles.codes.tolist())}
-        many = [one for one in self.held_out if self.profiles.cells[of[tuple(one.codes)]] >= DONOR_CELLS]
         return ForetoldFacts(
-            left_out={labels.name(one.codes): one.r2(self.profiles.log_mean[of[tuple(one.codes)]]) for one in many},
+            left_out={labels.name(one.codes): one.r2(self.profiles.log_mean[k]) for k, one in self.held_out.items()},
             nearest={
                 labels.name(one.codes): (labels.name(self.profiles.codes[one.donor]), one.similarity)
                 for one in self.unseen
