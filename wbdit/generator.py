@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,7 @@ DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 # Defaults for models with a count likelihood. With 15 calls a second-order solver is as good as a first-order one with
 # 100. More calls, or calls closer together toward the end, bring no gain (docs/study.md).
 COUNTS_SAMPLER: samplers.Name = "unipc"
+DETERMINISTIC = ("unipc", "dpmpp")  # samplers that add no noise
 COUNTS_CALLS = 15
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
@@ -70,7 +71,7 @@ class Sampling(NamedTuple):
 class Plan(NamedTuple):
     """The cells to generate: a request in which nothing is open, library sizes ``(n,)``, and how to sample.
 
-    `facts` is the content of ``uns["wbdit"]``.
+    `shift` is added to the initial noise, ``(G,)``; `facts` is the content of ``uns["wbdit"]``.
     """
 
     asked: GenerationRequest
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
     sampling: Sampling
     seed: int
     facts: dict[str, Any]
+    shift: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -203,9 +205,9 @@ class CellGenerator:
         library_factor
             Factor of the library sizes, for all cells or per label.
         steer
-            Heads along whose axes the cells are moved, and by how many standard deviations:
-            ``{"block-1-head-2": 1.5}``. ``wbdit explain --ablate`` shows which genes follow, see
-            :func:`wbdit.steering.steered`.
+            Heads along whose axes the cells are moved, and how far, in standard deviations of the noise that a cell
+            starts from: ``{"block-1-head-2": 1.5}``. ``wbdit explain --ablate`` shows which genes follow, see
+            :mod:`wbdit.steering`. It needs "unipc" or "dpmpp", which add no noise of their own.
         seed
             Random seed, 64 bits.
         batch_size
@@ -240,9 +242,8 @@ class CellGenerator:
             *(n, like, n_per_label, sampler, calls, spacing, guidance, toward, mix, at, library_size, library_factor),
             *(steer, seed),
         )
-        maker = self._steered(steer)
         with progress_bar("generating", progress) as show:
-            x = maker._sample(plan, range(plan.n), batch_size, show)
+            x = self._sample(plan, range(plan.n), batch_size, show)
         return self._cells(plan, range(plan.n), x)
 
     def generate_to(
@@ -308,10 +309,8 @@ class CellGenerator:
         if ranks > 1:
             plan.facts[streaming.PART] = {"rank": rank, "ranks": ranks, "n": plan.n}
 
-        maker = self._steered(request.get("steer"))
-
         def make(some: range, show: Show) -> ad.AnnData:
-            return self._cells(plan, some, maker._sample(plan, some, batch_size, show))
+            return self._cells(plan, some, self._sample(plan, some, batch_size, show))
 
         kept = ("model_hash", "seed", "wbdit", "torch", "request")
         with progress_bar("generating", progress) as show:
@@ -486,12 +485,20 @@ class CellGenerator:
         return self.model.network
 
     def _resolve_sampler(
-        self, sampler: samplers.Name | None, calls: int | None, spacing: samplers.Spacing | None
+        self,
+        sampler: samplers.Name | None,
+        calls: int | None,
+        spacing: samplers.Spacing | None,
+        deterministic: bool = False,
     ) -> Sampling:
         """Return the requested sampler, calls and spacing, with this run's defaults in place of None."""
         of_counts = self.model.stop > 0
-        sampler = sampler or (COUNTS_SAMPLER if of_counts else "ddim")
+        sampler = sampler or (COUNTS_SAMPLER if of_counts or deterministic else "ddim")
         one_of("sampler", sampler, list(samplers.BY_NAME))
+        if deterministic and sampler not in DETERMINISTIC:
+            raise InputError(
+                f"`steer` shifts the noise that a cell starts from: use `sampler` {' or '.join(DETERMINISTIC)}"
+            )
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         one_of("spacing", spacing, samplers.SPACINGS)
@@ -530,7 +537,8 @@ class CellGenerator:
             *(self.preprocessor, n, like, n_per_label, guidance, toward, mix, at, library_size, library_factor)
         )
         seed = whole("seed", seed)
-        sampling = self._resolve_sampler(sampler, calls, spacing)
+        shift = self._shift(steer)
+        sampling = self._resolve_sampler(sampler, calls, spacing, deterministic=shift is not None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = self._warn_of_unseen(asked)
         for beyond in self.preprocessor.beyond(asked.at, library):
@@ -548,14 +556,23 @@ class CellGenerator:
             **({"unseen": np.array(unseen, dtype=object)} if unseen else {}),
             **self.preprocessor.facts(),
         }
-        return Plan(asked, library, sampling, seed, facts | {"request": self._request_hash(asked, library, facts)})
+        facts["request"] = self._request_hash(asked, library, facts)
+        return Plan(asked, library, sampling, seed, facts, shift)
 
-    def _steered(self, steer: Mapping[str, float] | None) -> CellGenerator:
-        """Return the generator that samples: itself, or one whose heads are turned."""
+    @cached_property
+    def head_directions(self) -> steering.Directions:
+        """Where each head's axis lies, and how noise is shifted along it; see :mod:`wbdit.steering`."""
+        steering.check(self.model, {})
+        cells = self.generate(steering.CELLS, seed=steering.SEED)
+        return steering.directions(self.model, self.schedule, self.preprocessor, cells)
+
+    def _shift(self, steer: Mapping[str, float] | None) -> np.ndarray | None:
+        """Return the shift ``(G,)`` fp32 of the initial noise, or None."""
         if not steer:
-            return self
-        own = self.model, self.schedule, self.preprocessor
-        return self.with_model(steering.steered(*own, lambda: self.generate(steering.CELLS, seed=steering.SEED), steer))
+            return None
+        wanted = steering.check(self.model, steer)
+        moves = [dose * self.head_directions.shifts[head] for head, dose in wanted.items()]
+        return np.asarray(np.sum(moves, axis=0), np.float32)
 
     def with_model(self, model: Denoiser | CountDenoiser) -> CellGenerator:
         """Return the same generator with another model of the same shape.
@@ -645,6 +662,7 @@ class CellGenerator:
         """Sample one batch, the cells with indices `rows`, ``(B, G)``."""
         device, genes = self._device, len(self.preprocessor.genes)
         places = torch.from_numpy(rows).to(device)
+        shift = 0 if plan.shift is None else torch.from_numpy(plan.shift).to(device)
         noise = samplers.PhiloxNoise(plan.seed, places, (1, genes))
         log_library = torch.from_numpy(np.log(np.maximum(plan.library[rows], 1))).to(device, torch.float32)
         fixed = self.model.fix_library(graph, log_library)
@@ -656,7 +674,7 @@ class CellGenerator:
         with sampling_precision(device):
             x = samplers.BY_NAME[plan.sampling.sampler].sample(
                 model,
-                self.model.start(noise(-1)),
+                self.model.start(noise(-1) + shift),
                 self.schedule,
                 path,
                 stop=self.model.stop,

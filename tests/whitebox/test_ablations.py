@@ -10,7 +10,7 @@ import wbdit
 from wbdit.errors import InputError
 from wbdit.report.explain import write_explanation
 from wbdit.whitebox import ablations
-from wbdit.whitebox.ablations import _difference_test, _ends, _share_tests
+from wbdit.whitebox.ablations import _difference_test, _ends, _paired_t, _share_tests
 from wbdit.whitebox.explain import explain
 from wbdit.whitebox.findings import findings
 from wbdit.whitebox.gene_loadings import overlaps
@@ -38,13 +38,14 @@ def test_each_head_is_removed_and_as_many_subspaces(readout):
     assert {one.name for one in found.of("atom")} == {
         f"block-1-atom-{readout.units.number[hit.unit] + 1}" for hit in readout.hits["atom"]
     }
+    assert len(found.of("random atom")) == len(found.of("atom"))
+    assert not {one.name for one in found.of("random atom")} & {one.name for one in found.of("atom")}
     for one in found.removed:
-        assert one.size > 0
-        assert 1 / 3 <= one.selectivity <= 1
+        assert one.size >= 0
+        assert 1 / 3 <= one.selectivity <= 1 or one.size == 0
         assert one.type in found.intact
         assert sum(one.shares.values()) == pytest.approx(1)
         assert 0 < one.p <= 1
-        assert not set(one.falls) & set(one.rises)
     assert list(found.matches) == ["head", "random", "PC", "NMF"]
     assert [match.type for match in found.matches["NMF"]] == ["B", "NK", "T"]
 
@@ -53,9 +54,9 @@ def test_doses_move_genes_apart(readout):
     (steering,) = readout.ablations.steerings
     assert steering.doses[2] == 0
     assert steering.expression.shape == (5, 8)
-    change = steering.expression[3] - steering.expression[1]
-    assert (change[:4] <= change[4:]).all()
-    assert -1 <= steering.correlation <= 1
+    change = steering.expression[-1] - steering.expression[0]
+    assert change[:4].max() <= change[4:].min()
+    assert np.isfinite(steering.moved)
 
 
 def test_the_page_tells_what_heads_cause(readout, tmp_path):
@@ -103,6 +104,21 @@ def test_a_difference_of_means_is_found_on_its_side():
     assert _difference_test(high, low, 0) < 0.01
     assert _difference_test(low, high, 0) == 1
     assert _difference_test(low, low, 0) > 0.3
+
+
+def test_the_change_of_a_rare_gene_is_no_t_of_its_own():
+    """A gene that changes in one cell of many does not stand above one that changes in all cells."""
+    before = np.zeros((1, 50, 30))
+    after = before + np.random.default_rng(0).normal(0, 0.3, before.shape)
+    after[..., 0] += 1.0
+    after[..., 1] = 0
+    after[0, 0, 1] = 0.01
+    mean, t = _paired_t(before, after)
+    assert t[0].argmax() == 0
+    assert t[0, 0] > 5
+    assert abs(t[0, 1]) < 0.1
+    np.testing.assert_allclose(mean, (after - before).mean(1))
+    assert not _paired_t(before, before)[1].any()
 
 
 def test_ends_are_the_genes_that_rise_and_fall_most():

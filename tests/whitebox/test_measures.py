@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import wbdit
 from wbdit import WBDiT
 from wbdit.nn.activations import iterate_blocks
-from wbdit.whitebox.gene_loadings import enrichment, gene_embedding, marker_genes, read_units
+from wbdit.nn.heads import gene_embedding
+from wbdit.whitebox.gene_loadings import enrichment, marker_genes, read_units
 from wbdit.whitebox.measures import (
     coding_rate,
     diagnostics,

@@ -11,10 +11,8 @@ from helpers import exit_code, make_cells, stirred, tiny_preset
 import wbdit
 from wbdit import ops
 from wbdit.errors import InputError
-from wbdit.network_inputs import conditioning_of
-from wbdit.nn.activations import iterate_blocks, site
-from wbdit.nn.heads import move, remove_atom, remove_head, remove_subspace, turnable
-from wbdit.steering import axes_of_cells
+from wbdit.nn.activations import iterate_blocks
+from wbdit.nn.heads import head_axes, places, remove_atom, remove_head, remove_subspace
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,6 @@ def changed(run, change, *arguments):
     turned = run.with_model(copy.deepcopy(run.model))
     change(turned.denoiser, *arguments)
     return turned
-
-
-def axes_of(run, cells):
-    return axes_of_cells(run.model, run.schedule, run.preprocessor, cells)
 
 
 def attended(generator, x):
@@ -77,30 +71,41 @@ def test_an_atom_is_gated_off(run):
         torch.testing.assert_close(part, same)
 
 
-@torch.no_grad()
-def test_cells_are_moved_by_standard_deviations_along_the_axis(run, cells):
-    (axes,) = axes_of(run, cells)
-    assert all(abs(float(axis.direction.norm()) - 1) < 1e-5 and axis.deviation > 0 for axis in axes)
-    x = torch.randn(3, 1, 80)
-    one, other = attended(run, x)[1], attended(changed(run, move, [axes], {(0, 1): -2.0}), x)[1]
-    step = run.denoiser.blocks[0].attn.out.weight[:, 8:] @ axes[1].direction
-    torch.testing.assert_close(other - one, (-2 * axes[1].deviation * step).expand_as(one))
+def test_a_dose_is_the_length_of_the_shift(run):
+    shifts = run.head_directions.shifts
+    assert shifts.shape == (1, 2, 80)
+    np.testing.assert_allclose(np.linalg.norm(shifts, axis=-1), 1)
+    both = run._shift({"block-1-head-1": 2.0, "block-1-head-2": -1.0})
+    np.testing.assert_allclose(both, 2 * shifts[0, 0] - shifts[0, 1], atol=1e-6)
 
 
 @torch.no_grad()
-def test_an_axis_is_where_cells_differ_most(run, cells):
-    (axes,) = axes_of(run, cells)
-    x0 = torch.from_numpy(run.preprocessor.encode(cells))[:, None]
-    t = torch.full((len(x0),), 500)
-    alpha, sigma = run.schedule.levels(500)
-    noised = alpha * x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    seen = next(
-        iterate_blocks(run.denoiser, noised, t, conditioning=conditioning_of(run.model, run.preprocessor, cells))
-    )
-    w = run.denoiser.blocks[0].attn.qkv(site(run.denoiser, seen.before))[:, :8]
-    along, across = (w @ axes[0].direction).std(), w.std(0).square().sum().sqrt()
-    assert along > across / 8**0.5  # more than a direction on average has
-    assert float(along) == pytest.approx(axes[0].deviation, rel=0.3)  # with other noise
+def test_a_loading_is_what_a_gene_adds_to_the_place(run):
+    """Without the norm, whose scale differs between cells, a cell's place is linear in its genes."""
+    model = run.denoiser
+    x, t = torch.randn(60, 1, 80), torch.full((60,), 500)
+    axes = head_axes(model, x, t, None)
+    found = places(model, axes, x, t, None)[0]
+    told = (x[:, 0] @ axes.loadings[0].T).T
+    for one, other in zip(found, told, strict=True):
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.8
+    assert (axes.directions.norm(dim=-1) - 1).abs().max() < 1e-5
+
+
+def test_cells_move_the_way_of_the_dose(cells):
+    """A Gaussian of two programs: the head's axis is one of them, and generated cells move along it."""
+    rng = np.random.default_rng(0)
+    program = rng.normal(size=400)[:, None] * np.where(np.arange(40) < 10, 1.0, 0.0)
+    counts = rng.poisson(np.exp(1.5 + 0.8 * program))
+    real = ad.AnnData(counts.astype(np.float32), obs={"type": np.repeat(["B"], 400)})
+    generator = wbdit.fit(real, label="type", epochs=40, preset=tiny_preset(), progress=False)
+    program_of = [
+        np.log1p(generator.generate(256, steer={"block-1-head-1": dose}).X.toarray())[:, :10].mean()
+        for dose in (-3.0, 0.0, 3.0)
+    ]
+    steps = np.diff(program_of)
+    assert abs(steps.sum()) > 0.3
+    assert steps.min() * steps.max() > 0
 
 
 def test_a_dose_of_zero_changes_no_bit(run):
@@ -158,4 +163,9 @@ def test_black_boxes_have_no_heads_to_turn(cells):
 def test_tied_heads_have_no_weights_of_their_own():
     model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, num_heads=2, tie_out=True)
     with pytest.raises(InputError, match="no output weights"):
-        turnable(model)
+        remove_head(model, 0, 1)
+
+
+def test_noise_of_a_sampler_would_hide_the_shift(run):
+    with pytest.raises(InputError, match="use `sampler` unipc or dpmpp"):
+        run.generate(5, steer={"block-1-head-1": 1.0}, sampler="ddim")

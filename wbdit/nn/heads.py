@@ -1,9 +1,7 @@
-"""Heads that are turned: removed, or with an axis along which all tokens are moved.
+"""The axes of heads, and networks from which a head or an atom is removed.
 
-Both change weights alone, so that all kernels run such a network as they run any other. A head's output is the product
-of its columns of the output matrix with what it attends to. Without these columns the head is removed (ablation). A
-multiple of its axis, mapped by these columns and added to the bias, moves all tokens along it (activation steering:
-Turner et al. 2023, arXiv 2308.10248, here in a head's subspace).
+A head's output is the product of its columns of the output matrix with what it attends to. Without these columns the
+head is removed. So all kernels run such a network as they run any other.
 
 Blocks, heads and atoms are counted from 0 here, and from 1 in names.
 """
@@ -11,70 +9,102 @@ Blocks, heads and atoms are counted from 0 here, and from 1 in names.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from wbdit.errors import InputError
-from wbdit.nn.activations import axes_of, iterate_blocks, site
+from wbdit.nn.activations import axes_of, iterate_blocks, projections, site
 from wbdit.nn.blocks import Modulation
 from wbdit.nn.denoiser import Denoiser
+from wbdit.nn.embeddings import LocalLinear
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 
 NAME = re.compile(r"block-([1-9]\d*)-head-([1-9]\d*)")
 
 
-class Axis(NamedTuple):
-    """The axis of a head: a unit vector ``(p,)`` in its subspace, and the standard deviation of cells along it."""
+class HeadAxes(NamedTuple):
+    """The first principal axis of each of h heads in L blocks: the direction in its subspace along which cells differ.
 
-    direction: Tensor
-    deviation: float
+    Attributes
+    ----------
+    directions
+        Unit vectors in the subspaces, ``(L, h, p)``. The largest coordinate is positive.
+    loadings
+        Change of a cell's place on the axis per unit of each gene's value, ``(L, h, G)``, along the direct path from
+        the embedding to the block.
+    """
+
+    directions: Tensor
+    loadings: Tensor
 
 
-def turnable(model: Denoiser) -> WBDiT:
-    """Return a network whose heads can be turned.
+def white_box(model: Denoiser) -> WBDiT:
+    """Return a network whose heads have axes.
 
     Raises
     ------
     InputError
-        If it has DiT blocks, a single head, or no output matrix after attention.
+        If it has DiT blocks.
     """
     if not isinstance(model, WBDiT):
         raise InputError('this run has DiT blocks, whose heads have no subspaces: use one with `preset="small"`')
-    if not isinstance(cast(WhiteBoxBlock, model.blocks[0]).attn.to_out, nn.Sequential):
-        raise InputError("this run's heads have no output weights that could be changed: use one with `tie_out=False`")
     return model
 
 
 @torch.no_grad()
-def head_axes(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None) -> list[list[Axis]]:
-    """Return the axis of each head by block: the first principal axis of cells ``(B, C, G)`` in its subspace.
+def head_axes(model: WBDiT, x: Tensor, t: Tensor, conditioning: Tensor | None) -> HeadAxes:
+    """Return the axes on which noised cells ``(B, C, G)`` differ most.
 
     Examples
     --------
     >>> from wbdit.nn.heads import head_axes
     >>> model = wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16, depth=3, num_heads=2)
     >>> axes = head_axes(model, torch.randn(9, 1, 24), torch.full((9,), 500), None)
-    >>> len(axes), len(axes[0]), axes[0][1].direction.shape
-    (3, 2, torch.Size([8]))
+    >>> axes.directions.shape, axes.loadings.shape
+    (torch.Size([3, 2, 8]), torch.Size([3, 2, 24]))
     """
-    found = []
-    for block, seen in zip(model.blocks, iterate_blocks(model, x, t, conditioning=conditioning), strict=True):
-        positions, axes = axes_of(cast(WhiteBoxBlock, block), site(model, seen.before))
-        first = axes[:, 0]  # [h, p]
-        deviations = (positions @ first[..., None])[..., 0].std(1)
-        found.append([Axis(*pair) for pair in zip(first, deviations.tolist(), strict=True)])
-    return found
+    genes, directions, loadings = gene_embedding(model), [], []
+    modulations = model.modulations(t, conditioning=conditioning)
+    shown = iterate_blocks(model, x, t, conditioning=conditioning)
+    for block, seen, modulation in zip(model.blocks, shown, modulations, strict=False):
+        block = cast(WhiteBoxBlock, block)
+        first = axes_of(block, site(model, seen.before))[1][:, :1]  # [h, 1, p]
+        scaled = genes * (1 + modulation[1].mean(0))
+        directions.append(first[:, 0])
+        loadings.append((first @ projections(block) @ scaled.T)[:, 0])
+    return HeadAxes(torch.stack(directions), torch.stack(loadings))
 
 
 @torch.no_grad()
-def move(model: WBDiT, axes: list[list[Axis]], by: Mapping[tuple[int, int], float]) -> None:
-    """Move all tokens along axes, by standard deviations for each block and head."""
-    for (block, head), dose in by.items():
-        axis, out = axes[block][head], _output(model, block)
-        out.bias.add_(out.weight[:, columns(model, head)] @ axis.direction, alpha=dose * axis.deviation)
+def places(model: WBDiT, axes: HeadAxes, x: Tensor, t: Tensor, conditioning: Tensor | None) -> Tensor:
+    """Return where noised cells lie on the axes, ``(L, h, B)``."""
+    shown = iterate_blocks(model, x, t, conditioning=conditioning)
+    positions = [
+        axes_of(cast(WhiteBoxBlock, block), site(model, seen.before))[0]
+        for block, seen in zip(model.blocks, shown, strict=True)
+    ]
+    return torch.einsum("lhbp,lhp->lhb", torch.stack(positions), axes.directions)
+
+
+def gene_embedding(model: WBDiT) -> Tensor:
+    """Return each gene's contribution to the cell token or mean patch token, per unit of its value, ``(G, d)``.
+
+    Examples
+    --------
+    >>> from wbdit.nn.heads import gene_embedding
+    >>> gene_embedding(wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16)).shape
+    torch.Size([24, 16])
+    """
+    if model.has_cell_token:
+        return model.cell_token.proj.weight.detach().T[: model.input_size]
+    embedder = model.x_embedder
+    if isinstance(embedder.proj, LocalLinear):
+        rows = embedder.proj.weight.detach()[:, : embedder.patch_size].flatten(0, 1)
+    else:
+        rows = embedder.proj.weight.detach()[:, 0, :, 0].T.repeat(embedder.num_patches, 1)
+    return rows[: model.input_size] / embedder.num_patches
 
 
 @torch.no_grad()
@@ -132,6 +162,14 @@ def columns(model: WBDiT, head: int) -> slice:
 
 
 def _output(model: WBDiT, block: int) -> nn.Linear:
-    """Return the linear map after the attention of a block."""
-    attention = cast(WhiteBoxBlock, model.blocks[block]).attn
-    return cast(nn.Linear, cast(nn.Sequential, attention.to_out)[0])
+    """Return the linear map after the attention of a block.
+
+    Raises
+    ------
+    InputError
+        If there is none: the block has one head, or tied projections.
+    """
+    own = cast(WhiteBoxBlock, model.blocks[block]).attn.to_out
+    if not isinstance(own, nn.Sequential):
+        raise InputError("this run's heads have no output weights that could be removed: use one with `tie_out=False`")
+    return cast(nn.Linear, own[0])

@@ -17,6 +17,14 @@ from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.findings import SIGNIFICANT, causes, findings
 from wbdit.whitebox.gene_loadings import Hit
 
+KINDS = {
+    "head": "Heads",
+    "random": "Random subspaces",
+    "PC": "Principal components",
+    "NMF": "Non-negative factors",
+    "atom": "Atoms that match a type",
+    "random atom": "Random atoms",
+}
 LEAST_CHANGE = 0.01  # of a type's share that is named
 PAGE, NUMBERS = "explain.html", "explain.json"
 FIGURES = ("rate*.svg", "objective-*.svg", "non-zero*.svg", "block-*-head-*.svg")
@@ -117,10 +125,9 @@ def _head(explanation: Explanation, unit: int) -> dict[str, str]:
 def _causes(ablations: Ablations) -> dict[str, Any]:
     """Return the rows of the tables of what was removed: by kind, and by head."""
     named = causes(ablations)
-    kinds = {"head": "Heads", "random": "Random subspaces", "PC": "Principal components", "NMF": "Non-negative factors"}
-    rows = [{"name": name, "named": named[kind], **_means(ablations.of(kind))} for kind, name in kinds.items()]
+    rows = [{"name": name, "named": named.get(kind), **_means(ablations.of(kind))} for kind, name in KINDS.items()]
     intact = [f"{name} {share:.0%}" for name, share in ablations.intact.items() if share >= LEAST_CHANGE]
-    units = [_removed(ablations, one) for one in ablations.removed if one.kind != "random"]
+    units = [_removed(ablations, one) for one in ablations.removed if "random" not in one.kind]
     return {"kinds": rows, "units": units, "intact": ", ".join(intact)}
 
 

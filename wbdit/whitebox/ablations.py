@@ -2,9 +2,11 @@
 
 Cells of each type are generated with the network as it is, and again with the same noise without one head
 (:mod:`wbdit.nn.heads`). The difference is what the head causes. As many random subspaces of the same dimension
-are removed as well, since a network may change the same genes whatever is taken from it. Whether the genes that change
-are the markers of a type is tested as for loadings (:func:`wbdit.whitebox.gene_loadings.overlaps`), beside the loadings
-of principal components and of a non-negative matrix factorization of the same cells.
+are removed as well, since a network may change the same genes whatever is taken from it. Atoms that match a type are
+removed, and as many random ones. Whether the genes that change are the markers of a type is tested as for loadings
+(:func:`wbdit.whitebox.gene_loadings.overlaps`), beside the loadings of principal components and of a non-negative
+matrix factorization of the same cells. Genes are ranked by a paired t statistic, with a constant in the denominator
+that keeps rare genes from the top (Tusher et al. 2001, PNAS 98:5116).
 """
 
 from __future__ import annotations
@@ -19,22 +21,22 @@ from typing import Any, NamedTuple
 import anndata as ad
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.generator import CellGenerator
-from wbdit.nn.heads import columns, head_name, move, remove_atom, remove_head, remove_subspace, turnable
+from wbdit.network_inputs import conditioning_of, noised
+from wbdit.nn.heads import columns, head_name, places, remove_atom, remove_head, remove_subspace, white_box
 from wbdit.nn.wbdit import WBDiT
-from wbdit.steering import axes_of_cells
-from wbdit.whitebox.gene_loadings import MARKERS, Match, Units, overlaps
+from wbdit.whitebox.gene_loadings import MARKERS, Match, overlaps
 
 CELLS = 64  # of each type
 UNLABELED_CELLS = 512
 CALLS = 6  # of the sampler, for count models; more change little
 COMPONENTS = 30  # that types are told from
 PERMUTATIONS = 999
-DOSES = (-6.0, -3.0, 0.0, 3.0, 6.0)
+DOSES = (-3.0, -1.5, 0.0, 1.5, 3.0)
 GENES = 4  # named for each direction
+KINDS = ("head", "random", "atom", "random atom")
 
 logger = logging.getLogger("wbdit")
 
@@ -47,7 +49,8 @@ class Ablation(NamedTuple):
     Attributes
     ----------
     kind, name
-        "head", "random" for a random subspace, or "atom"; ``"block-1-head-2"``.
+        "head", "random" for a random subspace, "atom" for one that matches a type, or "random atom"; and
+        ``"block-1-head-2"``.
     size
         Root mean square change of a type's mean log expression, over genes and types, in units of that between types.
     selectivity
@@ -55,7 +58,7 @@ class Ablation(NamedTuple):
     type
         This type.
     falls, rises
-        Its genes that fall and rise most, in standard deviations of the gene.
+        Its genes that fall and rise most, by their t statistic.
     shares
         Share of each type in cells generated without labels.
     p
@@ -86,15 +89,15 @@ class Steering(NamedTuple):
         Names of the genes that fall most, and of those that rise most.
     expression
         Mean log expression of these genes over all types, by dose, ``(doses, genes)``.
-    correlation
-        Spearman correlation over all genes of their change, from the dose -3 to 3, with their loading on the axis.
+    moved
+        How far cells move on the axis per dose, as the head reads them, in standard deviations within labels.
     """
 
     name: str
     doses: tuple[float, ...]
     genes: list[str]
     expression: np.ndarray
-    correlation: float
+    moved: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Ablations:
         The best match of each type's markers among the changes by "head" and "random", and among the loadings of "PC"
         and "NMF".
     selective
-        Probability that heads are as selective as random subspaces by chance.
+        Probability that heads are as selective as random subspaces by chance ("head"), and atoms as random atoms.
     steerings
         For the head of each block without which most changes.
     """
@@ -119,7 +122,7 @@ class Ablations:
     intact: dict[str, float]
     removed: list[Ablation]
     matches: dict[str, list[Match]]
-    selective: float
+    selective: dict[str, float]
     steerings: list[Steering]
 
     def of(self, kind: str) -> list[Ablation]:
@@ -138,7 +141,7 @@ class Ablations:
 
 
 class Change(NamedTuple):
-    """A change of a network: the kind and name of a unit, and the function that removes or turns it."""
+    """A change of a network: the kind and name of a unit, and the function that removes it."""
 
     kind: str
     name: str
@@ -147,7 +150,7 @@ class Change(NamedTuple):
     def applied_to(self, generator: CellGenerator) -> CellGenerator:
         """Return the generator with a changed copy of its network."""
         model = copy.deepcopy(generator.model)
-        self.change(turnable(model.network))
+        self.change(white_box(model.network))
         return generator.with_model(model)
 
 
@@ -156,7 +159,6 @@ def ablate(
     cells: ad.AnnData,
     labels: np.ndarray,
     markers: dict[str, np.ndarray],
-    units: Units,
     atoms: list[tuple[int, int]],
     values: Values,
     seed: int,
@@ -171,8 +173,6 @@ def ablate(
         Real cells and their types ``(n,)``.
     markers
         Marker genes of at least two types, see :func:`wbdit.whitebox.gene_loadings.marker_genes`.
-    units
-        Axes of the heads, whose loadings are compared with what follows a dose.
     atoms
         Blocks and numbers of atoms to remove as well.
     values
@@ -181,35 +181,32 @@ def ablate(
         Seed of the cells, subspaces and permutations.
     """
     trial = _Trial(generator, cells, labels, list(markers), values, seed)
-    everything = list(_units(turnable(generator.denoiser), atoms, seed))
-    before, intact = trial.means(generator), trial.types(generator)
-    changes, told = [], []
+    everything = list(_units(white_box(generator.denoiser), atoms, seed))
+    before, intact = trial.cells(generator), trial.types(generator)
+    removed, statistics, told = [], [], []
     for number, unit in enumerate(everything):
         logger.info(f"removing {unit.name} ({number + 1} of {len(everything)})")
         without = unit.applied_to(generator)
-        changes.append(trial.means(without) - before)
+        change, t = _paired_t(before, trial.cells(without))
         told.append(trial.types(without))
-    between = float(np.sqrt(before.var(0).mean()))
-    removed: list[Ablation] = []
-    of_kind = {
-        kind: [i for i, unit in enumerate(everything) if unit.kind == kind] for kind in ("head", "random", "atom")
-    }
-    for rows in of_kind.values():
+        removed.append(trial.ablation(unit, change, t, before, told[-1]))
+        statistics.append(t)
+    kinds = {kind: [i for i, unit in enumerate(everything) if unit.kind == kind] for kind in KINDS}
+    for rows in kinds.values():
         tests = _share_tests(intact, [told[i] for i in rows], len(markers), seed)
-        removed += [
-            trial.ablation(everything[i], changes[i], between, told[i], float(p))
-            for i, p in zip(rows, tests, strict=True)
-        ]
-    in_deviations = np.array(changes) / trial.spread  # [units, types, G]
-    sets = {kind: _ends(in_deviations[of_kind[kind]].swapaxes(0, 1)) for kind in ("head", "random")}
-    heads = [one for one in removed if one.kind == "head"]
-    selectivity = [[one.selectivity for one in removed if one.kind == kind] for kind in ("head", "random")]
+        for i, p in zip(rows, tests, strict=True):
+            removed[i] = removed[i]._replace(p=float(p))
+    sets = {kind: _ends(np.array([statistics[i] for i in kinds[kind]]).swapaxes(0, 1)) for kind in ("head", "random")}
+    selectivity = {kind: np.array([removed[i].selectivity for i in rows]) for kind, rows in kinds.items()}
     return Ablations(
         intact=trial.shares(intact),
         removed=removed,
-        matches=overlaps(sets | _factors(trial, len(heads), seed), markers, trial.spread, seed),
-        selective=_difference_test(np.array(selectivity[0]), np.array(selectivity[1]), seed),
-        steerings=_steer(trial, units, np.array([one.size for one in heads])),
+        matches=overlaps(sets | _factors(trial, len(kinds["head"]), seed), markers, trial.spread, seed),
+        selective={
+            "head": _difference_test(selectivity["head"], selectivity["random"], seed),
+            "atom": _difference_test(selectivity["atom"], selectivity["random atom"], seed),
+        },
+        steerings=_steer(trial, np.array([removed[i].size for i in kinds["head"]])),
     )
 
 
@@ -231,7 +228,7 @@ class _Trial:
 
         rng = np.random.default_rng(seed)
         rows = [rng.choice(np.flatnonzero(labels == name), CELLS) for name in names]
-        self.generator, self.cells, self.names, self.values = generator, cells, names, values
+        self.generator, self.names, self.values = generator, names, values
         self.like = ad.AnnData(obs=cells.obs.iloc[np.concatenate(rows)].reset_index(drop=True).rename(index=str))
         calls = CALLS if isinstance(generator.model, CountDenoiser) else None
         self.options: dict[str, Any] = {"seed": seed, "calls": calls}
@@ -242,43 +239,51 @@ class _Trial:
         self.classifier = make_pipeline(PCA(components, random_state=0), LogisticRegression(max_iter=2000))
         self.classifier.fit(self.real[known], np.searchsorted(names, labels[known]))
 
-    def means(self, generator: CellGenerator) -> np.ndarray:
-        """Return the mean log expression of generated cells by type, ``(types, G)``."""
+    def cells(self, generator: CellGenerator) -> np.ndarray:
+        """Return the log expression of generated cells by type, ``(types, CELLS, G)``."""
         made = self.values(generator.generate(like=self.like, **self.options))
-        return made.reshape(len(self.names), CELLS, -1).mean(1)
+        return made.reshape(len(self.names), CELLS, -1)
 
     def types(self, generator: CellGenerator) -> np.ndarray:
         """Return the types of cells that are generated without labels, ``(UNLABELED_CELLS,)``, as a classifier says."""
         made = generator.generate(UNLABELED_CELLS, guidance=0.0, **self.options)
         return np.asarray(self.classifier.predict(self.values(made)))
 
-    def ablation(self, unit: Change, change: np.ndarray, between: float, types: np.ndarray, p: float) -> Ablation:
-        """Return what changes without a unit.
+    def ablation(
+        self, unit: Change, change: np.ndarray, t: np.ndarray, before: np.ndarray, types: np.ndarray
+    ) -> Ablation:
+        """Return what changes without a unit, with a p-value of 1.
 
         Parameters
         ----------
         unit
             The unit.
-        change
-            Of mean log expression, ``(types, G)``.
-        between
-            Root mean square distance of the types' mean log expression from their mean.
-        types, p
-            As from :meth:`types`, and the p-value of their shares.
+        change, t
+            Of mean log expression, and its t statistic, ``(types, G)``.
+        before, types
+            As from :meth:`cells` with it, and :meth:`types` without it.
         """
         squares = np.square(change).sum(1)
         most = int(squares.argmax())
+        between = before.mean(1).var(0).mean()
         return Ablation(
             unit.kind,
             unit.name,
-            size=float(np.sqrt(np.square(change).mean()) / between),
+            size=float(np.sqrt(np.square(change).mean() / between)),
             selectivity=float(squares[most] / squares.sum().clip(1e-12)),
             type=self.names[most],
-            falls=self.top(-change[most] / self.spread),
-            rises=self.top(change[most] / self.spread),
+            falls=self.top(-t[most]),
+            rises=self.top(t[most]),
             shares=self.shares(types),
-            p=p,
+            p=1.0,
         )
+
+    def places(self, cells: ad.AnnData) -> np.ndarray:
+        """Return where cells lie on the axes of all heads, ``(L, h, cells)``."""
+        own = self.generator.model, self.generator.schedule, self.generator.preprocessor
+        x, t = noised(*own, cells, seed=0)
+        model, axes = white_box(own[0].network), self.generator.head_directions.axes
+        return places(model, axes, x, t, conditioning_of(own[0], own[2], cells)).cpu().numpy()
 
     def shares(self, types: np.ndarray) -> dict[str, float]:
         return {name: float((types == i).mean()) for i, name in enumerate(self.names)}
@@ -297,9 +302,22 @@ def _units(model: WBDiT, atoms: list[tuple[int, int]], seed: int) -> Iterator[Ch
         basis = torch.linalg.qr(torch.randn(heads * width, width, generator=draws)).Q.to(model.pos_embed.device)
         name = f"block-{block + 1}-random-{number + 1}"
         yield Change("random", name, partial(remove_subspace, block=block, basis=basis))
-    for block, atom in atoms:
-        name = f"block-{block + 1}-atom-{atom + 1}"
-        yield Change("atom", name, partial(remove_atom, block=block, atom=atom))
+    own = torch.randperm(model.hidden_size, generator=draws).tolist()
+    others = [
+        (block, next(atom for atom in own[i:] if (block, atom) not in atoms)) for i, (block, _) in enumerate(atoms)
+    ]
+    for kind, some in (("atom", atoms), ("random atom", others)):
+        for block, atom in some:
+            name = f"block-{block + 1}-atom-{atom + 1}"
+            yield Change(kind, name, partial(remove_atom, block=block, atom=atom))
+
+
+def _paired_t(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean change of the same cells ``(types, n, G)``, and its t statistic, ``(types, G)`` each."""
+    change = after - before
+    mean, error = change.mean(1), change.std(1, ddof=1) / np.sqrt(change.shape[1])
+    constant = np.median(error[error > 0]) if (error > 0).any() else 1.0
+    return mean, mean / (error + constant)
 
 
 def _ends(change: np.ndarray) -> np.ndarray:
@@ -347,20 +365,20 @@ def _difference_test(values: np.ndarray, others: np.ndarray, seed: int) -> float
     return float((1 + (chance >= found).sum()) / (1 + PERMUTATIONS))
 
 
-def _steer(trial: _Trial, units: Units, sizes: np.ndarray) -> list[Steering]:
-    """Move cells along the axis of the head of each block that changes most."""
-    generator = trial.generator
-    axes = axes_of_cells(generator.model, generator.schedule, generator.preprocessor, trial.cells)
-    found = []
-    for block, head in enumerate(sizes.reshape(len(axes), -1).argmax(1)):
+def _steer(trial: _Trial, sizes: np.ndarray) -> list[Steering]:
+    """Move cells along the axis of the head of each block without which most changes."""
+    generator, found = trial.generator, []
+    axes = generator.head_directions.axes
+    for block, head in enumerate(sizes.reshape(len(axes.directions), -1).argmax(1)):
         name = head_name(block, int(head))
         logger.info(f"moving cells along the axis of {name}")
-        doses = [Change("head", name, partial(move, axes=axes, by={(block, int(head)): dose})) for dose in DOSES]
-        made = np.array([trial.means(unit.applied_to(generator)).mean(0) for unit in doses])
-        change = (made[3] - made[1]) / trial.spread
-        order = np.argsort(change, kind="stable")
+        made = [generator.generate(like=trial.like, steer={name: dose}, **trial.options) for dose in DOSES]
+        on_axis = np.array([trial.places(cells)[block, head] for cells in made])
+        deviation = np.sqrt(np.mean([one.var() for one in np.split(on_axis[DOSES.index(0)], len(trial.names))]))
+        expression = np.array([trial.values(cells).mean(0) for cells in made])
+        order = np.argsort(expression[-1] - expression[0], kind="stable")
         some = np.concatenate([order[:GENES], order[::-1][:GENES]])
-        loading = units.loading[(units.kind == "head") & (units.block == block) & (units.number == head)][0]
-        genes = [trial.generator.preprocessor.genes[i] for i in some]
-        found.append(Steering(name, DOSES, genes, made[:, some], float(spearmanr(change, loading).statistic)))
+        slope = np.polyfit(DOSES, on_axis.mean(1) / deviation, 1)[0]
+        genes = [generator.preprocessor.genes[i] for i in some]
+        found.append(Steering(name, DOSES, genes, expression[:, some], float(slope)))
     return found

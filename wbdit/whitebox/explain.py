@@ -193,7 +193,7 @@ def explain(
         if labels is None or not markers:
             raise InputError("ablations compare cell types: give cells of at least two types, three of each")
         atoms = sorted({(int(units.block[hit.unit]), int(units.number[hit.unit])) for hit in hits["atom"]})
-        removed = ablations(*(generator, adata, labels, markers, units, atoms), partial(_log_values, generator), seed)
+        removed = ablations(*(generator, adata, labels, markers, atoms), partial(_log_values, generator), seed)
     return Explanation(
         timesteps=tuple(levels),
         means=means,

@@ -61,7 +61,7 @@ def _causes(ablations: Ablations) -> Finding:
         f"components match {named['PC']}, those of non-negative factors {named['NMF']}. A head changes the cells by "
         f"{sizes[0]} of the types' distance, a random subspace by {sizes[1]}. The type that changes most has "
         f"{selective[0]} of a head's change, and {selective[1]} of a random subspace's "
-        f"(p = {ablations.selective:.3f}).",
+        f"(p = {ablations.selective['head']:.3f}).",
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wbdit.errors import need_extra
 from wbdit.nn.activations import axes_of, iterate_blocks, projections, site
-from wbdit.nn.embeddings import LocalLinear
+from wbdit.nn.heads import gene_embedding
 from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 
 MARKERS = 50  # marker genes per type, and top genes per end of a unit
@@ -95,25 +95,6 @@ class Hit(NamedTuple):
     shared: int
     p: float
     fires: str
-
-
-def gene_embedding(model: WBDiT) -> Tensor:
-    """Return each gene's contribution to the cell token or mean patch token, per unit of its value, ``(G, d)``.
-
-    Examples
-    --------
-    >>> from wbdit.whitebox.gene_loadings import gene_embedding
-    >>> gene_embedding(wbdit.WBDiT(input_size=24, patch_size=4, hidden_size=16)).shape
-    torch.Size([24, 16])
-    """
-    if model.has_cell_token:
-        return model.cell_token.proj.weight.detach().T[: model.input_size]
-    embedder = model.x_embedder
-    if isinstance(embedder.proj, LocalLinear):
-        rows = embedder.proj.weight.detach()[:, : embedder.patch_size].flatten(0, 1)
-    else:
-        rows = embedder.proj.weight.detach()[:, 0, :, 0].T.repeat(embedder.num_patches, 1)
-    return rows[: model.input_size] / embedder.num_patches
 
 
 @torch.no_grad()
