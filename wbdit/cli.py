@@ -255,7 +255,7 @@ def train(data: tuple[Path, ...], out: Path, preset: str | None, settings: tuple
 @click.option(
     "--steer",
     multiple=True,
-    help="Move the cells along a head's axis, by standard deviations: block-1-head-2=1.5; repeatable.",
+    help="Move cells along a head's axis, by standard deviations of the noise: block-1-head-2=1.5; repeatable.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 @click.option(

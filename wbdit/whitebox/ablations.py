@@ -302,10 +302,9 @@ def _units(model: WBDiT, atoms: list[tuple[int, int]], seed: int) -> Iterator[Ch
         basis = torch.linalg.qr(torch.randn(heads * width, width, generator=draws)).Q.to(model.pos_embed.device)
         name = f"block-{block + 1}-random-{number + 1}"
         yield Change("random", name, partial(remove_subspace, block=block, basis=basis))
-    own = torch.randperm(model.hidden_size, generator=draws).tolist()
-    others = [
-        (block, next(atom for atom in own[i:] if (block, atom) not in atoms)) for i, (block, _) in enumerate(atoms)
-    ]
+    matched = {atom for _, atom in atoms}
+    free = [atom for atom in torch.randperm(model.hidden_size, generator=draws).tolist() if atom not in matched]
+    others = [(block, free[i % len(free)]) for i, (block, _) in enumerate(atoms)]
     for kind, some in (("atom", atoms), ("random atom", others)):
         for block, atom in some:
             name = f"block-{block + 1}-atom-{atom + 1}"

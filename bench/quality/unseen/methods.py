@@ -20,6 +20,7 @@ from wbdit.data.labels import SEPARATOR, Labels
 from wbdit.data.statistics import Statistics, training_combinations
 
 MOST = 2000  # cells
+SCVI_EPOCHS = 100  # a few minutes
 
 
 class Method(Protocol):
@@ -83,7 +84,7 @@ def autoencoder(left_out: LeftOut, change: Change, seed: int, folder: Path) -> d
     train = left_out.train.copy()
     scvi.model.SCVI.setup_anndata(train, batch_key=change.condition, labels_key=change.column)
     model = scvi.model.SCVI(train, gene_likelihood="nb")
-    model.train(enable_progress_bar=False, logger=None, enable_checkpointing=False)
+    model.train(SCVI_EPOCHS, enable_progress_bar=False, logger=False, enable_checkpointing=False)
     obs = train.obs
     rows = np.flatnonzero((obs[change.column] == left_out.name) & (obs[change.condition] == change.before))
     rows, draws = np.random.default_rng(seed).permutation(rows)[:MOST], np.random.default_rng(seed)
