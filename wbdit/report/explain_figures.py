@@ -175,7 +175,7 @@ def _apart(places: np.ndarray, least: float) -> np.ndarray:
     moved = places.astype(float).copy()
     for above, own in pairwise(order):
         moved[own] = max(moved[own], moved[above] + least)
-    bottom = HEIGHT - BOTTOM + ROW
+    bottom = float(HEIGHT - BOTTOM)
     for own in order[::-1]:
         moved[own] = min(moved[own], bottom)
         bottom = moved[own] - least
