@@ -93,8 +93,8 @@ def test_a_path_from_one_end_to_the_other(generator, guidance):
     whole = np.linalg.norm(path[-1] - path[0])
     for near, there in ((0, 1), (2, 3), (4, 5)):  # a count near a threshold may change
         assert np.linalg.norm(path[there] - path[near]) < 0.1 * whole
-    for end in (0, -1):
-        assert 0.1 * whole < np.linalg.norm(path[2] - path[end]) < whole
+    for end in (0, -1):  # a path need not be straight
+        assert 0.1 * whole < np.linalg.norm(path[2] - path[end]) < 1.3 * whole
 
 
 def test_the_batch_size_does_not_change_the_cells(generator):

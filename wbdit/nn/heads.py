@@ -171,5 +171,5 @@ def _output(model: WBDiT, block: int) -> nn.Linear:
     """
     own = cast(WhiteBoxBlock, model.blocks[block]).attn.to_out
     if not isinstance(own, nn.Sequential):
-        raise InputError("this run's heads have no output weights that could be removed: use one with `tie_out=False`")
+        raise InputError("this run's heads have no output weights of their own, so none can be removed")
     return cast(nn.Linear, own[0])
