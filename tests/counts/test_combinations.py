@@ -24,7 +24,7 @@ from wbdit.data.labels import Labels
 from wbdit.data.statistics import Statistics, training_combinations
 from wbdit.emission import _with_run
 from wbdit.ops.reference import count_probabilities
-from wbdit.training.foretold_rates import calibrate_foretold, calibrated, foretold_cells
+from wbdit.training.foretold_rates import _Path, calibrate_foretold, calibrated, foretold_cells
 
 GENES, TYPES = 40, 4
 SIZES = (TYPES, 2)
@@ -241,3 +241,14 @@ def test_many_combinations_have_no_tables():
     codes = np.arange(400)[:, None] * np.array([[1, 7]]) % 40
     assert training_combinations(codes, (40, 40), 10) is None
     assert training_combinations(codes, (40, 20), 10_000) is None
+
+
+def test_rates_do_not_run_away():
+    """Rounds whose errors are nearly alike would be extrapolated far."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(5.0, (200, 12))
+    path, rates = _Path(np.linspace(5.0, 8.0, 12)), np.zeros(12)
+    for part in (counts, counts + (rng.random(counts.shape) < 0.001), counts):
+        following = path.next(rates, part)
+        assert np.abs(following - rates).max() <= 2.0
+        rates = following

@@ -17,9 +17,7 @@ from wbdit.run_config import CombinationRows
 
 HOLD_OUT = 0.1  # share of the training cells whose combination is treated as unseen
 AXES = 16  # principal axes of the log rates
-STRENGTH = (
-    5.0  # cells; with fewer, a combination that cannot be foretold expresses about what its labels' product gives
-)
+STRENGTH = 5.0  # cells that the product of its labels' rates is worth, for a combination that cannot be foretold
 CLIP = 0.02  # smallest mixture weight of the tables, and distance of the largest from 1
 
 

@@ -97,7 +97,8 @@ class _Path:
         found = transformed(counts, "lognorm").mean(0)
         self.changed.append(rates + _log_ratio(counts, found, self.wanted))
         self.errors.append(self.wanted - found)
-        return mixture(np.array(self.errors)) @ np.array(self.changed)
+        mixed = mixture(np.array(self.errors)) @ np.array(self.changed)
+        return np.clip(mixed, rates - LARGEST, rates + LARGEST)  # errors that are alike extrapolate far
 
 
 def mixture(errors: np.ndarray) -> np.ndarray:
