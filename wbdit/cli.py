@@ -313,7 +313,7 @@ def generate(
         "at": _parse_at(at),
         "library_size": _parse_library("--library-size", library_size),
         "library_factor": _parse_library("--library-factor", library_factor),
-        "steer": _parse_steer(steer),
+        "steer": _numbers_by_name("--steer", steer, "block-1-head-2=1.5"),
     }
     out = generator.generate_to(out, like=cells, rank=rank, ranks=ranks, progress=_shows_progress(), **options)
     with reading(out) as root:
@@ -646,13 +646,7 @@ def _parse_per_label(text: str | None) -> dict[str, int] | None:
 
 
 def _parse_guidance(texts: tuple[str, ...]) -> float | dict[str, float]:
-    weights: dict[str, float] = {}
-    for text in texts or ("1",):
-        column, _, number = text.rpartition("=")
-        try:
-            weights[column.strip()] = float(number)
-        except ValueError:
-            raise InputError(f"cannot read --guidance {text!r}: write it as 2, or as condition=3") from None
+    weights = _numbers_by_name("--guidance", texts or ("1",), "2, or as condition=3")
     if "" not in weights:
         return weights
     if len(texts) > 1:
@@ -660,15 +654,16 @@ def _parse_guidance(texts: tuple[str, ...]) -> float | dict[str, float]:
     return weights[""]
 
 
-def _parse_steer(texts: tuple[str, ...]) -> dict[str, float] | None:
-    found: dict[str, float] = {}
+def _numbers_by_name(flag: str, texts: tuple[str, ...], example: str) -> dict[str, float]:
+    """Return the numbers of texts such as "condition=3" by name; the name of a number alone is empty."""
+    numbers: dict[str, float] = {}
     for text in texts:
-        head, _, dose = text.rpartition("=")
+        name, _, number = text.rpartition("=")
         try:
-            found[head.strip()] = float(dose)
+            numbers[name.strip()] = float(number)
         except ValueError:
-            raise InputError(f"cannot read --steer {text!r}: write it as block-1-head-2=1.5") from None
-    return found or None
+            raise InputError(f"cannot read {flag} {text!r}: write it as {example}") from None
+    return numbers
 
 
 def _parse_toward(texts: tuple[str, ...]) -> dict[str, str] | None:
