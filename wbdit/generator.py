@@ -57,7 +57,7 @@ COUNTS_CALLS = 15
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
 GPU_BATCH = 256  # cells
-MOST_SENTENCES = 3  # about unseen combinations of labels
+MOST_SENTENCES, MOST_NAMES = 3, 8  # about foretold combinations of labels
 
 
 class Sampling(NamedTuple):
@@ -588,7 +588,8 @@ class CellGenerator:
 
     def _warn_of_unseen(self, asked: GenerationRequest) -> list[str]:
         """Return the label combinations that no training cell has, and warn of them."""
-        unseen = asked.unseen(self.preprocessor.labels)
+        cells = asked.training_cells(self.preprocessor.labels)
+        unseen = [name for name, n in cells.items() if n == 0]
         facts = self.config.foretold or ForetoldFacts()
         told = [sentence for name in unseen if (sentence := facts.describe(name)) is not None]
         for sentence in told[:MOST_SENTENCES]:
@@ -600,6 +601,13 @@ class CellGenerator:
             logger.warning(
                 f"no training cell has the labels {', '.join(rest)}: these cells are extrapolated from other "
                 "label combinations"
+            )
+        few = [f"{name} ({n})" for name, n in cells.items() if n and name in facts.nearest]
+        if few:
+            more = f" and {len(few) - MOST_NAMES} more" * (len(few) > MOST_NAMES)
+            logger.warning(
+                f"few training cells have the labels {', '.join(few[:MOST_NAMES])}{more}: they are foretold in part "
+                "from other combinations"
             )
         return unseen
 

@@ -88,10 +88,10 @@ class GenerationRequest:
         at = torch.from_numpy(covariates.encode(self.at[rows])).to(device) if covariates.columns else None
         return samplers.GuidedModel(denoiser, y, self.weights, toward=toward, mix=self.mix, covariates=at)
 
-    def unseen(self, labels: Labels) -> list[str]:
-        """Return the names of the label combinations, of `codes` and `toward`, that no training cell has."""
+    def training_cells(self, labels: Labels) -> dict[str, int]:
+        """Return the number of training cells of each label combination in `codes` and `toward`, by its name."""
         ends = [self.codes] if self.toward is None else [self.codes, self.toward]
-        return labels.unseen(np.concatenate(ends))
+        return labels.training_cells(np.concatenate(ends))
 
 
 def read_request(

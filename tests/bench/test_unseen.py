@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from click.testing import CliRunner
 
 from bench.quality.unseen.__main__ import main
-from bench.quality.unseen.baselines import moved, shifted
+from bench.quality.unseen.baselines import moved, shifted, thinned
 from bench.quality.unseen.cells import Change, leave_out, read
 from bench.quality.unseen.judge import Judge, log_values
 
@@ -73,6 +73,17 @@ def test_moved_cells_have_the_wanted_means(cells):
     wanted = np.maximum(log_values(some).mean(0) + shift, 0)
     assert np.abs(found - wanted).max() < 0.1
     assert np.abs(found - wanted).mean() < 0.02
+
+
+def test_thinned_cells_have_the_library_sizes_of_others(cells):
+    few, many = cells[:200].copy(), cells[200:500].copy()
+    few.X = few.X.copy()
+    few.X.data = np.ceil(few.X.data / 3)
+    made, library = thinned(many, few, seed=0), np.asarray(few.X.sum(1)).ravel()
+    assert (many.X - made.X).min() >= 0
+    assert made.X.sum(1).mean() == pytest.approx(library.mean(), rel=0.02)
+    assert np.allclose(made.X.mean(0) / made.X.mean(), many.X.mean(0) / many.X.mean(), atol=0.2)
+    assert (thinned(few, many, seed=0).X != few.X).nnz == 0  # nothing is added
 
 
 def test_a_shift_comes_from_the_others(cells):

@@ -180,6 +180,17 @@ def test_what_is_said_of_an_unseen_combination(generator, caplog):
     assert made.uns["wbdit"]["unseen"].tolist() == ["T3/stim"]
 
 
+def test_what_is_said_of_combinations_with_few_cells(cells, caplog):
+    few = (cells.obs["type"] == "T1") & (cells.obs["condition"] == "stim")
+    kept = cells[(~few | (few.cumsum() <= 10)).to_numpy()].copy()
+    generator = wbdit.fit(kept, label=["type", "condition"], preset=tiny_preset(), steps=1, seed=0, progress=False)
+    with caplog.at_level(logging.WARNING, logger="wbdit"):
+        made = generator.generate(n_per_label={"T1/stim": 4, "T0/stim": 2}, calls=2)
+    (sentence,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert sentence.startswith("few training cells have the labels T1/stim (10): they are foretold in part")
+    assert made.uns["wbdit"]["unseen"].tolist() == []
+
+
 def test_a_run_keeps_its_tables(generator, tmp_path):
     generator.save(tmp_path / "run")
     loaded = wbdit.load(tmp_path / "run", device="cpu")

@@ -43,7 +43,12 @@ def test_labels_are_learned():
     without = Labels.fit(CELLS, None)
     assert (without.label_sizes, without.summary(), without.combinations.shape) == ((), "no labels", (1, 0))
     assert without.training_codes(7).shape == without.codes(CELLS)[:7].shape == (7, 0)
-    assert without.unseen(without.training_codes(7)) == []
+    assert without.training_cells(without.training_codes(7)) == {"": len(CELLS)}
+    some = np.concatenate([labels.combinations, [[0, 0], [2, 1]]])
+    cells = {"/".join(key): n for key, n in table.items()}
+    found = labels.training_cells(some)
+    assert {name: n for name, n in found.items() if n} == cells
+    assert [name for name, n in found.items() if n == 0] == sorted(set(map(labels.name, some)) - set(cells))
 
 
 def test_the_joint_composition_is_reproduced():

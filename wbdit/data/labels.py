@@ -205,9 +205,11 @@ class Labels:
         place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
         return np.where(known[place] == asked, place, -1)
 
-    def unseen(self, codes: np.ndarray) -> list[str]:
-        """Return the names of the combinations in labels ``(cells, C)`` that no training cell had."""
-        return [self.name(row) for row in np.unique(codes[self.combination_index(codes) < 0], axis=0)]
+    def training_cells(self, codes: np.ndarray) -> dict[str, int]:
+        """Return the number of training cells of each combination in labels ``(cells, C)``, by its name."""
+        rows = np.unique(codes, axis=0)
+        index = self.combination_index(rows)
+        return {self.name(row): int(self.sizes[k]) if k >= 0 else 0 for row, k in zip(rows, index, strict=True)}
 
     def name(self, row: Iterable[int]) -> str:
         """Return the name of a combination of labels ``(C,)``, such as "NK/stim"."""

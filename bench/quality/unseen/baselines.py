@@ -48,6 +48,16 @@ def shifted(left_out: LeftOut, change: Change, how: str, seed: int) -> ad.AnnDat
     return moved(left_out.own, weights / weights.sum() @ np.array(changes), seed)
 
 
+def thinned(cells: ad.AnnData, like: ad.AnnData, seed: int) -> ad.AnnData:
+    """Return cells with the library sizes of others at the most, quantile by quantile: each count is kept or not."""
+    counts, rng = cells.X.toarray().astype(np.int64), np.random.default_rng(seed)
+    library = counts.sum(1)
+    rank = (np.argsort(np.argsort(library, kind="stable")) + 0.5) / len(library)
+    wanted = np.quantile(np.asarray(like.X.sum(1)).ravel(), rank)
+    kept = rng.binomial(counts, np.minimum(wanted / np.maximum(library, 1), 1)[:, None])
+    return ad.AnnData(sp.csr_matrix(kept, dtype=np.float32), var=cells.var)
+
+
 def moved(cells: ad.AnnData, shift: np.ndarray, seed: int) -> ad.AnnData:
     """Return cells whose mean ln(1 + count per 10,000) is changed by `shift`, or zero where it would be negative.
 

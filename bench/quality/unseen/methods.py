@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 import wbdit
-from bench.quality.unseen.baselines import shifted
+from bench.quality.unseen.baselines import shifted, thinned
 from bench.quality.unseen.cells import Change, LeftOut
 from wbdit.counts.foretell import Foretelling
 from wbdit.data.cell_matrix import MemoryMatrix
@@ -31,9 +31,13 @@ class Method(Protocol):
 
 
 def baselines(left_out: LeftOut, change: Change, seed: int, folder: Path) -> dict[str, ad.AnnData]:
-    """Return the other half of the real cells, the ceiling, and the label's own cells with the change of others."""
+    """Return the other half of the real cells, the ceiling, and the label's own cells with the change of others.
+
+    The ceiling of recast cells, which keep their library sizes, is real cells that are thinned to these.
+    """
     shifts = {f"shift, {how}": shifted(left_out, change, how, seed) for how in ("mean", "nearest", "kernel")}
-    return {"real, other half": left_out.other, **shifts}
+    ceilings = {"real, other half": left_out.other, "real, thinned": thinned(left_out.other, left_out.own, seed)}
+    return ceilings | shifts
 
 
 def tables(left_out: LeftOut, change: Change, seed: int, folder: Path) -> dict[str, ad.AnnData]:
