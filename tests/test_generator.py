@@ -265,6 +265,21 @@ def test_the_batch_size_does_not_change_the_cells(generator, sampler):
     assert not same_cells(generator.generate(20, sampler=sampler, calls=8, seed=2), whole)
 
 
+def test_bf16_products_change_few_counts(trained, monkeypatch):
+    """They are used where the processor has them, and a cell's bits do not depend on its batch then either."""
+    full, low = (sample_in(trained, monkeypatch, fast, 200) for fast in (False, True))
+    assert [cells.uns["wbdit"]["precision"] for cells in (full, low)] == ["fp32", "bf16"]
+    differing = (full.X != low.X).nnz
+    assert 0 < differing < 0.02 * full.X.nnz
+    assert low.X.sum() == pytest.approx(full.X.sum(), rel=1e-3)
+    assert same_cells(sample_in(trained, monkeypatch, True, 200, batch_size=64), low)
+
+
+def sample_in(generator, monkeypatch, fast, n, **options):
+    monkeypatch.setattr("wbdit.ops.cpu.has_fast_bf16", lambda: fast)
+    return generator.generate(n, calls=4, **options)
+
+
 def test_each_sampler_has_its_steps_and_grid(generator):
     """If counts are drawn midway, every sampler takes 15 uniform steps by default; the default is unipc."""
     facts = generator.generate(2, sampler="sde-dpmpp").uns["wbdit"]
