@@ -142,3 +142,15 @@ def two_columns(n=120):
     counts[stim, :5] += 20  # effect of the stimulus
     cells.X = counts
     return cells
+
+
+def spreading(n, factor=1.0, seed=0, genes=60, labels=("a", "b"), code=None):
+    """Return cells that vary along two directions within each label, with deviations scaled by `factor`."""
+    rng = np.random.default_rng(seed)
+    code = np.arange(n) % len(labels) if code is None else code
+    directions = np.linalg.qr(np.random.default_rng(9).normal(size=(genes, 2)))[0].T * genes**0.5
+    places = rng.normal(size=(n, 2)) * [0.2, 0.12] * factor
+    rates = np.exp(3 + 0.5 * code[:, None] * np.sin(np.arange(genes)) + places @ directions)
+    cells = ad.AnnData(rng.poisson(rates * rng.lognormal(0, 0.2, (n, 1))).astype(np.float32))
+    cells.obs["type"] = np.array(labels)[code]
+    return cells

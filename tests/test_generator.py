@@ -281,10 +281,10 @@ def sample_in(generator, monkeypatch, fast, n, **options):
 
 
 def test_each_sampler_has_its_steps_and_grid(generator):
-    """If counts are drawn midway, every sampler takes 15 uniform steps by default; the default is unipc."""
+    """If counts are drawn midway, every sampler takes 6 uniform steps by default from noise; the default is unipc."""
     facts = generator.generate(2, sampler="sde-dpmpp").uns["wbdit"]
-    assert (facts["calls"], facts["spacing"]) == (15, "uniform")
-    assert same_cells(generator.generate(5), generator.generate(5, sampler="unipc", calls=15, spacing="uniform"))
+    assert (facts["calls"], facts["spacing"]) == (6, "uniform")
+    assert same_cells(generator.generate(5), generator.generate(5, sampler="unipc", calls=6, spacing="uniform"))
     assert not same_cells(generator.generate(40, calls=3), generator.generate(40, calls=3, spacing="logsnr"))
 
 
@@ -324,7 +324,7 @@ def test_guidance_drives_the_types_apart(trained):
         ({"n_per_label": {"Mast": 2}}, "unknown label 'Mast'.*B, NK, T"),
         ({"n": 3, "sampler": "euler"}, "ddim, ddpm, unipc, dpmpp, sde-dpmpp"),
         ({"n": 3, "spacing": "karras"}, "uniform, logsnr, sqrt"),
-        ({"n": 3, "calls": 0}, "between 1 and 999"),
+        ({"n": 3, "calls": 0}, "between 1 and 499"),
         ({"n": 3, "batch_size": 0}, "at least 1"),
     ],
 )

@@ -98,7 +98,7 @@ def test_draws_have_a_mean_and_a_deviation(generator, b_cells):
         ({"toward": {"donor": "1"}}, "'donor' is no label column"),
         ({"toward": {}}, "recast to which labels"),
         ({"draws": 0}, "`draws` must be at least 1"),
-        ({"calls": 0}, "`calls` must be between 1 and 999"),
+        ({"calls": 0}, "`calls` must be between 1 and 499"),
     ],
 )
 def test_a_wrong_request_is_refused(generator, b_cells, change, message):

@@ -21,6 +21,7 @@ from wbdit import card, checkpoint, ops, run_folder, samplers, steering, streami
 from wbdit._progress import Show, progress_bar
 from wbdit.cell_blocks import BLOCK, n_blocks, run_tasks, whole_block
 from wbdit.checkpoint import CONFIG, MODEL, RESUME
+from wbdit.counts.closed_form import NoisedGaussians
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.likelihood import CountLikelihood
 from wbdit.data.preprocessor import Preprocessor
@@ -50,11 +51,12 @@ logger = logging.getLogger("wbdit")
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 
-# Defaults for models with a count likelihood. With 15 calls a second-order solver is as good as a first-order one with
-# 100. More calls, or calls closer together toward the end, bring no gain (docs/study.md).
+# Defaults for models with a count likelihood (docs/study.md): with a start in closed form, 4 calls of a second-order
+# solver are as good as 15; from pure noise, 6 are.
 COUNTS_SAMPLER: samplers.Name = "unipc"
 DETERMINISTIC = ("unipc", "dpmpp")  # samplers that add no noise
-COUNTS_CALLS = 15
+COUNTS_CALLS, CALLS_FROM_NOISE = 4, 6
+RECAST_CALLS = 15  # down again: what a cell shares with its recast should not be lost to the solver
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
 GPU_BATCH = 256  # cells
@@ -62,11 +64,23 @@ MOST_SENTENCES, MOST_NAMES = 3, 8  # about foretold combinations of labels
 
 
 class Sampling(NamedTuple):
-    """A sampler, its number of model calls, and their spacing in time."""
+    """A sampler, its number of model calls and their spacing; sampling starts in closed form at `start`, unless 0."""
 
     sampler: samplers.Name
     calls: int
     spacing: samplers.Spacing
+    start: int = 0
+
+    def timesteps(self, schedule: NoiseSchedule, stop: float) -> list[float]:
+        """Return the timesteps of the calls, and `stop`."""
+        highest = float(schedule.noise_steps - 1)
+        if not self.start:
+            return [*samplers.timesteps(schedule, self.calls, self.spacing, stop=stop), stop]
+        # with fewer calls, those that follow have steps of the same length, and one call leads to the end
+        left = self.calls - 1
+        start = round(stop + (self.start - stop) * min(left / (COUNTS_CALLS - 1), 1))
+        rest = samplers.timesteps(schedule, left, self.spacing, stop=stop, start=start) if left else []
+        return [highest, *rest, stop]
 
 
 class Plan(NamedTuple):
@@ -377,7 +391,8 @@ class CellGenerator:
         draws, seed = whole("draws", draws), whole("seed", seed)
         if draws < 1:
             raise InputError(f"`draws` must be at least 1, not {draws}")
-        calls = self._resolve_sampler(COUNTS_SAMPLER, calls, COUNTS_SPACING).calls
+        calls = RECAST_CALLS if calls is None else calls
+        calls = self._resolve_sampler(COUNTS_SAMPLER, calls, COUNTS_SPACING, start=0).calls
         job = Recast.of(self.model, self.schedule, self.preprocessor, cells, toward, seed, calls)
         self._warn_of_unseen(job.new)
         with progress_bar("recasting", progress) as show:
@@ -435,7 +450,7 @@ class CellGenerator:
         columns = len(self.preprocessor.covariates.columns)
         at = np.full((len(codes), columns), np.nan) if covariates is None else covariates
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
-        sampling = self._resolve_sampler(None, calls, None)
+        sampling = self._resolve_sampler(None, calls, None, self.model.first_timestep)
         plan = Plan(*asked.complete(self.preprocessor, self._uniform(len(codes), seed)), sampling, seed, {})
         return self._sample(plan, range(plan.n)[rows], batch_size, show)
 
@@ -490,9 +505,13 @@ class CellGenerator:
         sampler: samplers.Name | None,
         calls: int | None,
         spacing: samplers.Spacing | None,
+        start: int,
         deterministic: bool = False,
     ) -> Sampling:
-        """Return the requested sampler, calls and spacing, with this run's defaults in place of None."""
+        """Return the requested sampler, calls and spacing, with this run's defaults in place of None.
+
+        Sampling begins in closed form at the timestep `start`, or from pure noise if it is 0.
+        """
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts or deterministic else "ddim")
         one_of("sampler", sampler, list(samplers.BY_NAME))
@@ -503,13 +522,15 @@ class CellGenerator:
         default = samplers.BY_NAME[sampler]
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         one_of("spacing", spacing, samplers.SPACINGS)
-        longest = self.schedule.noise_steps - 1
+        highest = self.schedule.noise_steps - 1
+        longest = (start + 1 if start else highest) - self.model.stop
         if calls is None:
-            calls = COUNTS_CALLS if of_counts else default.calls or longest
+            of_start = COUNTS_CALLS if start else CALLS_FROM_NOISE
+            calls = of_start if of_counts else default.calls or longest
         calls = whole("calls", calls)
         if not 1 <= calls <= longest:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
-        return Sampling(sampler, calls, spacing)
+        return Sampling(sampler, calls, spacing, start)
 
     def _uniform(self, n: int, seed: int) -> np.ndarray:
         """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""
@@ -539,7 +560,9 @@ class CellGenerator:
         )
         seed = whole("seed", seed)
         shift = self._shift(steer)
-        sampling = self._resolve_sampler(sampler, calls, spacing, deterministic=shift is not None)
+        # a guided mean is not that of the labels' cells
+        start = self.model.first_timestep if all(weight == 1 for weight in asked.weights) else 0
+        sampling = self._resolve_sampler(sampler, calls, spacing, start, deterministic=shift is not None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = self._warn_of_unseen(asked)
         for beyond in self.preprocessor.beyond(asked.at, library):
@@ -653,7 +676,8 @@ class CellGenerator:
         """Sample the cells with indices `rows`, from the first of a block, and return the input of `decode`."""
         if batch_size is not None and whole("batch_size", batch_size) < 1:
             raise InputError(f"`batch_size` must be at least 1, not {batch_size}")
-        path = samplers.timesteps(self.schedule, plan.sampling.calls, plan.sampling.spacing, stop=self.model.stop)
+        path = plan.sampling.timesteps(self.schedule, self.model.stop)
+        gaussians = self._gaussians(plan, path)
         on_cpu = self._device.type == "cpu"
         size = BLOCK if on_cpu else BLOCK * n_blocks(batch_size or GPU_BATCH)
         starts, calls, lock = range(rows.start, rows.stop, size), count(1), threading.Lock()
@@ -663,10 +687,11 @@ class CellGenerator:
             def update(*step: object) -> None:
                 check()
                 with lock:
-                    show(next(calls) / (len(starts) * len(path)), "")
+                    show(next(calls) / (len(starts) * plan.sampling.calls), "")
 
             own = np.arange(start, min(start + size, rows.stop))
-            return self._sample_batch(graph, whole_block(own) if on_cpu else own, plan, path, update)[: len(own)]
+            batch_rows = whole_block(own) if on_cpu else own
+            return self._sample_batch(graph, batch_rows, plan, path, gaussians, update)[: len(own)]
 
         if not on_cpu:
             return np.concatenate([batch(start, lambda: None) for start in starts])
@@ -674,11 +699,23 @@ class CellGenerator:
         at_once = torch.get_num_threads() if batch_size is None else n_blocks(batch_size)
         return np.concatenate(run_tasks(batch, starts, min(at_once, torch.get_num_threads(), len(starts))))
 
+    def _gaussians(self, plan: Plan, path: list[float]) -> NoisedGaussians | None:
+        """Return the Gaussians at the second timestep of the path; None if sampling starts from pure noise."""
+        if not plan.sampling.start or not isinstance(self.model, CountDenoiser) or self.model.gaussians is None:
+            return None
+        return self.model.gaussians.at(*self.schedule.levels(path[1]))
+
     @torch.no_grad()
     def _sample_batch(
-        self, graph: CUDAGraphModel, rows: np.ndarray, plan: Plan, path: list[float], update: Callable[..., object]
+        self,
+        graph: CUDAGraphModel,
+        rows: np.ndarray,
+        plan: Plan,
+        path: list[float],
+        gaussians: NoisedGaussians | None,
+        update: Callable[..., object],
     ) -> np.ndarray:
-        """Sample one batch, the cells with indices `rows`, ``(B, G)``."""
+        """Sample one batch, the cells with indices `rows`, ``(B, G)``; `path` ends with the final timestep."""
         device, genes = self._device, len(self.preprocessor.genes)
         places = torch.from_numpy(rows).to(device)
         shift = 0 if plan.shift is None else torch.from_numpy(plan.shift).to(device)
@@ -691,16 +728,18 @@ class CellGenerator:
             return torch.special.ndtr(ops.normal(plan.seed, places, COUNT_DRAW, genes)).float()
 
         with sampling_precision(device, self._low_precision):
-            x = samplers.BY_NAME[plan.sampling.sampler].sample(
-                model,
-                self.model.start(noise(-1) + shift),
-                self.schedule,
-                path,
-                stop=self.model.stop,
-                clamp_min=None,
-                noise=noise,
-                callback=update,
-            )
+            x, times = noise(-1) + shift, path[:-1]
+            if gaussians is None:
+                x = self.model.start(x)
+            else:
+                mean = model(x, torch.full((1,), times[0], device=device).expand(len(x)))
+                of_labels = gaussians.rows(torch.from_numpy(plan.asked.codes[rows]).to(device))
+                x, times = gaussians.state(mean[:, 0], x[:, 0], of_labels)[:, None], times[1:]
+                update()
+            if times:
+                sample = samplers.BY_NAME[plan.sampling.sampler].sample
+                options = {"stop": path[-1], "clamp_min": None, "noise": noise, "callback": update}
+                x = sample(model, x, self.schedule, times, **options)
             if device.type == "cpu" and not bool(torch.isfinite(x).all()):  # the host would wait for a GPU
                 raise InputError("the model's values are not finite: its weights are damaged, use another run")
             return self.model.finish(x, model, uniform, log_library.exp()).cpu().numpy()
@@ -776,7 +815,8 @@ def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
             return denoiser
         schedule = NoiseSchedule(**config.schedule)
         likelihood = CountLikelihood(denoiser.input_size, facts.n_bins, schedule.noise_steps)
-        return CountDenoiser(denoiser, likelihood, schedule, facts.input_dropout, facts.stop, facts.combinations)
+        rows = facts.combinations, facts.gaussians
+        return CountDenoiser(denoiser, likelihood, schedule, facts.input_dropout, facts.stop, *rows)
 
 
 def sampling_precision(device: torch.device, low: bool = True) -> torch.autocast:

@@ -44,6 +44,8 @@ LOGARITHMS = {
 }
 # the same of the tables of label combinations
 TABLES = {"rates": 100.0, "mixture_logits": 100.0, "profiles": 1e6, "foretold_log_means": 100.0}
+# the same of the Gaussians that sampling starts from
+GAUSSIANS = {"axes": 1.1, "roots": 1e6, "variances": 1e6}
 RESERVED = ("_index",)  # a column that .h5ad keeps for itself
 PREDICTIONS = ("epsilon", "v", "x0")
 ONE = (1, 1)  # the only size
@@ -199,6 +201,7 @@ def read_weights(
             state = {name: file.get_tensor(name) for name in names}
         _finite(state)
         _tables(state)
+        _gaussians(state, config)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a valid safetensors file: is the run complete?") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # InputError too
@@ -302,6 +305,8 @@ def _likelihood(likelihood: LikelihoodConfig, noise_steps: int) -> None:
     if likelihood.combinations is not None:
         for name, value in likelihood.combinations._asdict().items():
             _whole(f"likelihood.combinations.{name}", value, 0, MOST_COMBINATIONS)
+    if likelihood.gaussians is not None:
+        _whole("likelihood.gaussians", likelihood.gaussians, 0, MOST_COMBINATIONS)
 
 
 def _foretold(facts: ForetoldFacts) -> None:
@@ -470,6 +475,22 @@ def _tables(state: Mapping[str, Tensor]) -> None:
         knots, limits = state["trend.knots"], state["trend.limits"]
         if (knots[:, 1:] <= knots[:, :-1]).any() or (limits[:, 0] > limits[:, 1]).any():
             raise InputError("the knots of a covariate's trend do not follow each other")
+
+
+def _gaussians(state: Mapping[str, Tensor], config: RunConfig) -> None:
+    """Check the Gaussians that sampling starts from."""
+    if "gaussians.axes" not in state or config.likelihood is None:
+        return
+    for name, largest in GAUSSIANS.items():
+        table = state[f"gaussians.{name}"]
+        if table.numel() and not float(table.abs().max()) <= largest:
+            raise InputError(f"'gaussians.{name}' holds values above {largest:g}")
+    if (state["gaussians.variances"] < 0).any():
+        raise InputError("the variances of the Gaussians are negative")
+    timestep, stop = int(state["gaussians.timestep"]), config.likelihood.stop
+    highest = config.schedule.get("noise_steps", 1000) - 1
+    if timestep and not stop < timestep <= highest:
+        raise InputError(f"the Gaussians' timestep must be above {stop} and at most {highest}, not {timestep}")
 
 
 def _array(

@@ -11,7 +11,7 @@ import torch
 from wbdit._version import __version__
 from wbdit.errors import InputError
 
-FORMAT = 2  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
+FORMAT = 3  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
 
 
 class CombinationRows(NamedTuple):
@@ -82,6 +82,9 @@ class LikelihoodConfig:
         Whether the denoiser also predicts the dispersion of each count.
     combinations
         Numbers of label combinations with rates of their own; None for a run with one label column.
+    gaussians
+        Number of label combinations with a Gaussian of their own, see :mod:`wbdit.counts.closed_form`; None for a run
+        of an older version.
     """
 
     n_bins: int
@@ -89,6 +92,7 @@ class LikelihoodConfig:
     input_dropout: float
     learned_dispersion: bool
     combinations: CombinationRows | None = None
+    gaussians: int | None = None
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> LikelihoodConfig:

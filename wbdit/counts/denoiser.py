@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from wbdit import ops
 from wbdit._draws import draw
+from wbdit.counts.closed_form import LabelGaussians
 from wbdit.counts.combinations import Combinations
 from wbdit.counts.foretell import Foretelling
 from wbdit.counts.fused_steps import CountSteps
@@ -56,6 +57,8 @@ class CountDenoiser(nn.Module):
         Timestep at which sampling ends and counts are drawn.
     combinations
         Numbers of label combinations with tables of their own; None for none.
+    gaussians
+        Number of label combinations with a Gaussian of their own; None for no Gaussian at all.
 
     Attributes
     ----------
@@ -68,12 +71,15 @@ class CountDenoiser(nn.Module):
     combinations
         Rates and dispersions of combinations of labels, see :class:`wbdit.counts.combinations.Combinations`; None for a
         run with one label column. Cells with all labels have the dispersions of their combination.
+    gaussians
+        What sampling starts from where it holds, see :class:`wbdit.counts.closed_form.LabelGaussians`; None in runs of
+        older versions.
     trend
         Offsets of rates and dispersions along the covariates, see :class:`wbdit.counts.trend.CovariateTrend`; only for
         a denoiser with covariates.
     noise_axes, noise_factors
         Orthonormal directions ``(K, G)`` along which the initial noise is scaled, and the factors ``(K,)``; see
-        :mod:`wbdit.training.calibration`.
+        :mod:`wbdit.training.calibration`. For sampling from pure noise only.
     """
 
     prediction: Prediction = "x0"
@@ -86,6 +92,7 @@ class CountDenoiser(nn.Module):
         input_dropout: float = 0.0,
         stop: int = 500,
         combinations: CombinationRows | None = None,
+        gaussians: int | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -104,6 +111,9 @@ class CountDenoiser(nn.Module):
         self.combinations = None
         if combinations is not None:
             self.combinations = Combinations(denoiser.label_sizes, genes, width, combinations)
+        self.gaussians = None
+        if gaussians is not None:
+            self.gaussians = LabelGaussians(genes, gaussians, len(denoiser.label_sizes))
         if denoiser.n_covariates:
             self.trend = CovariateTrend(denoiser.n_covariates, genes)
         self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and std of ln(library size)
@@ -189,6 +199,11 @@ class CountDenoiser(nn.Module):
         """Return the initial state of sampling: Gaussian noise ``(B, 1, G)``, scaled along :attr:`noise_axes`."""
         with torch.autocast(noise.device.type, enabled=False):
             return noise + (noise @ self.noise_axes.mT * (self.noise_factors - 1)) @ self.noise_axes
+
+    @property
+    def first_timestep(self) -> int:
+        """Timestep to which the first call leads in closed form; 0 where sampling starts from pure noise."""
+        return 0 if self.gaussians is None else int(self.gaussians.timestep)
 
     def embed(self, y: Tensor | None, log_library: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning ``(B, d + 2 G)`` fp32.

@@ -51,6 +51,10 @@ class Denoises(Protocol):
     training: bool
 
     @property
+    def first_timestep(self) -> int:
+        """Timestep to which the first call leads in closed form; 0 if sampling starts from pure noise."""
+
+    @property
     def network(self) -> Denoiser:
         """The network, without a count likelihood."""
 
@@ -140,7 +144,7 @@ class Denoiser(Conditioned, ABC):
         If the blocks do not take one of the options.
     """
 
-    stop = 0
+    stop = first_timestep = 0
 
     def __init__(
         self,

@@ -18,7 +18,9 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 LOG_SNR_BOUNDS = (-5.0, 5.0)
 
 
-def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform", *, stop: float = 0.0) -> list[float]:
+def timesteps(
+    schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform", *, stop: float = 0.0, start: float | None = None
+) -> list[float]:
     """Return the timesteps at which a sampler calls its model, decreasing from T - 1.
 
     Parameters
@@ -34,16 +36,18 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
     stop
         Final timestep of sampling. At 0, sampling ends with a jump from the last call, at t = 1 or slightly above. A
         timestep of 1 or more is the point after the last call in the spacing.
+    start
+        Timestep of the first call, T - 1 by default.
 
     Returns
     -------
-    `steps` timesteps in [1, T - 1], without `stop`.
+    `steps` timesteps in [1, `start`], without `stop`.
 
     Raises
     ------
     ValueError
-        If the spacing is unknown, if `stop` is neither 0 nor in [1, T - 1), or if `steps` is not between 1 and
-        T - 1 - `stop`.
+        If the spacing is unknown, if `start` is not in [1, T - 1], if `stop` is neither 0 nor in [1, `start`), or if
+        `steps` is not between 1 and `start` - `stop`.
 
     Examples
     --------
@@ -53,7 +57,10 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
     >>> [round(t) for t in wbdit.samplers.timesteps(schedule, 5, "logsnr")]
     [999, 729, 336, 41, 1]
     """
-    highest = schedule.noise_steps - 1
+    highest: float = schedule.noise_steps - 1
+    if start is not None and not 1 <= start <= highest:
+        raise ValueError(f"start must be between 1 and {highest}, not {start}")
+    highest = highest if start is None else start
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
     if stop != 0 and not 1 <= stop < highest:
@@ -63,7 +70,7 @@ def timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "uniform",
         raise ValueError(f"steps must be between 1 and {most}, not {steps}")
     first, last = (_coordinate(schedule, spacing, t) for t in (highest, stop or 1))
     points = torch.linspace(first, last, steps + (stop > 0), dtype=torch.float64)[:steps].tolist()
-    # the first call is always at T - 1 (pure noise), even outside the bounds of "logsnr"
+    # the first call is always at the start, even if it is pure noise, outside the bounds of "logsnr"
     return [highest, *(max(_timestep(schedule, spacing, point), 1) for point in points[1:])]
 
 

@@ -30,14 +30,16 @@ from wbdit.data.loader import Batches
 from wbdit.data.matrix import Source
 from wbdit.data.sources import TrainingData
 from wbdit.data.space import Space
+from wbdit.data.statistics import MOST_COMBINATIONS, MOST_TABLE_VALUES
 from wbdit.errors import InputError
-from wbdit.generator import CellGenerator, make_model, read_generator, write_generator
+from wbdit.generator import CALLS_FROM_NOISE, CellGenerator, make_model, read_generator, write_generator
 from wbdit.nn.wbdit import WBDiT
 from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
 from wbdit.run_folder import RunWriter
 from wbdit.schedule import NoiseSchedule
 from wbdit.training import resume as resuming
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
+from wbdit.training.closed_form import fit_gaussians, fitted_cells, fitting_bytes
 from wbdit.training.config import NOISE_STEPS, Budget, Preset, Training, check_precision
 from wbdit.training.distributed import current, joins_others
 from wbdit.training.forecast import Forecast, duration, short
@@ -404,15 +406,17 @@ class TrainingRun:
             self.trainer,
             self.began,
             lambda: self._calibration_seconds(self.generator()) if seconds is None else seconds,
-            calibration_bytes(self.data),
+            max(calibration_bytes(self.data), fitting_bytes(self.data)),
         )
         self.trainer.skipped.path = None if writer is None else writer.run / BAD_BATCHES
         self.finished = self.trainer.train(log, save, progress, self.forecast.watch)
         averaged = save()
-        if self.finished:  # noise_axes and noise_factors, measured with the averaged weights
+        if self.finished:  # what is measured with the averaged weights
             try:
                 with deferred_signals() as signals, signals.at_once():
-                    tables = calibrate_noise(averaged, self.data, progress)
+                    tables = fit_gaussians(averaged, self.data, progress)
+                    if not averaged.model.first_timestep:
+                        tables |= calibrate_noise(averaged, self.data, progress)
                     tables |= calibrate_foretold(averaged, progress)
             except KeyboardInterrupt:
                 self.finished = False  # a resumed run takes no step and calibrates
@@ -422,7 +426,8 @@ class TrainingRun:
         return averaged
 
     def _calibration_seconds(self, generator: CellGenerator) -> float:
-        return calibration_seconds(generator, self.data, foretold_cells(generator))
+        calls = fitted_cells(self.data) // CALLS_FROM_NOISE  # in cells that are sampled
+        return calibration_seconds(generator, self.data, foretold_cells(generator) + calls)
 
     def _write(self, averaged: CellGenerator, folder: Path) -> None:
         """Write the files of a save into a folder."""
@@ -434,7 +439,9 @@ class TrainingRun:
         """Log how the training ended."""
         if ending := self.ending(folder):
             logger.info(ending)
-        if self.finished and isinstance(self.model, CountDenoiser) and self.model.noise_axes.any():
+        if self.finished and self.model.first_timestep:
+            logger.info(f"sampling starts in closed form, at timestep {self.model.first_timestep}")
+        elif self.finished and isinstance(self.model, CountDenoiser) and self.model.noise_axes.any():
             low, high = (float(factor) for factor in self.model.noise_factors.aminmax())
             logger.info(f"initial noise is scaled by {low:.2f} to {high:.2f} along {NOISE_AXES} directions")
 
@@ -568,4 +575,7 @@ def _likelihood(preset: Preset, data: TrainingData, foretelling: Foretelling | N
         return None
     n_bins = len(CountBins.up_to(float(data.statistics.largest.max())).lowest)
     rows = None if foretelling is None else foretelling.rows
-    return LikelihoodConfig(n_bins=n_bins, combinations=rows, **asdict(preset.likelihood))
+    gaussians, genes = len(data.preprocessor.labels.sizes), data.cells.shape[1]
+    if gaussians > min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes):
+        gaussians = 0  # the pooled one serves all
+    return LikelihoodConfig(n_bins=n_bins, combinations=rows, gaussians=gaussians, **asdict(preset.likelihood))

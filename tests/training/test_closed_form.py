@@ -1,0 +1,117 @@
+"""Sampling that starts in closed form: what is fitted, when it is used, and that the cells are right."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import spreading, tiny_preset
+
+import wbdit
+from wbdit.data.sources import TrainingData
+from wbdit.errors import InputError
+from wbdit.training.closed_form import AXES, fit_gaussians
+
+LABELS = ("a", "b")
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return spreading(600)
+
+
+@pytest.fixture(scope="module")
+def generator(cells):
+    return wbdit.fit(cells, label="type", preset=tiny_preset(), steps=40, seed=0, progress=False)
+
+
+def test_the_leading_axes_are_those_along_which_cells_vary(generator):
+    gaussians = generator.model.gaussians
+    directions = np.linalg.qr(np.random.default_rng(9).normal(size=(60, 2)))[0]
+    found = gaussians.axes.double().numpy()
+    np.testing.assert_allclose(found @ found.T, np.eye(AXES), atol=1e-4)
+    assert np.linalg.norm(found[:2] @ directions) ** 2 > 1.9  # of 2
+    assert gaussians.codes.tolist() == [[0], [1]]
+    assert (gaussians.variances >= 0).all()
+
+
+def test_the_gaussian_has_the_variance_of_the_values(generator, cells):
+    data, gaussians = TrainingData.of(generator.preprocessor, cells), generator.model.gaussians
+    values = data.values()
+    for row, code in ((1, 0), (2, 1)):
+        covariance = gaussians.roots[row] @ gaussians.roots[row].T
+        variances = gaussians.variances[row] + torch.einsum("ig,ij,jg->g", gaussians.axes, covariance, gaussians.axes)
+        own = values[data.codes[:, 0] == code]
+        library = data.log_library[data.codes[:, 0] == code]
+        slopes = np.polyfit(library, own, 1)
+        rest = own - np.outer(library, slopes[0]) - slopes[1]
+        assert float(variances.mean()) == pytest.approx(rest.var(0).mean(), rel=0.15)
+
+
+def test_it_is_fitted_alike_again(generator, cells):
+    before = {name: value.clone() for name, value in generator.model.gaussians.named_buffers()}
+    again = fit_gaussians(generator, TrainingData.of(generator.preprocessor, cells))
+    assert set(again) == {f"gaussians.{name}" for name in before}
+    assert all(torch.equal(again[f"gaussians.{name}"], value) for name, value in before.items())
+
+
+def test_what_cells_say_of_it(generator):
+    facts = generator.generate(3).uns["wbdit"]
+    assert (facts["start"], facts["calls"]) == (850, 4)
+    assert generator.generate(3, guidance=2.0).uns["wbdit"]["start"] == 0  # a guided mean is another
+    assert generator.generate(3, guidance=2.0).uns["wbdit"]["calls"] == 6
+    with pytest.raises(InputError, match="`calls` must be between 1 and 351, not 352"):
+        generator.generate(3, calls=352)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_the_batch_size_does_not_change_the_cells(generator, calls):
+    whole = generator.generate(100, calls=calls, seed=1)
+    assert (generator.generate(100, calls=calls, seed=1, batch_size=64).X != whole.X).nnz == 0
+    assert (generator.generate(100, calls=calls, seed=2).X != whole.X).nnz > 0
+
+
+def test_the_model_is_called_as_often_as_asked(generator, monkeypatch):
+    calls, forward = [], type(generator.model).forward
+    monkeypatch.setattr(type(generator.model), "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    monkeypatch.setattr(type(generator.model), "fuse_steps", lambda *a, **k: None)
+    for n in (1, 2, 4):
+        calls.clear()
+        generator.generate(3, calls=n)
+        assert len(calls) == n
+
+
+def test_cells_vary_as_real_ones_do(generator, cells):
+    """From pure noise, a denoiser that has barely learned gives every cell of a label the same rates."""
+    directions = np.linalg.qr(np.random.default_rng(9).normal(size=(60, 2)))[0]
+
+    def spread(made):
+        counts = made.X.toarray() if hasattr(made.X, "toarray") else made.X
+        logs = np.log(1 + counts / counts.sum(1, keepdims=True) * 1e4)
+        types = made.obs["type"].to_numpy(str)
+        return np.mean([(logs[types == name] @ directions).std(0) for name in LABELS], axis=0)
+
+    real, made = spread(cells), spread(generator.generate(600, seed=0))
+    generator.model.gaussians.timestep.zero_()
+    from_noise = spread(generator.generate(600, seed=0))
+    generator.model.gaussians.timestep.fill_(850)
+    assert (np.abs(made - real) < np.abs(from_noise - real)).all()
+
+
+def test_cells_without_labels_start_from_pure_noise():
+    """All types in one Gaussian would be mixed."""
+    apart = spreading(600, factor=0.2, genes=200)
+    apart.X[np.arange(600) % 2 == 0, :100] *= 20
+    run = wbdit.fit(apart, preset=tiny_preset(), steps=2, seed=0, progress=False)
+    assert run.model.first_timestep == 0
+    assert run.generate(3).uns["wbdit"]["start"] == 0
+    assert wbdit.fit(apart, label="type", preset=tiny_preset(), steps=2, progress=False).model.first_timestep == 850
+
+
+def test_few_cells_start_from_pure_noise():
+    run = wbdit.fit(spreading(150), label="type", preset=tiny_preset(), steps=2, seed=0, progress=False)
+    assert run.model.first_timestep == 0
+
+
+def test_a_run_keeps_them(generator, tmp_path):
+    generator.save(tmp_path / "run")
+    loaded = wbdit.load(tmp_path / "run", device="cpu")
+    assert (loaded.generate(20, seed=3).X != generator.generate(20, seed=3).X).nnz == 0

@@ -1,0 +1,117 @@
+"""Cells at high noise in closed form: a Gaussian of each combination of labels, noised.
+
+Around the mean that the denoiser gives at pure noise, the cells of a combination have the covariance
+
+    U S U^T + D,
+
+with the leading principal axes U of all cells within their combinations, the combination's own covariance S along
+them, and the variances D of the rest. At signal and noise levels (alpha, sigma), noised cells then have the covariance
+``alpha^2 (U S U^T + D) + sigma^2``. At high noise nothing else can be seen of them: there a denoiser explains hardly
+more of held-out cells than this Gaussian (docs/study.md). So sampling need not begin at pure noise.
+
+With ``A = alpha^2 D + sigma^2`` and ``B = A + alpha^2 U S U^T``, a root of B is
+
+    sqrt(A) (I + A^-1/2 U H U^T A^-1/2)
+
+so that one vector of noise gives one state, as the probability-flow ODE gives it where all is Gaussian. S = L L^T and
+the eigenvectors V and eigenvalues theta of ``alpha^2 L^T U^T A^-1 U L`` give
+``H = alpha^2 L V diag((sqrt(1 + theta) - 1) / theta) V^T L^T``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+AXES = 40
+
+
+class NoisedGaussians(NamedTuple):
+    """The Gaussians at one noise level.
+
+    Attributes
+    ----------
+    rows
+        :meth:`LabelGaussians.rows`.
+    alpha
+        Signal level.
+    axes
+        U^T, ``(AXES, G)``.
+    deviations
+        Roots of the diagonals A, ``(M, G)``.
+    coupling
+        The matrices H, ``(M, AXES, AXES)``.
+    """
+
+    rows: Callable[[Tensor], Tensor]
+    alpha: float
+    axes: Tensor
+    deviations: Tensor
+    coupling: Tensor
+
+    def state(self, mean: Tensor, noise: Tensor, rows: Tensor) -> Tensor:
+        """Return noised cells ``(B, G)``, given their mean and Gaussian noise ``(B, G)`` and their rows ``(B,)``."""
+        with torch.autocast(noise.device.type, enabled=False):
+            deviation = self.deviations[rows]
+            seen = (noise / deviation) @ self.axes.mT
+            moved = torch.einsum("bij,bj->bi", self.coupling[rows], seen)
+            return self.alpha * mean + deviation * noise + moved @ self.axes
+
+
+class LabelGaussians(nn.Module):
+    """Gaussians of M combinations of labels, and one that is pooled over them, in row 0.
+
+    Parameters
+    ----------
+    genes
+        Number of genes G.
+    combinations, columns
+        Number of combinations M and of label columns C.
+
+    Attributes
+    ----------
+    codes
+        Labels of the combinations, ``(M, C)``.
+    axes
+        U^T, ``(AXES, G)``.
+    roots
+        L, lower triangular, ``(1 + M, AXES, AXES)``.
+    variances
+        The diagonals of D, ``(1 + M, G)``.
+    timestep
+        Where sampling begins, ``(1,)``; 0 before the Gaussians are known, and if they do not hold.
+    """
+
+    codes: Tensor
+    axes: Tensor
+    roots: Tensor
+    variances: Tensor
+    timestep: Tensor
+
+    def __init__(self, genes: int, combinations: int, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(combinations, columns, dtype=torch.int64))
+        self.register_buffer("axes", torch.zeros(AXES, genes))
+        self.register_buffer("roots", torch.zeros(1 + combinations, AXES, AXES))
+        self.register_buffer("variances", torch.zeros(1 + combinations, genes))
+        self.register_buffer("timestep", torch.zeros(1, dtype=torch.int64))
+
+    def rows(self, y: Tensor) -> Tensor:
+        """Return the rows ``(B,)`` of cells with labels ``(B, C)``: 0 for a combination without a Gaussian."""
+        same = (y[:, None] == self.codes).all(2)  # (B, M), at most one in a row
+        return (same * torch.arange(1, 1 + len(self.codes), device=y.device)).sum(1)
+
+    def at(self, alpha: float, sigma: float) -> NoisedGaussians:
+        """Return the Gaussians at signal and noise levels, computed in fp64."""
+        axes, roots, variances = self.axes.double(), self.roots.double(), self.variances.double()
+        diagonal = alpha**2 * variances + sigma**2
+        inner = torch.einsum("ig,mg,jg->mij", axes, 1 / diagonal, axes)
+        theta, vectors = torch.linalg.eigh(alpha**2 * roots.mT @ inner @ roots)
+        theta = theta.clamp(min=0)
+        gain = 1 / (torch.sqrt(1 + theta) + 1)  # (sqrt(1 + theta) - 1) / theta, exact at 0
+        turned = roots @ vectors
+        coupling = alpha**2 * (turned * gain[:, None]) @ turned.mT
+        return NoisedGaussians(self.rows, alpha, self.axes, diagonal.sqrt().float(), coupling.float())
