@@ -450,7 +450,7 @@ class CellGenerator:
         columns = len(self.preprocessor.covariates.columns)
         at = np.full((len(codes), columns), np.nan) if covariates is None else covariates
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
-        sampling = self._resolve_sampler(None, calls, None, self.model.first_timestep)
+        sampling = self._resolve_sampler(None, calls, None, self._first_timestep(asked))
         plan = Plan(*asked.complete(self.preprocessor, self._uniform(len(codes), seed)), sampling, seed, {})
         return self._sample(plan, range(plan.n)[rows], batch_size, show)
 
@@ -532,6 +532,14 @@ class CellGenerator:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing, start)
 
+    def _first_timestep(self, asked: GenerationRequest) -> int:
+        """Return where sampling begins in closed form, or 0.
+
+        Combinations of labels that no training cell has are without a Gaussian, and guided means are of no labels.
+        """
+        seen = (self.preprocessor.labels.combination_index(asked.codes) >= 0).all()
+        return self.model.first_timestep if seen and all(weight == 1 for weight in asked.weights) else 0
+
     def _uniform(self, n: int, seed: int) -> np.ndarray:
         """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""
         draws = ops.normal(seed, torch.arange(n), LIBRARY_DRAW, 1)[:, 0]
@@ -560,8 +568,7 @@ class CellGenerator:
         )
         seed = whole("seed", seed)
         shift = self._shift(steer)
-        # a guided mean is not that of the labels' cells
-        start = self.model.first_timestep if all(weight == 1 for weight in asked.weights) else 0
+        start = self._first_timestep(asked)
         sampling = self._resolve_sampler(sampler, calls, spacing, start, deterministic=shift is not None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = self._warn_of_unseen(asked)

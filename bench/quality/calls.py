@@ -12,13 +12,11 @@ from statistics import mean
 import click
 
 import wbdit
-from bench.quality.peers.cells import Choice, DataSet, Split
+from bench.quality.peers.cells import Choice, DataSet
 from bench.quality.study import scores
 from wbdit import samplers
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.data.sources import TrainingData
 from wbdit.evaluation.scores import format_value
-from wbdit.training.calibration import calibrate_noise
 
 SHOWN = (
     *("mmd_cfgen", "mmd_scdiffusion", "ilisi", "precision", "recall", "rf_auc", "rf_auc_genes"),
@@ -55,7 +53,7 @@ def main(data, label, minutes, starts, names, spacing, calls, draws, seed):
     click.echo("|" + "---|" * (3 + len(SHOWN)))
     floor = True
     for start in starts:
-        choose_start(generator, start, split)
+        choose_start(generator, start)
         for name, steps in product(names, map(int, calls.split(","))):
             found = []
             for draw in range(seed, seed + draws):
@@ -67,13 +65,12 @@ def main(data, label, minutes, starts, names, spacing, calls, draws, seed):
             click.echo(row(start, name, steps, [{m: one[m].value for m in SHOWN} for one in found]))
 
 
-def choose_start(generator: wbdit.CellGenerator, start: str, split: Split) -> None:
-    """Let sampling start in closed form, or from noise that is calibrated as in runs without Gaussians."""
+def choose_start(generator: wbdit.CellGenerator, start: str) -> None:
+    """Let sampling start in closed form, or from noise."""
     model = generator.model
     if start == "noise" and isinstance(model, CountDenoiser) and model.first_timestep:
         assert model.gaussians is not None
         model.gaussians.timestep.zero_()
-        calibrate_noise(generator, TrainingData.of(generator.preprocessor, split.train))
     elif start == "closed form" and not model.first_timestep:
         raise click.UsageError("this run has no Gaussians that sampling could start from: use --start noise")
 

@@ -24,6 +24,7 @@ class Narrow:
         self.asked = []
         self.model = CountDenoiser.__new__(CountDenoiser)
         torch.nn.Module.__init__(self.model)
+        self.model.gaussians = None
         self.model.register_buffer("noise_axes", torch.ones(NOISE_AXES, 60))
         self.model.register_buffer("noise_factors", torch.full((NOISE_AXES,), 5.0))
 
@@ -107,7 +108,6 @@ def test_values_without_a_likelihood_are_left_alone():
 
 def test_a_run_keeps_its_factors_and_finds_new_ones_when_resumed(tmp_path, monkeypatch, log):
     monkeypatch.setattr(calibration, "CELLS", 200)
-    monkeypatch.setattr("wbdit.training.closed_form.MOST_SIGNAL", 0.0)  # sampling starts from pure noise
     cells, run = spreading(240), tmp_path / "run"
     made = wbdit.fit(cells, label="type", preset=tiny_preset(learning_rate=0.02), steps=3, progress=False, out=run)
     assert (made.model.noise_factors != 1).any()

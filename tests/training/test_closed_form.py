@@ -1,5 +1,7 @@
 """Sampling that starts in closed form: what is fitted, when it is used, and that the cells are right."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,7 @@ def test_the_model_is_called_as_often_as_asked(generator, monkeypatch):
 
 
 def test_cells_vary_as_real_ones_do(generator, cells):
-    """From pure noise, a denoiser that has barely learned gives every cell of a label the same rates."""
+    """From plain noise, a denoiser that has barely learned gives every cell of a label the same rates."""
     directions = np.linalg.qr(np.random.default_rng(9).normal(size=(60, 2)))[0]
 
     def spread(made):
@@ -90,9 +92,10 @@ def test_cells_vary_as_real_ones_do(generator, cells):
         return np.mean([(logs[types == name] @ directions).std(0) for name in LABELS], axis=0)
 
     real, made = spread(cells), spread(generator.generate(600, seed=0))
-    generator.model.gaussians.timestep.zero_()
-    from_noise = spread(generator.generate(600, seed=0))
-    generator.model.gaussians.timestep.fill_(850)
+    plain = copy.deepcopy(generator.model)
+    plain.gaussians.timestep.zero_()
+    plain.noise_factors.fill_(1)
+    from_noise = spread(generator.with_model(plain).generate(600, seed=0))
     assert (np.abs(made - real) < np.abs(from_noise - real)).all()
 
 
@@ -104,6 +107,16 @@ def test_cells_without_labels_start_from_pure_noise():
     assert run.model.first_timestep == 0
     assert run.generate(3).uns["wbdit"]["start"] == 0
     assert wbdit.fit(apart, label="type", preset=tiny_preset(), steps=2, progress=False).model.first_timestep == 850
+
+
+def test_unseen_combinations_start_from_pure_noise():
+    cells = spreading(600)
+    cells.obs["batch"] = np.where(np.arange(600) // 2 % 2 == 0, "one", "two")
+    seen = cells[((cells.obs["type"] != "b") | (cells.obs["batch"] != "two")).to_numpy()].copy()
+    run = wbdit.fit(seen, label=["type", "batch"], preset=tiny_preset(), steps=2, seed=0, progress=False)
+    starts = [run.generate(n_per_label={name: 2}).uns["wbdit"]["start"] for name in ("a/two", "b/two")]
+    assert starts == [850, 0]
+    assert (run.model.noise_factors != 1).any()  # calibrated for those
 
 
 def test_few_cells_start_from_pure_noise():

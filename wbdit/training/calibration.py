@@ -70,6 +70,8 @@ def calibrate_noise(generator: CellGenerator, data: TrainingData, progress: bool
     noise = {"noise_axes": model.noise_axes, "noise_factors": model.noise_factors}
     model.noise_axes.zero_()
     model.noise_factors.fill_(1)
+    if model.gaussians is not None:
+        model.gaussians.timestep.zero_()  # cells start from the noise that is calibrated
     order = np.random.default_rng(generator.config.seed).permutation(len(data))
     one, other = (within_labels(data.take(half[:MOST_CELLS])) for half in np.array_split(order, 2))
     k, genes = len(model.noise_factors), data.cells.shape[1]

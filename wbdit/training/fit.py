@@ -414,9 +414,8 @@ class TrainingRun:
         if self.finished:  # what is measured with the averaged weights
             try:
                 with deferred_signals() as signals, signals.at_once():
-                    tables = fit_gaussians(averaged, self.data, progress)
-                    if not averaged.model.first_timestep:
-                        tables |= calibrate_noise(averaged, self.data, progress)
+                    tables = calibrate_noise(averaged, self.data, progress)
+                    tables |= fit_gaussians(averaged, self.data, progress)
                     tables |= calibrate_foretold(averaged, progress)
             except KeyboardInterrupt:
                 self.finished = False  # a resumed run takes no step and calibrates
@@ -441,7 +440,7 @@ class TrainingRun:
             logger.info(ending)
         if self.finished and self.model.first_timestep:
             logger.info(f"sampling starts in closed form, at timestep {self.model.first_timestep}")
-        elif self.finished and isinstance(self.model, CountDenoiser) and self.model.noise_axes.any():
+        if self.finished and isinstance(self.model, CountDenoiser) and self.model.noise_axes.any():
             low, high = (float(factor) for factor in self.model.noise_factors.aminmax())
             logger.info(f"initial noise is scaled by {low:.2f} to {high:.2f} along {NOISE_AXES} directions")
 
