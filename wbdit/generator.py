@@ -673,7 +673,7 @@ class CellGenerator:
         Rounding changes a few counts in a thousand, to other draws from nearly the same distributions. Values that are
         not drawn would be rounded themselves.
         """
-        return self._device.type == "cuda" or (self.model.stop > 0 and cpu.has_fast_bf16())
+        return cpu.prefers_bf16(self._device) and (self.model.stop > 0 or self._device.type == "cuda")
 
     @property
     def _device(self) -> torch.device:

@@ -148,6 +148,11 @@ def training_groups(
     return [*by_label, *(Groups(found, int(found.max()) + 1) for found in bins)]
 
 
+def most_combinations(genes: int) -> int:
+    """Return the largest number of combinations of labels that have tables of all genes."""
+    return min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes)
+
+
 def training_combinations(codes: np.ndarray, label_sizes: Sequence[int], genes: int) -> Groups | None:
     """Return the grouping of training cells by their combination of labels, in lexicographic order.
 
@@ -160,7 +165,7 @@ def training_combinations(codes: np.ndarray, label_sizes: Sequence[int], genes: 
     Groups(of_cell=array([1, 0, 1]), size=2)
     """
     combinations = math.prod(label_sizes)
-    if len(label_sizes) < 2 or combinations > min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes):
+    if len(label_sizes) < 2 or combinations > most_combinations(genes):
         return None
     known, of_cell = np.unique(codes, axis=0, return_inverse=True)
     return Groups(of_cell.reshape(-1), len(known))

@@ -33,6 +33,11 @@ def has_fast_bf16() -> bool:
     return cpu_level() in ("avx512_bf16", "amx")
 
 
+def prefers_bf16(device: torch.device) -> bool:
+    """Return whether matrix products in bf16 are faster on a device: on a GPU, and see :func:`has_fast_bf16`."""
+    return device.type == "cuda" or has_fast_bf16()
+
+
 def serves(*tensors: torch.Tensor) -> bool:
     """Return whether the kernels can be called on these tensors: contiguous, in fp32, on a CPU."""
     if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors):

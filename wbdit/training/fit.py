@@ -30,7 +30,7 @@ from wbdit.data.loader import Batches
 from wbdit.data.matrix import Source
 from wbdit.data.sources import TrainingData
 from wbdit.data.space import Space
-from wbdit.data.statistics import MOST_COMBINATIONS, MOST_TABLE_VALUES
+from wbdit.data.statistics import most_combinations
 from wbdit.errors import InputError
 from wbdit.generator import CALLS_FROM_NOISE, CellGenerator, make_model, read_generator, write_generator
 from wbdit.nn.wbdit import WBDiT
@@ -574,7 +574,7 @@ def _likelihood(preset: Preset, data: TrainingData, foretelling: Foretelling | N
         return None
     n_bins = len(CountBins.up_to(float(data.statistics.largest.max())).lowest)
     rows = None if foretelling is None else foretelling.rows
-    gaussians, genes = len(data.preprocessor.labels.sizes), data.cells.shape[1]
-    if gaussians > min(MOST_COMBINATIONS, MOST_TABLE_VALUES // genes):
+    gaussians = len(data.preprocessor.labels.sizes)
+    if gaussians > most_combinations(data.cells.shape[1]):
         gaussians = 0  # the pooled one serves all
     return LikelihoodConfig(n_bins=n_bins, combinations=rows, gaussians=gaussians, **asdict(preset.likelihood))

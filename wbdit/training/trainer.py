@@ -436,4 +436,4 @@ def choose_precision(precision: str, device: torch.device) -> str:
     """Return "fp32" or "bf16"; "auto" is bf16 on a GPU, and on a CPU with bf16 instructions and kernels."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" or cpu.has_fast_bf16() else "fp32"
+    return "bf16" if cpu.prefers_bf16(device) else "fp32"
