@@ -45,7 +45,14 @@ def noised(
 
 @torch.no_grad()
 def conditioning_of(model: Denoiser | CountDenoiser, preprocessor: Preprocessor, cells: ad.AnnData) -> Tensor | None:
-    """Return the conditioning vectors ``(n, d)`` of real cells; None if the run is unconditional."""
+    """Return the network's conditioning vectors ``(n, d)`` of real cells; None if the run is unconditional."""
+    embedded = embedding_of(model, preprocessor, cells)
+    return None if embedded is None else embedded[:, : model.network.hidden_size]
+
+
+@torch.no_grad()
+def embedding_of(model: Denoiser | CountDenoiser, preprocessor: Preprocessor, cells: ad.AnnData) -> Tensor | None:
+    """Return what the model's ``embed`` makes of real cells, n rows; None if the run is unconditional."""
     device = next(model.parameters()).device
     y = torch.from_numpy(preprocessor.labels.codes(cells)).to(device) if preprocessor.labels.columns else None
     known = preprocessor.covariates
@@ -53,4 +60,4 @@ def conditioning_of(model: Denoiser | CountDenoiser, preprocessor: Preprocessor,
     if not isinstance(model, CountDenoiser):
         return None if y is None and covariates is None else model.embed(y, covariates=covariates)
     log_library = torch.from_numpy(log_library_sizes(preprocessor.matrix(cells))).to(device)
-    return model.embed(y, log_library, covariates)[:, : model.network.hidden_size]
+    return model.embed(y, log_library, covariates)

@@ -1,4 +1,4 @@
-"""Gaussians of combinations of labels, noised: their covariance, and which cells get which."""
+"""Gaussians of combinations of labels, noised: their covariance, the mean of clean cells, and which cells get which."""
 
 import pytest
 import torch
@@ -41,6 +41,21 @@ def test_states_have_the_covariance_of_the_noised_gaussian(gaussians, alpha, sig
         moved = states - alpha * mean
         wanted = alpha**2 * of_cells + sigma**2 * torch.eye(GENES)
         torch.testing.assert_close(moved.T @ moved, wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.0, 1.0), (0.1, 0.995), (0.6, 0.8), (0.995, 0.1)])
+def test_the_posterior_mean_is_the_dense_formula(gaussians, alpha, sigma):
+    x_t, mean, eye = torch.randn(6, GENES), torch.randn(6, GENES), torch.eye(GENES, dtype=torch.float64)
+    rows = torch.tensor([0, 1, 2, 3, 3, 0])
+    wanted = []
+    for cell, row in enumerate(rows):
+        axes, L = gaussians.axes.double(), gaussians.roots[row].double()
+        of_cells = axes.T @ L @ L.T @ axes + torch.diag(gaussians.variances[row].double())
+        rest = x_t[cell].double() - alpha * mean[cell].double()
+        seen = torch.linalg.solve(alpha**2 * of_cells + sigma**2 * eye, rest)
+        wanted.append(mean[cell] + alpha * of_cells @ seen)
+    found = gaussians.at(alpha, sigma).posterior_mean(x_t, mean, rows)
+    torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
 def test_pure_noise_stays_as_it_is(gaussians):

@@ -16,6 +16,13 @@ With ``A = alpha^2 D + sigma^2`` and ``B = A + alpha^2 U S U^T``, a root of B is
 so that one vector of noise gives one state, as the probability-flow ODE gives it where all is Gaussian. S = L L^T and
 the eigenvectors V and eigenvalues theta of ``alpha^2 L^T U^T A^-1 U L`` give
 ``H = alpha^2 L V diag((sqrt(1 + theta) - 1) / theta) V^T L^T``.
+
+The mean of the clean cells given noised cells x_t is
+
+    mu + alpha (U S U^T + D) B^-1 (x_t - alpha mu),
+
+around the mean mu. With ``r = A^-1 (x_t - alpha mu)`` and ``P = L V diag(1 / (1 + theta)) V^T L^T``, the Woodbury
+identity turns it into ``mu + alpha (D r + sigma^2 A^-1 U P U^T r)``.
 """
 
 from __future__ import annotations
@@ -36,21 +43,24 @@ class NoisedGaussians(NamedTuple):
     ----------
     rows
         :meth:`LabelGaussians.rows`.
-    alpha
-        Signal level.
+    alpha, sigma
+        Signal and noise level.
     axes
         U^T, ``(AXES, G)``.
-    deviations
-        Roots of the diagonals A, ``(M, G)``.
-    coupling
-        The matrices H, ``(M, AXES, AXES)``.
+    variances, deviations
+        The diagonals of D, and roots of the diagonals A, ``(1 + M, G)``.
+    coupling, posterior
+        The matrices H and P, ``(1 + M, AXES, AXES)``.
     """
 
     rows: Callable[[Tensor], Tensor]
     alpha: float
+    sigma: float
     axes: Tensor
+    variances: Tensor
     deviations: Tensor
     coupling: Tensor
+    posterior: Tensor
 
     def state(self, mean: Tensor, noise: Tensor, rows: Tensor) -> Tensor:
         """Return noised cells ``(B, G)``, given their mean and Gaussian noise ``(B, G)`` and their rows ``(B,)``."""
@@ -59,6 +69,14 @@ class NoisedGaussians(NamedTuple):
             seen = (noise / deviation) @ self.axes.mT
             moved = torch.einsum("bij,bj->bi", self.coupling[rows], seen)
             return self.alpha * mean + deviation * noise + moved @ self.axes
+
+    def posterior_mean(self, x_t: Tensor, mean: Tensor, rows: Tensor) -> Tensor:
+        """Return the mean of clean cells ``(B, G)``, given noised cells ``(B, G)``, their mean and rows ``(B,)``."""
+        with torch.autocast(x_t.device.type, enabled=False):
+            diagonal = self.deviations[rows].square()
+            rest = (x_t - self.alpha * mean) / diagonal
+            along = torch.einsum("bij,bj->bi", self.posterior[rows], rest @ self.axes.mT) @ self.axes
+            return mean + self.alpha * (self.variances[rows] * rest + self.sigma**2 * along / diagonal)
 
 
 class LabelGaussians(nn.Module):
@@ -114,4 +132,6 @@ class LabelGaussians(nn.Module):
         gain = 1 / (torch.sqrt(1 + theta) + 1)  # (sqrt(1 + theta) - 1) / theta, exact at 0
         turned = roots @ vectors
         coupling = alpha**2 * (turned * gain[:, None]) @ turned.mT
-        return NoisedGaussians(self.rows, alpha, self.axes, diagonal.sqrt().float(), coupling.float())
+        posterior = (turned / (1 + theta)[:, None]) @ turned.mT
+        tables = diagonal.sqrt().float(), coupling.float(), posterior.float()
+        return NoisedGaussians(self.rows, alpha, sigma, self.axes, self.variances, *tables)

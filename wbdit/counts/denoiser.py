@@ -274,6 +274,11 @@ class CountDenoiser(nn.Module):
         with torch.no_grad():
             return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, conditioning)))[:, None]
 
+    @torch.no_grad()
+    def posterior_mean(self, x: Tensor, t: Tensor, output: Tensor, conditioning: Tensor) -> Tensor:
+        """Return what :meth:`forward` does, given the denoiser's output ``(B, C, G)``."""
+        return ops.count_mean(*self._posterior(x, t, *self._offset(output, conditioning)))[:, None]
+
     def fuse_steps(self, x: Tensor, times: Tensor, *, conditioning: Tensor) -> CountSteps | None:
         """Prepare the calls of a sampler, where one op runs the denoiser; see :meth:`wbdit.WBDiT.fuse_steps`.
 
@@ -384,8 +389,12 @@ class CountDenoiser(nn.Module):
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
-        vector, rates, dispersion = self._split(conditioning)
-        answer = self.denoiser(self._hide(x), t, conditioning=vector)
+        vector = self._split(conditioning)[0]
+        return self._offset(self.denoiser(self._hide(x), t, conditioning=vector), conditioning)
+
+    def _offset(self, answer: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`_answer` does, given the denoiser's output."""
+        _, rates, dispersion = self._split(conditioning)
         answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
         if self.denoiser.out_channels == 2:
             dispersion = dispersion + answer[:, 1]

@@ -27,12 +27,15 @@ class BlockActivations(NamedTuple):
         Input of ISTA, normalized and modulated. It is also the code that ISTA starts from.
     code
         Output of ISTA, before gate and residual.
+    stream
+        The residual stream after the block.
     """
 
     before: Tensor
     after: Tensor
     tokens: Tensor
     code: Tensor
+    stream: Tensor
 
 
 @torch.no_grad()
@@ -66,8 +69,9 @@ def iterate_blocks(
         tokens = tokens + gate1[:, None] * block.attn(z)
         seen = ops.adaln(tokens, shift2, scale2)
         code = block.mlp(seen)
-        yield BlockActivations(z, ops.adaln(tokens, shift1, scale1), seen, code)
+        after = ops.adaln(tokens, shift1, scale1)
         tokens = tokens + gate2[:, None] * code
+        yield BlockActivations(z, after, seen, code, tokens)
         z = ops.adaln(tokens, next_shift, next_scale)
 
 

@@ -327,10 +327,14 @@ class Denoiser(Conditioned, ABC):
             tokens = self.embed_cells(x)
         z = self.run_blocks(tokens, modulations)
         with span("read-out"):
-            if not self.has_cell_token:
-                return self.unpatchify(self.final_layer(z))
-            out = self.unpatchify(self.final_layer(z[:, :-1]))
-            return out + self.cell_token.read(z[:, -1]).view(len(x), self.out_channels, -1)
+            return self.read_out(z)
+
+    def read_out(self, z: Tensor) -> Tensor:
+        """Map tokens ``(B, N, d)``, modulated by the final layer's shift and scale, to the output ``(B, C, G)``."""
+        if not self.has_cell_token:
+            return self.unpatchify(self.final_layer(z))
+        out = self.unpatchify(self.final_layer(z[:, :-1]))
+        return out + self.cell_token.read(z[:, -1]).view(len(z), self.out_channels, -1)
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """Turn the patches' outputs ``(B, N, P C)``, C the output channels, into ``(B, C, G)``."""
