@@ -27,7 +27,7 @@ KINDS = {
 }
 LEAST_CHANGE = 0.01  # of a type's share that is named
 PAGE, NUMBERS = "explain.html", "explain.json"
-FIGURES = ("rate*.svg", "objective-*.svg", "non-zero*.svg", "block-*-head-*.svg")
+FIGURES = ("rate*.svg", "objective-*.svg", "non-zero*.svg", "closed-form*.svg", "block-*-head-*.svg")
 
 # a separate SVG file has no page to inherit its style from
 FIGURE_STYLE = (

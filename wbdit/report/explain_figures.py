@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from wbdit.report.svg import scale_of, svg
+from wbdit.report.svg import Scale, scale_of, svg
 from wbdit.whitebox.ablations import Steering
+from wbdit.whitebox.closed_form import ClosedFormShares
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import type_means
 
@@ -146,6 +147,37 @@ def dose_curves(steering: Steering) -> str:
     change = steering.expression - steering.expression[zero]  # [doses, genes]
     scale = scale_of(change, log=False)
     across = LEFT + (doses - doses[0]) / (doses[-1] - doses[0]) * (WIDTH - LEFT - NAMES)
+    classes = ["risen" if values[-1] > values[0] else "fallen" for values in change.T]
+    body = _named_lines(scale, across, [_number(dose, "g") for dose in doses], change.T, steering.genes, classes)
+    alt = (
+        f"Cells moved along {steering.name}: change of the mean log expression of {', '.join(steering.genes)}, by dose."
+    )
+    return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
+
+
+def share_curves(shares: ClosedFormShares) -> str:
+    """Return a plot of the share of the cells that the network and the Gaussian explain, by noise level."""
+    lines = {"network": shares.network[:, -1], "Gaussian": shares.gaussian, "no block": shares.network[:, 0]}
+    scale = scale_of(np.concatenate([[0.0], *lines.values()]), log=False)
+    across = np.linspace(LEFT, WIDTH - NAMES, len(shares.timesteps))
+    ticks, names = [f"{t}" for t in shares.timesteps], list(lines)
+    body = _named_lines(scale, across, ticks, np.stack(list(lines.values())), names, ["line", "risen", "identity"])
+    rows = "; ".join(
+        f"t = {t}: {', '.join(_number(value[i], '.0%') for value in lines.values())}" for i, t in enumerate(ticks)
+    )
+    alt = f"Share of the cells' squared distance from their label's mean that is explained, by {', '.join(names)}"
+    return svg(body, f"0 0 {WIDTH} {HEIGHT}", f"{alt}. {rows}.", "panel")
+
+
+def _named_lines(
+    scale: Scale,
+    across: np.ndarray,
+    ticks: Sequence[str],
+    lines: np.ndarray,
+    names: Sequence[str],
+    classes: Sequence[str],
+) -> str:
+    """Return axes, and lines ``(lines, points)`` with a name at the end of each."""
 
     def up(values: np.ndarray) -> np.ndarray:
         return HEIGHT - BOTTOM - scale.place(values) * (HEIGHT - TOP - BOTTOM)
@@ -155,18 +187,14 @@ def dose_curves(steering: Steering) -> str:
         y = float(up(np.array(tick)))
         body += f'<path class="grid" d="M{LEFT} {y:.0f}H{WIDTH - NAMES}"/>'
         body += f'<text class="tick left" x="{LEFT - 8}" y="{y + 7:.0f}">{_number(tick, "g")}</text>'
-    for x, dose in zip(across, doses, strict=True):
-        body += f'<text class="tick" x="{x:.0f}" y="{HEIGHT - BOTTOM + 28}">{_number(dose, "g")}</text>'
-    places = _apart(up(change[-1]), ROW)
-    for gene, values, y in zip(steering.genes, change.T, places, strict=True):
-        css = "risen" if values[-1] > values[0] else "fallen"
+    for x, tick_name in zip(across, ticks, strict=True):
+        body += f'<text class="tick" x="{x:.0f}" y="{HEIGHT - BOTTOM + 28}">{tick_name}</text>'
+    places = _apart(up(lines[:, -1]), ROW)
+    for name, values, css, y in zip(names, lines, classes, places, strict=True):
         points = " ".join(f"{x:.1f},{at:.1f}" for x, at in zip(across, up(values), strict=True))
         body += f'<polyline class="{css}" points="{points}"/>'
-        body += f'<text class="tick right" x="{WIDTH - NAMES + 8}" y="{y + 6:.0f}">{escape(gene)}</text>'
-    alt = (
-        f"Cells moved along {steering.name}: change of the mean log expression of {', '.join(steering.genes)}, by dose."
-    )
-    return svg(body, f"0 0 {WIDTH} {HEIGHT}", alt, "panel")
+        body += f'<text class="tick right" x="{WIDTH - NAMES + 8}" y="{y + 6:.0f}">{escape(name)}</text>'
+    return body
 
 
 def _apart(places: np.ndarray, least: float) -> np.ndarray:
@@ -209,6 +237,14 @@ def all_figures(explanation: Explanation) -> dict[str, str]:
     }  # fmt: skip
     for unit in explanation.units.first_axes():
         figures[head_name(explanation, unit)] = head_panel(explanation, unit)
+    shares = explanation.closed_form
+    if shares is not None:
+        figures["closed-form"] = share_curves(shares)
+        for name, what, values in (
+            ("cells", "Share of the cells that the network explains", shares.network),
+            ("update", "Share of the network's update that the Gaussian explains", shares.of_update),
+        ):
+            figures[f"closed-form-{name}"] = heat_map(values[:, 1:], shares.timesteps, what, form=".0%", signed=False)
     if explanation.ablations is not None:
         figures |= {f"{one.name}-doses": dose_curves(one) for one in explanation.ablations.steerings}
     return figures

@@ -24,6 +24,7 @@ from wbdit.nn.wbdit import WBDiT, WhiteBoxBlock
 from wbdit.samplers.noise import PhiloxNoise
 from wbdit.whitebox.ablations import Ablations
 from wbdit.whitebox.ablations import ablate as ablations
+from wbdit.whitebox.closed_form import ClosedFormShares, closed_form_shares
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit, Units, enrichment, marker_genes, read_units, type_means
 from wbdit.whitebox.measures import Measures, WeightStats, largest_rate, measure, weight_stats
 
@@ -66,6 +67,8 @@ class Explanation:
         Version, preset, model hash, training and seed, by name.
     ablations
         What the heads cause; None if it was not asked for.
+    closed_form
+        The network beside the Gaussians that sampling starts from; None for a run that has none.
     """
 
     timesteps: tuple[int, ...]
@@ -81,6 +84,7 @@ class Explanation:
     n: int
     facts: dict[str, str]
     ablations: Ablations | None = None
+    closed_form: ClosedFormShares | None = None
 
     @property
     def objective(self) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +110,7 @@ class Explanation:
             },
             "permutations": PERMUTATIONS,
             "facts": self.facts,
+            **({} if self.closed_form is None else {"closed_form": self.closed_form.to_dict()}),
             **({} if self.ablations is None else {"ablations": self.ablations.to_dict()}),
         }
 
@@ -183,6 +188,7 @@ def explain(
     levels = noise_levels(generator.schedule, generator.model.stop)
     logger.info(f"measuring {adata.n_obs} cells at {len(levels)} noise levels")
     means, lowered = _measure_all(generator, model, x0, conditioning, levels, seed)
+    closed_form = closed_form_shares(generator, adata, levels, seed)
     columns = generator.preprocessor.labels.columns
     labels = label_text(adata.obs[columns[0]]).to_numpy() if columns else None
     logger.info("finding the genes of heads and atoms")
@@ -208,6 +214,7 @@ def explain(
         n=adata.n_obs,
         facts=_facts(generator, seed),
         ablations=removed,
+        closed_form=closed_form,
     )
 
 

@@ -8,10 +8,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from wbdit.whitebox.ablations import Ablations
+from wbdit.whitebox.closed_form import ClosedFormShares
 from wbdit.whitebox.explain import Explanation
 from wbdit.whitebox.gene_loadings import PERMUTATIONS, Hit
 
 SIGNIFICANT = 0.01  # significance level of the permutation tests
+CLEAR = 2  # standard errors of a clear gain
 Verdict = Literal["yes", "in part", "no"]
 
 
@@ -24,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def findings(explanation: Explanation) -> list[Finding]:
-    """Return the findings of a readout: six about the blocks, one about cell types, one about causes."""
+    """Return the findings of a readout: on the blocks, on Gaussians of labels, on cell types and on causes."""
     found = [
         _compresses(explanation),
         _falls_through(explanation),
@@ -33,6 +35,8 @@ def findings(explanation: Explanation) -> list[Finding]:
         _by_threshold(explanation),
         _step_is_short(explanation),
     ]
+    if explanation.closed_form is not None:
+        found.append(_beyond_gaussians(explanation.closed_form))
     if explanation.hits:
         found.append(_names_types(explanation))
     if explanation.ablations is not None:
@@ -145,6 +149,25 @@ def _step_is_short(e: Explanation) -> Finding:
         _verdict(steps < 1),
         f"eta |D|² is {', '.join(f'{step:.2f}' for step in steps)}, by block. Below 1 a step cannot raise the "
         "objective; below 2 repeated steps still converge.",
+    )
+
+
+def _beyond_gaussians(shares: ClosedFormShares) -> Finding:
+    sampled = np.array(shares.timesteps) <= shares.start
+    timesteps = [t for t, one in zip(shares.timesteps, sampled, strict=True) if one]
+    network, gaussian = shares.network[sampled, -1], shares.gaussian[sampled]
+    ahead = (shares.gain > CLEAR * shares.error)[sampled]
+    ends = [f"{_percent(network[i])} at t = {timesteps[i]} (the Gaussian {_percent(gaussian[i])})" for i in (0, -1)]
+    of_update = shares.of_update[sampled, -1]
+    genes = ", ".join(row["gene"] for row in shares.top_genes(5))
+    most = f" At t = {timesteps[-1]} the network gains most on {genes}." if genes else ""
+    return Finding(
+        "Does the network do more than a Gaussian of each label?",
+        _verdict(ahead),
+        f"Sampling uses the network from t = {shares.start} down. There, its estimate is closer to these cells than "
+        f"the Gaussian's {_levels(ahead, timesteps)} (by {CLEAR} standard errors). It explains {' and '.join(ends)} "
+        f"of their squared distance from the label's mean. The Gaussian explains {_percent(of_update.min())} to "
+        f"{_percent(of_update.max())} of the network's update.{most}",
     )
 
 
