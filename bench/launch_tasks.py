@@ -140,7 +140,10 @@ def train(recorder: Recorder, model: Model, cells: int) -> list[Launch]:
     """Return the launches of a training step: batch, noise, loss, gradients, optimizer and the weights' average."""
     network, schedule = network_of(model), NoiseSchedule(**model.config.schedule)
     loss_fn: LossFunction
-    loss_fn = CountNLL(network, schedule) if isinstance(network, CountDenoiser) else SquaredError(network, schedule)
+    if isinstance(network, CountDenoiser):
+        loss_fn = CountNLL(network, schedule, 2 * cells)
+    else:
+        loss_fn = SquaredError(network, schedule)
     of_counts = model.counts
     batches = Batches(
         torch.empty(2 * cells, model.genes, dtype=torch.uint8 if of_counts else torch.float32, device=DEVICE),

@@ -202,7 +202,7 @@ def test_held_out_cells_are_conditioned_on_their_covariates(tmp_path):
     def loss(cells):
         data = TrainingData.of(resumed.preprocessor, cells)
         batches = Batches.of_counts(data, resumed.model.likelihood.bin_of, 64, torch.device("cpu"))
-        return Validation(CountNLL(resumed.model, resumed.schedule), batches, 64, seed=0).loss(False)
+        return Validation(CountNLL(resumed.model, resumed.schedule, 1), batches, 64, seed=0).loss(False)
 
     assert loss(CELLS) == loss(CELLS) != pytest.approx(loss(other), rel=1e-4)
 

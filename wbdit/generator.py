@@ -52,10 +52,11 @@ logger = logging.getLogger("wbdit")
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 
 # Defaults for models with a count likelihood (docs/study.md): with a start in closed form, 4 calls of a second-order
-# solver are as good as 15; from pure noise, 6 are.
+# solver are as good as 15; from pure noise, 6 are, but for combinations of labels that training cells lack
+# (docs/unseen.md).
 COUNTS_SAMPLER: samplers.Name = "unipc"
 DETERMINISTIC = ("unipc", "dpmpp")  # samplers that add no noise
-COUNTS_CALLS, CALLS_FROM_NOISE = 4, 6
+COUNTS_CALLS, CALLS_FROM_NOISE, UNSEEN_CALLS = 4, 6, 15
 RECAST_CALLS = 15  # down again: what a cell shares with its recast should not be lost to the solver
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
@@ -196,7 +197,8 @@ class CellGenerator:
             "ddim" with eta = 1, "ddpm", or a few-step solver: "unipc", "dpmpp", or "sde-dpmpp", which adds fresh noise.
             See :mod:`wbdit.samplers`. The default is "unipc" for models with a count likelihood, else "ddim".
         calls
-            Number of model calls. The default is 15 for models with a count likelihood, else that of
+            Number of model calls. For models with a count likelihood, the default is 4 with a start in closed form, 6
+            from noise and 15 for combinations of labels that no training cell has; else it is that of
             :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
         spacing
             Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). The default is
@@ -450,7 +452,7 @@ class CellGenerator:
         columns = len(self.preprocessor.covariates.columns)
         at = np.full((len(codes), columns), np.nan) if covariates is None else covariates
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
-        sampling = self._resolve_sampler(None, calls, None, self._first_timestep(asked))
+        sampling = self._resolve_sampler(None, calls, None, self._first_timestep(asked), self._is_seen(asked))
         plan = Plan(*asked.complete(self.preprocessor, self._uniform(len(codes), seed)), sampling, seed, {})
         return self._sample(plan, range(plan.n)[rows], batch_size, show)
 
@@ -506,11 +508,13 @@ class CellGenerator:
         calls: int | None,
         spacing: samplers.Spacing | None,
         start: int,
+        seen: bool = True,
         deterministic: bool = False,
     ) -> Sampling:
         """Return the requested sampler, calls and spacing, with this run's defaults in place of None.
 
-        Sampling begins in closed form at the timestep `start`, or from pure noise if it is 0.
+        Sampling begins in closed form at the timestep `start`, or from pure noise if it is 0. `seen` tells whether all
+        cells have labels that training cells have together.
         """
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts or deterministic else "ddim")
@@ -525,7 +529,7 @@ class CellGenerator:
         highest = self.schedule.noise_steps - 1
         longest = (start + 1 if start else highest) - self.model.stop
         if calls is None:
-            of_start = COUNTS_CALLS if start else CALLS_FROM_NOISE
+            of_start = COUNTS_CALLS if start else CALLS_FROM_NOISE if seen else UNSEEN_CALLS
             calls = of_start if of_counts else default.calls or longest
         calls = whole("calls", calls)
         if not 1 <= calls <= longest:
@@ -537,8 +541,12 @@ class CellGenerator:
 
         Combinations of labels that no training cell has are without a Gaussian, and guided means are of no labels.
         """
-        seen = (self.preprocessor.labels.combination_index(asked.codes) >= 0).all()
-        return self.model.first_timestep if seen and all(weight == 1 for weight in asked.weights) else 0
+        plain = self._is_seen(asked) and all(weight == 1 for weight in asked.weights)
+        return self.model.first_timestep if plain else 0
+
+    def _is_seen(self, asked: GenerationRequest) -> bool:
+        """Return whether all cells have combinations of labels that training cells have."""
+        return bool((self.preprocessor.labels.combination_index(asked.codes) >= 0).all())
 
     def _uniform(self, n: int, seed: int) -> np.ndarray:
         """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""
@@ -568,8 +576,8 @@ class CellGenerator:
         )
         seed = whole("seed", seed)
         shift = self._shift(steer)
-        start = self._first_timestep(asked)
-        sampling = self._resolve_sampler(sampler, calls, spacing, start, deterministic=shift is not None)
+        start, seen = self._first_timestep(asked), self._is_seen(asked)
+        sampling = self._resolve_sampler(sampler, calls, spacing, start, seen, deterministic=shift is not None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = self._warn_of_unseen(asked)
         for beyond in self.preprocessor.beyond(asked.at, library):
@@ -823,7 +831,9 @@ def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
         schedule = NoiseSchedule(**config.schedule)
         likelihood = CountLikelihood(denoiser.input_size, facts.n_bins, schedule.noise_steps)
         rows = facts.combinations, facts.gaussians
-        return CountDenoiser(denoiser, likelihood, schedule, facts.input_dropout, facts.stop, *rows)
+        return CountDenoiser(
+            denoiser, likelihood, schedule, facts.input_dropout, facts.stop, *rows, rate_prior=facts.rate_prior
+        )
 
 
 def sampling_precision(device: torch.device, low: bool = True) -> torch.autocast:

@@ -43,7 +43,7 @@ LOGARITHMS = {
     "noise_factors": 1000.0,
 }
 # the same of the tables of label combinations
-TABLES = {"rates": 100.0, "mixture_logits": 100.0, "profiles": 1e6, "foretold_log_means": 100.0}
+TABLES = {"rates": 100.0, "rate_offset": 100.0, "mixture_logits": 100.0, "profiles": 1e6, "foretold_log_means": 100.0}
 # the same of the Gaussians that sampling starts from
 GAUSSIANS = {"axes": 1.1, "roots": 1e6, "variances": 1e6}
 RESERVED = ("_index",)  # a column that .h5ad keeps for itself
@@ -302,6 +302,7 @@ def _likelihood(likelihood: LikelihoodConfig, noise_steps: int) -> None:
     _whole("likelihood.stop", likelihood.stop, 1, noise_steps - 2)
     _number("likelihood.input_dropout", likelihood.input_dropout, lowest=0, highest=1)
     _truth("likelihood.learned_dispersion", likelihood.learned_dispersion)
+    _number("likelihood.rate_prior", likelihood.rate_prior, lowest=0)
     if likelihood.combinations is not None:
         for name, value in likelihood.combinations._asdict().items():
             _whole(f"likelihood.combinations.{name}", value, 0, MOST_COMBINATIONS)
@@ -466,7 +467,7 @@ def _tables(state: Mapping[str, Tensor]) -> None:
     if "combinations.rates" in state:
         n = len(state["combinations.rates"])
         for name, largest in {"row_of": n - 1, "held_out_row": n - 1, **TABLES}.items():
-            table = state[f"combinations.{name}"]
+            table = state.get(f"combinations.{name}", state["combinations.rates"])  # older runs lack the rate offset
             if table.numel() and not float(table.abs().max()) <= largest:
                 raise InputError(f"'combinations.{name}' holds values above {largest:g}")
         if min(int(state[f"combinations.{name}"].min()) for name in ("row_of", "held_out_row")) < 0:

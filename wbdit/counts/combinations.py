@@ -63,6 +63,8 @@ class Combinations(nn.Module):
         Number of genes G, width d of the denoiser.
     rows
         Numbers of combinations.
+    learned_rates
+        Whether the rates of the training cells' combinations are learned.
 
     Attributes
     ----------
@@ -81,6 +83,9 @@ class Combinations(nn.Module):
     dispersion
         Offset of the logits of the training cells' combinations, ``(1 + rows.seen, G)``; learned. The first row is that
         of all foretold ones.
+    rate_offset
+        Offset of the training cells' combinations' rates, ``(1 + rows.seen, G)``; learned. The first row is not used.
+        None without `learned_rates`.
     """
 
     row_of: Tensor
@@ -91,7 +96,9 @@ class Combinations(nn.Module):
     foretold_log_means: Tensor
     nulls: Tensor
 
-    def __init__(self, label_sizes: tuple[int, ...], genes: int, width: int, rows: CombinationRows) -> None:
+    def __init__(
+        self, label_sizes: tuple[int, ...], genes: int, width: int, rows: CombinationRows, learned_rates: bool = False
+    ) -> None:
         super().__init__()
         self.label_sizes = label_sizes
         self.n = CombinationRows(*rows)
@@ -104,6 +111,7 @@ class Combinations(nn.Module):
         self.register_buffer("profiles", torch.zeros(total, AXES))
         self.register_buffer("foretold_log_means", torch.zeros(self.n.foretold, genes))
         self.dispersion = nn.Parameter(torch.zeros(1 + self.n.seen, genes))
+        self.rate_offset = nn.Parameter(torch.zeros(1 + self.n.seen, genes)) if learned_rates else None
         self.profile_embedder = nn.Linear(AXES, width, bias=False)
         nn.init.zeros_(self.profile_embedder.weight)
         self.foretold_embedding = nn.Parameter(torch.zeros(width))
@@ -172,15 +180,18 @@ class Combinations(nn.Module):
             u = draw(len(y), lambda n: torch.rand(n, device=y.device))
             held_out = self.held_out_row[rows]
             rows = torch.where((u < HOLD_OUT) & (held_out > 0), held_out, rows)
-        told = (rows > self.n.seen)[:, None]
+        told, named = (rows > self.n.seen)[:, None], (rows > 0)[:, None]
         # an embedding: see CountLikelihood.dispersion_at
-        learned = F.embedding(rows.masked_fill(told[:, 0], 0), self.dispersion)
+        row = rows.masked_fill(told[:, 0], 0)
+        rates = self.rates[rows]
+        if self.rate_offset is not None:
+            rates = rates + (named & ~told) * F.embedding(row, self.rate_offset)
         return OfCombination(
             shown=torch.where(told, self.nulls, y),
             vector=self.profile_embedder(self.profiles[rows]) + told * self.foretold_embedding,
-            rates=self.rates[rows],
-            mixture_logits=self.mixture_logits[rows] + learned,
-            named=(rows > 0)[:, None],
+            rates=rates,
+            mixture_logits=self.mixture_logits[rows] + F.embedding(row, self.dispersion),
+            named=named,
         )
 
     def _index(self, codes: list[np.ndarray]) -> None:

@@ -59,11 +59,15 @@ class CountDenoiser(nn.Module):
         Numbers of label combinations with tables of their own; None for none.
     gaussians
         Number of label combinations with a Gaussian of their own; None for no Gaussian at all.
+    rate_prior
+        Strength of the prior on what the denoiser adds to log rates, in counts, see
+        :class:`wbdit.training.losses.CountNLL`. Unless it is 0, the rates of labels are learned beside it.
 
     Attributes
     ----------
     label_rates
-        Log ratio of each label's expression to the average, ``(sum_c (K_c + 1), G)``, see :func:`label_rates`.
+        Log ratio of each label's expression to the average, ``(sum_c (K_c + 1), G)``; starts as :func:`label_rates`.
+        With several label columns, the rates of their combinations are learned instead.
     label_dispersion
         Each label's offset of :attr:`CountLikelihood.dispersion_knots`, ``(sum_c (K_c + 1), G)``; learned. At high
         noise a gene's counts are as dispersed as the label's. One dispersion for all labels would fit the means but not
@@ -93,6 +97,7 @@ class CountDenoiser(nn.Module):
         stop: int = 500,
         combinations: CombinationRows | None = None,
         gaussians: int | None = None,
+        rate_prior: float = 0.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -100,17 +105,19 @@ class CountDenoiser(nn.Module):
         self.schedule = schedule
         self.input_dropout = input_dropout
         self.stop = stop
+        self.rate_prior = rate_prior
         self.label_sizes = denoiser.label_sizes
         width, genes = denoiser.hidden_size, denoiser.input_size
         self.library_embedder = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
         nn.init.normal_(self.library_embedder[2].weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(self.library_embedder[2].bias)  # type: ignore[arg-type]
         rows = sum(labels + 1 for labels in denoiser.label_sizes)
-        self.register_buffer("label_rates", torch.zeros(rows, genes))
+        learned = rate_prior > 0 and rows > 0
+        self.label_rates = nn.Parameter(torch.zeros(rows, genes), requires_grad=learned and combinations is None)
         self.label_dispersion = nn.Parameter(torch.zeros(rows, genes), requires_grad=rows > 0)
         self.combinations = None
         if combinations is not None:
-            self.combinations = Combinations(denoiser.label_sizes, genes, width, combinations)
+            self.combinations = Combinations(denoiser.label_sizes, genes, width, combinations, learned)
         self.gaussians = None
         if gaussians is not None:
             self.gaussians = LabelGaussians(genes, gaussians, len(denoiser.label_sizes))
@@ -120,7 +127,6 @@ class CountDenoiser(nn.Module):
         self.register_buffer("noise_axes", torch.zeros(NOISE_AXES, genes))
         self.register_buffer("noise_factors", torch.ones(NOISE_AXES))
 
-    label_rates: Tensor
     log_library_scale: Tensor
     noise_axes: Tensor
     noise_factors: Tensor
@@ -244,7 +250,7 @@ class CountDenoiser(nn.Module):
             of_labels = dispersion
             for rate, wider, column in zip(*tables, columns, strict=True):
                 # an embedding: see CountLikelihood.dispersion_at
-                rates, of_labels = rates + rate[column], of_labels + F.embedding(column, wider)
+                rates, of_labels = rates + F.embedding(column, rate), of_labels + F.embedding(column, wider)
             if self.combinations is None:
                 dispersion = of_labels
             else:
@@ -311,8 +317,13 @@ class CountDenoiser(nn.Module):
         -------
         Negative log-likelihood ``(B, G)`` in nats.
         """
-        posterior = self._posterior(x, t, *self._answer(x, t, conditioning))
-        return ops.count_nll(*(*posterior, levels))
+        return self.nll_and_added(x, t, conditioning, levels)[0]
+
+    def nll_and_added(self, x: Tensor, t: Tensor, conditioning: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`nll`, and what the denoiser adds to the rates of labels and library size, ``(B, G)`` each."""
+        answer = self._output(x, t, conditioning)
+        posterior = self._posterior(x, t, *self._offset(answer, conditioning))
+        return ops.count_nll(*(*posterior, levels)), answer[:, 0]
 
     def fix_library(self, call: Any, log_library: Tensor) -> FixedLibrary:
         """Return a model for samplers: `call` (this model or its CUDA graph) at given library sizes."""
@@ -389,8 +400,11 @@ class CountDenoiser(nn.Module):
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
-        vector = self._split(conditioning)[0]
-        return self._offset(self.denoiser(self._hide(x), t, conditioning=vector), conditioning)
+        return self._offset(self._output(x, t, conditioning), conditioning)
+
+    def _output(self, x: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
+        """Return the denoiser's output, ``(B, C, G)``."""
+        return self.denoiser(self._hide(x), t, conditioning=self._split(conditioning)[0])
 
     def _offset(self, answer: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_answer` does, given the denoiser's output."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +31,8 @@ from wbdit.counts.trend import spline_basis
 from wbdit.data.components import MOST_CELLS, MOST_VALUES, Residuals, read_some
 from wbdit.data.normalize import transformed_rows
 from wbdit.data.sources import TrainingData
+from wbdit.generator import CALLS_FROM_NOISE, CellGenerator
 from wbdit.training.distributed import current
-
-if TYPE_CHECKING:
-    from wbdit.generator import CellGenerator
 
 CELLS = 768  # generated per round; their spread then has an error of about 3%
 ROUNDS = 2  # the first under-corrects: initial noise does not scale the counts' own noise
@@ -96,7 +94,7 @@ def sample(
 ) -> np.ndarray:
     """Sample the counts ``(n, G)`` of cells with labels ``(n, C)``; each process samples a share, in whole blocks."""
     ranks, n = current(), len(codes)
-    options: dict[str, Any] = {"show": show, "covariates": covariates}
+    options: dict[str, Any] = {"show": show, "covariates": covariates, "calls": CALLS_FROM_NOISE}
     if ranks.size == 1:
         return generator.sample(codes, seed, **options)
     rows, own = ranks.part(n, BLOCK), np.zeros((0, len(generator.preprocessor.genes)), np.int32)

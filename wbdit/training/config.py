@@ -143,16 +143,22 @@ class Likelihood:
         Share of the genes that are hidden from the denoiser in training.
     learned_dispersion
         Whether the denoiser also predicts the dispersion of each count.
+    rate_prior
+        Strength of the prior on what the denoiser adds to the log rates of rare genes, in counts, see
+        :class:`wbdit.training.losses.CountNLL`: genes with far more counts in the training cells are hardly affected.
+        0 for none.
     """
 
     stop: int = 500
     input_dropout: float = 0.3
     learned_dispersion: bool = True
+    rate_prior: float = 200.0
 
     def __post_init__(self) -> None:
         check_types("likelihood.", vars(self), Likelihood)
         check_range("likelihood.stop", self.stop, 1, NOISE_STEPS - 2)
         check_range("likelihood.input_dropout", self.input_dropout, 0, 1, below=True)
+        check_range("likelihood.rate_prior", self.rate_prior, 0)
 
 
 @dataclass(frozen=True)

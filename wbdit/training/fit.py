@@ -495,7 +495,7 @@ class TrainingRun:
         training = _training(config)
         loss_fn: LossFunction
         if isinstance(self.model, CountDenoiser):
-            loss_fn = CountNLL(self.model, self.schedule)
+            loss_fn = CountNLL(self.model, self.schedule, len(self.data))
         else:
             loss_fn = SquaredError(self.model, self.schedule)
 

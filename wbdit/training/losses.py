@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -92,24 +93,36 @@ class SquaredError:
 class CountNLL:
     """Mean negative log-likelihood of counts given their noised values, in nats per gene.
 
+    In training mode it has a prior on what the denoiser adds to the log rates of each gene: a normal distribution with
+    mean 0. With k the model's `rate_prior` and c the gene's counts in all training cells, the prior is worth
+    ``k^2 / (c + k)`` counts. So of the way from the rates of labels and library size to what a gene's own counts ask
+    for, genes with far fewer counts than k go c / k, and genes with far more go nearly all. Without the prior, the
+    denoiser learns by heart which training cells have the few counts of a rare gene, and misses them in other cells
+    (docs/study.md).
+
     Parameters
     ----------
     model
         The denoiser and its likelihood.
     schedule
         Noise schedule.
+    cells
+        Number of training cells, which share the prior.
     """
 
-    def __init__(self, model: CountDenoiser, schedule: NoiseSchedule) -> None:
+    def __init__(self, model: CountDenoiser, schedule: NoiseSchedule, cells: int) -> None:
         self.model = model
         self.schedule = schedule
+        self.cells = cells
         self.lowest = max(1, round(0.9 * model.stop))  # sampling ends at `stop`; a margin below it is trained
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return two groups: per-gene tables, with a higher learning rate and no weight decay, and the rest."""
-        learned = [*self.model.likelihood.parameters(), self.model.label_dispersion]
-        if self.model.combinations is not None:
-            learned.append(self.model.combinations.dispersion)
+        learned = [*self.model.likelihood.parameters(), self.model.label_dispersion, self.model.label_rates]
+        if (combinations := self.model.combinations) is not None:
+            learned.append(combinations.dispersion)
+            if combinations.rate_offset is not None:
+                learned.append(combinations.rate_offset)
         if self.model.denoiser.n_covariates:
             learned += self.model.trend.parameters()
         of_genes = {id(table) for table in learned}
@@ -124,7 +137,17 @@ class CountNLL:
     def __call__(self, batch: Batch, t: Tensor) -> Tensor:
         """Return the scalar loss of a batch of count levels ``(B, 1, G)`` uint8 with library sizes."""
         x_t, conditioning = self._noised(batch, t)
-        return self.model.nll(x_t, t, conditioning, batch.x[:, 0]).mean()
+        nll, added = self.model.nll_and_added(x_t, t, conditioning, batch.x[:, 0])
+        loss = nll.mean()
+        if self.model.rate_prior and self.model.training:
+            loss = loss + (self.prior_per_cell / 2 * added.float().square()).mean()
+        return loss
+
+    @cached_property
+    def prior_per_cell(self) -> Tensor:
+        """What the prior of each gene is worth, in counts per training cell, ``(G,)``."""
+        k, counts = self.model.rate_prior, self.model.likelihood.log_mean.exp() * self.cells
+        return k**2 / (counts + k) / self.cells
 
     def inputs(self, batch: Batch, t: Tensor) -> Inputs:
         """Return the denoiser and its inputs for a batch."""
