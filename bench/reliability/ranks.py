@@ -55,13 +55,14 @@ def train(kind, precision, steps, ranks, micro_batch=None):
     device, budget = torch.device("cpu"), Budget(steps=steps)
     distributed._joined = ranks
     run = TrainingRun.start(cells, label, continuous, preset, name, budget, 500, 0, device, "fp32", READING)
-    model, batches = run.model.to(DTYPES[precision]), run.trainer.batches
+    run.model.to(DTYPES[precision])  # in place: the loss has the same model
+    batches = run.trainer.batches
     for part in ("x", "log_library", "covariates"):
         values = getattr(batches, part)
         if values is not None and values.is_floating_point():
             setattr(batches, part, values.to(DTYPES[precision]))
     training = replace(training, precision="bf16" if precision == "bf16" else "fp32")
-    trainer = Trainer(type(run.trainer.loss_fn)(model, run.schedule), batches, training, budget)
+    trainer = Trainer(run.trainer.loss_fn, batches, training, budget)
     losses, note = [], trainer.skipped.note
 
     def keep(step, rows, loss, is_finite):

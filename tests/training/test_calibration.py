@@ -28,7 +28,7 @@ class Narrow:
         self.model.register_buffer("noise_axes", torch.ones(NOISE_AXES, 60))
         self.model.register_buffer("noise_factors", torch.full((NOISE_AXES,), 5.0))
 
-    def sample(self, codes, seed, show, covariates=None):
+    def sample(self, codes, seed, show, covariates=None, calls=None):
         self.asked.append(len(codes))
         return spreading(len(codes), 0.7 * self.model.noise_factors[:2].numpy(), seed=seed % 1000, code=codes[:, 0]).X
 

@@ -146,13 +146,13 @@ class Likelihood:
     rate_prior
         Strength of the prior on what the denoiser adds to the log rates of rare genes, in counts, see
         :class:`wbdit.training.losses.CountNLL`: genes with far more counts in the training cells are hardly affected.
-        0 for none.
+        0 for none, the default: with a few hundred cells it costs more than it gains (docs/study.md).
     """
 
     stop: int = 500
     input_dropout: float = 0.3
     learned_dispersion: bool = True
-    rate_prior: float = 200.0
+    rate_prior: float = 0.0
 
     def __post_init__(self) -> None:
         check_types("likelihood.", vars(self), Likelihood)
