@@ -119,7 +119,7 @@ def _last_batch(
     The batches before have prepared what all share: a CUDA graph is recorded in the first or the second.
     """
     generator = generator_of(model)
-    sampling, n = generator._resolve_sampler(None, calls, None, start=0), BATCHES * cells
+    sampling, n = generator._resolve_sampler(None, calls, None), BATCHES * cells
     codes = np.zeros((n, 1 if model.labels else 0), dtype=np.int64)
     asked = GenerationRequest(codes, [1.0] * codes.shape[1], np.empty((n, 0)))
     launches, begun, ends = recorder.launches, list[int](), list[int]()

@@ -54,6 +54,12 @@ def test_like_gives_each_cell_its_labels(generator):
     assert anew.to_dict() == CELLS.obs.groupby(COLUMNS).size().floordiv(2).to_dict()
 
 
+def test_unseen_combinations_take_more_calls(generator):
+    seen, unseen = (generator.generate(n_per_label={name: 2}).uns["wbdit"] for name in ("T/reg/ctrl", "T/reg/stim"))
+    assert (seen["start"], seen["calls"]) == (0, 6)  # too few cells for Gaussians
+    assert (unseen["start"], unseen["calls"]) == (0, 15)
+
+
 def test_what_travels_with_the_cells(generator, tmp_path):
     ends = {"guidance": {"condition": 2}, "toward": {"condition": "stim"}, "mix": 0.25}
     generator.generate(n_per_label={"T/reg/ctrl": 2}, calls=2, **ends).write_h5ad(tmp_path / "cells.h5ad")

@@ -394,7 +394,7 @@ class CellGenerator:
         if draws < 1:
             raise InputError(f"`draws` must be at least 1, not {draws}")
         calls = RECAST_CALLS if calls is None else calls
-        calls = self._resolve_sampler(COUNTS_SAMPLER, calls, COUNTS_SPACING, start=0).calls
+        calls = self._resolve_sampler(COUNTS_SAMPLER, calls, COUNTS_SPACING).calls
         job = Recast.of(self.model, self.schedule, self.preprocessor, cells, toward, seed, calls)
         self._warn_of_unseen(job.new)
         with progress_bar("recasting", progress) as show:
@@ -452,7 +452,7 @@ class CellGenerator:
         columns = len(self.preprocessor.covariates.columns)
         at = np.full((len(codes), columns), np.nan) if covariates is None else covariates
         asked = GenerationRequest(codes, [1.0] * (codes.shape[1] + columns), at)
-        sampling = self._resolve_sampler(None, calls, None, self._first_timestep(asked), self._is_seen(asked))
+        sampling = self._resolve_sampler(None, calls, None, asked)
         plan = Plan(*asked.complete(self.preprocessor, self._uniform(len(codes), seed)), sampling, seed, {})
         return self._sample(plan, range(plan.n)[rows], batch_size, show)
 
@@ -507,15 +507,17 @@ class CellGenerator:
         sampler: samplers.Name | None,
         calls: int | None,
         spacing: samplers.Spacing | None,
-        start: int,
-        seen: bool = True,
+        asked: GenerationRequest | None = None,
         deterministic: bool = False,
     ) -> Sampling:
         """Return the requested sampler, calls and spacing, with this run's defaults in place of None.
 
-        Sampling begins in closed form at the timestep `start`, or from pure noise if it is 0. `seen` tells whether all
-        cells have labels that training cells have together.
+        Sampling of the cells that are `asked` for begins in closed form where that holds: combinations of labels that
+        no training cell has are without a Gaussian, and guided means are of no labels.
         """
+        seen = asked is None or bool((self.preprocessor.labels.combination_index(asked.codes) >= 0).all())
+        plain = asked is not None and seen and all(weight == 1 for weight in asked.weights)
+        start = self.model.first_timestep if plain else 0
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts or deterministic else "ddim")
         one_of("sampler", sampler, list(samplers.BY_NAME))
@@ -535,18 +537,6 @@ class CellGenerator:
         if not 1 <= calls <= longest:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
         return Sampling(sampler, calls, spacing, start)
-
-    def _first_timestep(self, asked: GenerationRequest) -> int:
-        """Return where sampling begins in closed form, or 0.
-
-        Combinations of labels that no training cell has are without a Gaussian, and guided means are of no labels.
-        """
-        plain = self._is_seen(asked) and all(weight == 1 for weight in asked.weights)
-        return self.model.first_timestep if plain else 0
-
-    def _is_seen(self, asked: GenerationRequest) -> bool:
-        """Return whether all cells have combinations of labels that training cells have."""
-        return bool((self.preprocessor.labels.combination_index(asked.codes) >= 0).all())
 
     def _uniform(self, n: int, seed: int) -> np.ndarray:
         """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""
@@ -576,8 +566,7 @@ class CellGenerator:
         )
         seed = whole("seed", seed)
         shift = self._shift(steer)
-        start, seen = self._first_timestep(asked), self._is_seen(asked)
-        sampling = self._resolve_sampler(sampler, calls, spacing, start, seen, deterministic=shift is not None)
+        sampling = self._resolve_sampler(sampler, calls, spacing, asked, deterministic=shift is not None)
         asked, library = asked.complete(self.preprocessor, self._uniform(len(asked.codes), seed))
         unseen = self._warn_of_unseen(asked)
         for beyond in self.preprocessor.beyond(asked.at, library):

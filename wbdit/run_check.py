@@ -467,8 +467,8 @@ def _tables(state: Mapping[str, Tensor]) -> None:
     if "combinations.rates" in state:
         n = len(state["combinations.rates"])
         for name, largest in {"row_of": n - 1, "held_out_row": n - 1, **TABLES}.items():
-            table = state.get(f"combinations.{name}", state["combinations.rates"])  # older runs lack the rate offset
-            if table.numel() and not float(table.abs().max()) <= largest:
+            table = state.get(f"combinations.{name}")  # without the prior on rates, there is no rate offset
+            if table is not None and table.numel() and not float(table.abs().max()) <= largest:
                 raise InputError(f"'combinations.{name}' holds values above {largest:g}")
         if min(int(state[f"combinations.{name}"].min()) for name in ("row_of", "held_out_row")) < 0:
             raise InputError("the rows of combinations are negative")

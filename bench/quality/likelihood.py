@@ -19,6 +19,7 @@ from bench.quality.peers.cells import Choice, DataSet, Split
 from wbdit import ops
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.data.sources import TrainingData
+from wbdit.network_inputs import embedding_of
 from wbdit.samplers.noise import PhiloxNoise
 
 TIMESTEPS = (500, 600, 700, 850, 999)
@@ -31,21 +32,19 @@ def held_out(generator: wbdit.CellGenerator, split: Split, t: int) -> tuple[floa
     """Return nats per gene, expected and actual numbers of cells with each gene ``(G,)``, of the test cells at t."""
     model = generator.model
     assert isinstance(model, CountDenoiser)
-    data = TrainingData.of(generator.preprocessor, split.test)
-    nats, expected, actual = 0.0, np.zeros(data.cells.shape[1]), np.zeros(data.cells.shape[1])
-    for rows in torch.arange(len(data)).split(BATCH):
-        counts = data.cells.rows(rows.numpy()).toarray()
-        x0 = torch.from_numpy(data.values(rows.numpy()).astype(np.float32))[:, None]
+    preprocessor, cells = generator.preprocessor, split.test
+    counts, x0 = preprocessor.matrix(cells), torch.from_numpy(preprocessor.encode(cells))[:, None]
+    conditioning = embedding_of(model, preprocessor, cells)
+    assert conditioning is not None
+    nats, expected = 0.0, np.zeros(counts.shape[1])
+    for rows in torch.arange(len(x0)).split(BATCH):
         times = torch.full_like(rows, t)
-        x = generator.schedule.noising(x0, times, PhiloxNoise(0, rows, tuple(x0.shape[1:]))(0))
-        own = data.take(rows.numpy())
-        given = model.embed(torch.from_numpy(own.codes), torch.from_numpy(own.log_library))
-        terms = model._posterior(x, times, *model._answer(x, times, given))
-        levels = torch.from_numpy(model.likelihood.bin_of(counts))
+        x = generator.schedule.noising(x0[rows], times, PhiloxNoise(0, rows, tuple(x0.shape[1:]))(0))
+        terms = model._posterior(x, times, *model._answer(x, times, conditioning[rows]))
+        levels = torch.from_numpy(model.likelihood.bin_of(counts[rows.numpy()]))
         nats += float(ops.count_nll(*(*terms, levels)).double().sum())
         expected += (1 - torch.exp(-ops.count_nll(*(*terms, torch.zeros_like(levels))))).double().sum(0).numpy()
-        actual += (counts > 0).sum(0)
-    return nats / (len(data) * len(expected)), expected, actual
+    return nats / counts.size, expected, (counts > 0).sum(0)
 
 
 @click.command()

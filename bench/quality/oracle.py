@@ -11,14 +11,16 @@ repeat.
 
 from __future__ import annotations
 
+import anndata as ad
 import click
 import numpy as np
 import torch
 
 import wbdit
 from bench.quality.peers.cells import Choice, DataSet, Split
+from bench.quality.unseen.judge import log_values
 from wbdit.counts.denoiser import CountDenoiser
-from wbdit.data.normalize import transformed
+from wbdit.counts.init import pooled
 from wbdit.evaluation.classifiers import CLASSIFIERS, two_sample_test
 
 ROUNDS = 6  # as many cells as for training are drawn so often for the means of the truth
@@ -44,21 +46,20 @@ class Truth:
         self.rates = generator.model.label_rates
         self.own_rates = self.rates.detach().clone()
         drawn = [self.draw(split.train, seed) for seed in range(ROUNDS)]
-        self.means = self._sums(*(np.concatenate(part) for part in zip(*drawn, strict=True)))
+        self.sums, self.cells = self._by_label(ad.concat(drawn, index_unique="-"))
 
-    def draw(self, like: object, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return counts ``(n, G)`` fp64 and label codes ``(n,)`` of cells like the given ones."""
-        made = self.generator.generate(like=like, seed=seed)
-        return made.X.toarray().astype(np.float64), self.generator.preprocessor.labels.codes(made)[:, 0]
+    def draw(self, like: ad.AnnData, seed: int) -> ad.AnnData:
+        """Return cells with the labels and library sizes of the given ones."""
+        return self.generator.generate(like=like, seed=seed)
 
     @torch.no_grad()
-    def take_means_of(self, counts: np.ndarray, labels: np.ndarray) -> None:
+    def take_means_of(self, cells: ad.AnnData) -> None:
         """Let each label have the mean counts of cells, which one average cell is added to."""
-        sums = self._sums(counts, labels)
+        sums, numbers = self._by_label(cells)
         self.restore()
-        for label in np.flatnonzero(np.minimum(sums[1], self.means[1]) >= FEWEST):
-            right = self.means[0][label] / self.means[1][label]
-            found = (sums[0][label] + right) / (sums[1][label] + 1)
+        for label in np.flatnonzero(np.minimum(numbers, self.cells) >= FEWEST):
+            right = self.sums[label] / self.cells[label]
+            found = (sums[label] + right) / (numbers[label] + 1)
             self.rates[label] += torch.from_numpy(np.log((found + FLOOR) / (right + FLOOR))).to(self.rates)
 
     @torch.no_grad()
@@ -66,10 +67,10 @@ class Truth:
         """Undo :meth:`take_means_of`."""
         self.rates.copy_(self.own_rates)
 
-    def _sums(self, counts: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the sum of the counts ``(K, G)`` and the number of cells ``(K,)`` of each label."""
-        known = range(len(self.generator.preprocessor.labels.categories[0]))
-        return np.array([counts[labels == k].sum(0) for k in known]), np.array([(labels == k).sum() for k in known])
+    def _by_label(self, cells: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sum of the counts ``(K, G)`` fp64 and the number of cells ``(K,)`` of each label."""
+        labels, size = self.generator.preprocessor.labels.codes(cells)[:, 0], len(self.rates)
+        return pooled(labels, size, cells.X.toarray().astype(np.float64)), np.bincount(labels, minlength=size)
 
 
 @click.command()
@@ -88,17 +89,12 @@ def main(data, run, label, repeats, seed):
         seeds = iter(range(SEEDS * (repeat + 1), SEEDS * (repeat + 2)))
         truth.restore()
         train = truth.draw(split.train, next(seeds))
-        real, fresh = (log_values(truth.draw(split.test, next(seeds))[0]) for _ in range(2))
-        truth.take_means_of(*train)
-        learned = log_values(truth.draw(split.test, next(seeds))[0])
+        real, fresh = (log_values(truth.draw(split.test, next(seeds))) for _ in range(2))
+        truth.take_means_of(train)
+        learned = log_values(truth.draw(split.test, next(seeds)))
         for name, values in (("of the truth", fresh), ("with means of the training cells", learned)):
             scores = [two_sample_test(real, values, kind).value for kind in CLASSIFIERS]
             click.echo(f"| {repeat} | {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |")
-
-
-def log_values(counts: np.ndarray) -> np.ndarray:
-    """Return ln(1 + count per 10,000), ``(n, G)``."""
-    return transformed(counts, "lognorm")
 
 
 if __name__ == "__main__":
