@@ -235,7 +235,7 @@ def train(data: tuple[Path, ...], out: Path, preset: str | None, settings: tuple
 )
 @click.option("--sampler", help="ddim, ddpm, unipc, dpmpp or sde-dpmpp.  [default: unipc for counts, else ddim]")
 @click.option(
-    "--calls", type=int, help="Number of model calls.  [default: 4 to 15 for counts, else 50 for ddim, 999 for ddpm]"
+    "--calls", type=int, help="Number of model calls.  [default: 3 to 15 for counts, else 50 for ddim, 999 for ddpm]"
 )
 @click.option(
     "--spacing", help="Spacing of the calls: uniform, logsnr or sqrt.  [default: uniform for counts, ddim, ddpm]"

@@ -51,12 +51,12 @@ logger = logging.getLogger("wbdit")
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 
-# Defaults for models with a count likelihood (docs/study.md): with a start in closed form, 4 calls of a second-order
+# Defaults for models with a count likelihood (docs/study.md): with a start in closed form, 3 calls of a second-order
 # solver are as good as 15; from pure noise, 6 are, but for combinations of labels that training cells lack
 # (docs/unseen.md).
 COUNTS_SAMPLER: samplers.Name = "unipc"
 DETERMINISTIC = ("unipc", "dpmpp")  # samplers that add no noise
-COUNTS_CALLS, CALLS_FROM_NOISE, UNSEEN_CALLS = 4, 6, 15
+COUNTS_CALLS, CALLS_FROM_NOISE, UNSEEN_CALLS = 3, 6, 15
 RECAST_CALLS = 15  # down again: what a cell shares with its recast should not be lost to the solver
 COUNTS_SPACING: samplers.Spacing = "uniform"
 
@@ -65,23 +65,26 @@ MOST_SENTENCES, MOST_NAMES = 3, 8  # about foretold combinations of labels
 
 
 class Sampling(NamedTuple):
-    """A sampler, its number of model calls and their spacing; sampling starts in closed form at `start`, unless 0."""
+    """A sampler, its number of model calls and their spacing.
+
+    Sampling starts in closed form at `start`, unless 0. The first of the calls then tells the mean there, if
+    `calls_for_mean`: where no table does.
+    """
 
     sampler: samplers.Name
     calls: int
     spacing: samplers.Spacing
     start: int = 0
+    calls_for_mean: bool = False
 
     def timesteps(self, schedule: NoiseSchedule, stop: float) -> list[float]:
-        """Return the timesteps of the calls, and `stop`."""
-        highest = float(schedule.noise_steps - 1)
+        """Return the timesteps of the calls from where sampling starts, and `stop`."""
         if not self.start:
             return [*samplers.timesteps(schedule, self.calls, self.spacing, stop=stop), stop]
-        # with fewer calls, those that follow have steps of the same length, and one call leads to the end
-        left = self.calls - 1
-        start = round(stop + (self.start - stop) * min(left / (COUNTS_CALLS - 1), 1))
-        rest = samplers.timesteps(schedule, left, self.spacing, stop=stop, start=start) if left else []
-        return [highest, *rest, stop]
+        # with fewer calls, steps have the same length
+        left = self.calls - self.calls_for_mean
+        start = round(stop + (self.start - stop) * min(left / COUNTS_CALLS, 1))
+        return [*(samplers.timesteps(schedule, left, self.spacing, stop=stop, start=start) if left else []), stop]
 
 
 class Plan(NamedTuple):
@@ -197,9 +200,9 @@ class CellGenerator:
             "ddim" with eta = 1, "ddpm", or a few-step solver: "unipc", "dpmpp", or "sde-dpmpp", which adds fresh noise.
             See :mod:`wbdit.samplers`. The default is "unipc" for models with a count likelihood, else "ddim".
         calls
-            Number of model calls. For models with a count likelihood, the default is 4 with a start in closed form, 6
-            from noise and 15 for combinations of labels that no training cell has; else it is that of
-            :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
+            Number of model calls. For models with a count likelihood, the default is 3 with a start in closed form (4
+            with covariates: one for the mean), 6 from noise and 15 for combinations of labels that no training cell
+            has; else it is that of :data:`wbdit.samplers.BY_NAME`, 50 for "ddim".
         spacing
             Spacing of the calls: "uniform", "logsnr" or "sqrt" (:func:`wbdit.samplers.timesteps`). The default is
             "uniform" for models with a count likelihood, else that of :data:`wbdit.samplers.BY_NAME`.
@@ -518,6 +521,7 @@ class CellGenerator:
         seen = asked is None or bool((self.preprocessor.labels.combination_index(asked.codes) >= 0).all())
         plain = asked is not None and seen and all(weight == 1 for weight in asked.weights)
         start = self.model.first_timestep if plain else 0
+        calls_for_mean = bool(start) and getattr(self.model, "noise_table", None) is None
         of_counts = self.model.stop > 0
         sampler = sampler or (COUNTS_SAMPLER if of_counts or deterministic else "ddim")
         one_of("sampler", sampler, list(samplers.BY_NAME))
@@ -529,14 +533,14 @@ class CellGenerator:
         spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
         one_of("spacing", spacing, samplers.SPACINGS)
         highest = self.schedule.noise_steps - 1
-        longest = (start + 1 if start else highest) - self.model.stop
+        longest = (start + calls_for_mean if start else highest) - self.model.stop
         if calls is None:
-            of_start = COUNTS_CALLS if start else CALLS_FROM_NOISE if seen else UNSEEN_CALLS
+            of_start = COUNTS_CALLS + calls_for_mean if start else CALLS_FROM_NOISE if seen else UNSEEN_CALLS
             calls = of_start if of_counts else default.calls or longest
         calls = whole("calls", calls)
         if not 1 <= calls <= longest:
             raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
-        return Sampling(sampler, calls, spacing, start)
+        return Sampling(sampler, calls, spacing, start, calls_for_mean)
 
     def _uniform(self, n: int, seed: int) -> np.ndarray:
         """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""
@@ -704,10 +708,10 @@ class CellGenerator:
         return np.concatenate(run_tasks(batch, starts, min(at_once, torch.get_num_threads(), len(starts))))
 
     def _gaussians(self, plan: Plan, path: list[float]) -> NoisedGaussians | None:
-        """Return the Gaussians at the second timestep of the path; None if sampling starts from pure noise."""
+        """Return the Gaussians where the path begins; None if sampling starts from pure noise."""
         if not plan.sampling.start or not isinstance(self.model, CountDenoiser) or self.model.gaussians is None:
             return None
-        return self.model.gaussians.at(*self.schedule.levels(path[1]))
+        return self.model.gaussians.at(*self.schedule.levels(path[0]))
 
     @torch.no_grad()
     def _sample_batch(
@@ -736,10 +740,14 @@ class CellGenerator:
             if gaussians is None:
                 x = self.model.start(x)
             else:
-                mean = model(x, torch.full((1,), times[0], device=device).expand(len(x)))
+                assert isinstance(self.model, CountDenoiser)
                 of_labels = gaussians.rows(torch.from_numpy(plan.asked.codes[rows]).to(device))
-                x, times = gaussians.state(mean[:, 0], x[:, 0], of_labels)[:, None], times[1:]
-                update()
+                if plan.sampling.calls_for_mean:
+                    mean = model(x, torch.full((1,), self.schedule.noise_steps - 1, device=device).expand(len(x)))
+                    update()
+                else:
+                    mean = self.model.mean_at_noise(x, of_labels, log_library, model.conditioning)
+                x = gaussians.state(mean[:, 0], x[:, 0], of_labels)[:, None]
             if times:
                 sample = samplers.BY_NAME[plan.sampling.sampler].sample
                 options = {"stop": path[-1], "clamp_min": None, "noise": noise, "callback": update}
@@ -821,7 +829,9 @@ def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
         likelihood = CountLikelihood(denoiser.input_size, facts.n_bins, schedule.noise_steps)
         rows = facts.combinations, facts.gaussians
         return CountDenoiser(
-            denoiser, likelihood, schedule, facts.input_dropout, facts.stop, *rows, rate_prior=facts.rate_prior
+            *(denoiser, likelihood, schedule, facts.input_dropout, facts.stop, *rows),
+            noise_table=facts.noise_table,
+            rate_prior=facts.rate_prior,
         )
 
 

@@ -46,6 +46,7 @@ LOGARITHMS = {
 TABLES = {"rates": 100.0, "rate_offset": 100.0, "mixture_logits": 100.0, "profiles": 1e6, "foretold_log_means": 100.0}
 # the same of the Gaussians that sampling starts from
 GAUSSIANS = {"axes": 1.1, "roots": 1e6, "variances": 1e6}
+LARGEST_OUTPUT = 100.0  # the same of the denoiser's output at pure noise: a log rate
 RESERVED = ("_index",)  # a column that .h5ad keeps for itself
 PREDICTIONS = ("epsilon", "v", "x0")
 ONE = (1, 1)  # the only size
@@ -308,6 +309,9 @@ def _likelihood(likelihood: LikelihoodConfig, noise_steps: int) -> None:
             _whole(f"likelihood.combinations.{name}", value, 0, MOST_COMBINATIONS)
     if likelihood.gaussians is not None:
         _whole("likelihood.gaussians", likelihood.gaussians, 0, MOST_COMBINATIONS)
+    _truth("likelihood.noise_table", likelihood.noise_table)
+    if likelihood.noise_table and not likelihood.gaussians:
+        raise InputError("a table of outputs at pure noise goes with Gaussians")
 
 
 def _foretold(facts: ForetoldFacts) -> None:
@@ -492,6 +496,13 @@ def _gaussians(state: Mapping[str, Tensor], config: RunConfig) -> None:
     highest = config.schedule.get("noise_steps", 1000) - 1
     if timestep and not stop < timestep <= highest:
         raise InputError(f"the Gaussians' timestep must be above {stop} and at most {highest}, not {timestep}")
+    if "noise_table.knots" in state:
+        knots = state["noise_table.knots"]
+        if (knots[:, 1:] < knots[:, :-1]).any():
+            raise InputError("the knots of the table of outputs at pure noise do not ascend")
+        for name, table in (("knots", knots), ("outputs", state["noise_table.outputs"])):
+            if table.numel() and not float(table.abs().max()) <= LARGEST_OUTPUT:
+                raise InputError(f"'noise_table.{name}' holds values above {LARGEST_OUTPUT:g}")
 
 
 def _array(

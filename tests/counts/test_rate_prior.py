@@ -49,6 +49,15 @@ def test_the_loss_is_the_likelihood_and_in_training_the_prior():
     assert squares > 1e-4  # a trained denoiser adds something
 
 
+def test_by_default_it_is_as_strong_as_the_training_cells_are_many():
+    cells = make_cells(90, 20)
+    assert trained(cells, None, steps=1).config.likelihood.rate_prior == 9
+    assert trained(cells, None, steps=1).model.rate_prior == 9
+    likelihood = wbdit.Preset.from_name("small").likelihood
+    assert [likelihood.rate_prior_of(n) for n in (300, 1999, 2001, 10**6)] == [30, 199.9, 200, 200]
+    assert replace(likelihood, rate_prior=0.0).rate_prior_of(300) == 0
+
+
 @pytest.mark.parametrize("prior", [0.0, 50.0])
 def test_the_rates_of_labels_are_learned_beside_it(prior):
     cells = make_cells(90, 20)

@@ -49,19 +49,56 @@ def test_the_gaussian_has_the_variance_of_the_values(generator, cells):
 
 
 def test_it_is_fitted_alike_again(generator, cells):
-    before = {name: value.clone() for name, value in generator.model.gaussians.named_buffers()}
+    started = {k: v.clone() for k, v in generator.model.state_dict().items() if k.startswith(("gaussians", "noise_t"))}
     again = fit_gaussians(generator, TrainingData.of(generator.preprocessor, cells))
-    assert set(again) == {f"gaussians.{name}" for name in before}
-    assert all(torch.equal(again[f"gaussians.{name}"], value) for name, value in before.items())
+    assert set(again) == set(started)
+    assert all(torch.equal(again[name], value) for name, value in started.items())
+
+
+def test_the_table_gives_the_mean_that_calls_at_pure_noise_give(generator, cells):
+    data, model = TrainingData.of(generator.preprocessor, cells), generator.model
+    codes, library = torch.from_numpy(data.codes), torch.from_numpy(data.log_library)
+    with torch.no_grad():
+        conditioning, t = model.embed(codes, library), torch.full((600,), 999)
+        draws = [torch.randn(600, 1, 60, generator=torch.Generator().manual_seed(k)) for k in range(9)]
+        several = [model.posterior_mean(x, t, model.output(x, t, conditioning), conditioning) for x in draws]
+        found = model.mean_at_noise(draws[0], model.gaussians.rows(codes), library, conditioning)
+    mean = torch.stack(several[1:]).mean(0)
+    error, of_one_call, varies = ((part - mean).square().mean().sqrt() for part in (found, several[0], mean.mean(0)))
+    assert error < max(of_one_call, 0.05 * varies)
+
+
+@pytest.mark.parametrize("older", ["no table", "covariates"])
+def test_without_a_table_a_call_tells_the_mean(generator, cells, older, monkeypatch):
+    if older == "no table":
+        model = copy.deepcopy(generator.model)
+        model.noise_table = None
+        run = generator.with_model(model)
+    else:
+        cells = cells.copy()
+        cells.obs["age"] = np.arange(600) % 7.0
+        options = {"preset": tiny_preset(), "steps": 2, "progress": False}
+        run = wbdit.fit(cells, label="type", continuous="age", **options)
+        assert not run.config.likelihood.noise_table
+    assert generator.config.likelihood.noise_table
+    facts = run.generate(3).uns["wbdit"]
+    assert (facts["start"], facts["calls"]) == (850, 4)
+    times, forward = [], type(run.model).forward
+    monkeypatch.setattr(
+        type(run.model), "forward", lambda m, x, t, **k: times.append(int(t[0])) or forward(m, x, t, **k)
+    )
+    monkeypatch.setattr(type(run.model), "fuse_steps", lambda *a, **k: None)
+    run.generate(3, calls=1)
+    assert times == [999]
 
 
 def test_what_cells_say_of_it(generator):
     facts = generator.generate(3).uns["wbdit"]
-    assert (facts["start"], facts["calls"]) == (850, 4)
+    assert (facts["start"], facts["calls"]) == (850, 3)
     assert generator.generate(3, guidance=2.0).uns["wbdit"]["start"] == 0  # a guided mean is another
     assert generator.generate(3, guidance=2.0).uns["wbdit"]["calls"] == 6
-    with pytest.raises(InputError, match="`calls` must be between 1 and 351, not 352"):
-        generator.generate(3, calls=352)
+    with pytest.raises(InputError, match="`calls` must be between 1 and 350, not 351"):
+        generator.generate(3, calls=351)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 5])

@@ -19,6 +19,7 @@ from wbdit.counts.foretell import Foretelling
 from wbdit.counts.fused_steps import CountSteps
 from wbdit.counts.init import ExpectedCounts, label_rates
 from wbdit.counts.likelihood import CountLikelihood
+from wbdit.counts.noise_table import NoiseTable
 from wbdit.counts.trend import CovariateTrend
 from wbdit.data.cell_matrix import CellMatrix
 from wbdit.data.components import components_of
@@ -59,6 +60,8 @@ class CountDenoiser(nn.Module):
         Numbers of label combinations with tables of their own; None for none.
     gaussians
         Number of label combinations with a Gaussian of their own; None for no Gaussian at all.
+    noise_table
+        Whether these combinations have a table of the denoiser's output at pure noise.
     rate_prior
         Strength of the prior on what the denoiser adds to log rates, in counts, see
         :class:`wbdit.training.losses.CountNLL`. Unless it is 0, the rates of labels are learned beside it.
@@ -78,6 +81,9 @@ class CountDenoiser(nn.Module):
     gaussians
         What sampling starts from where it holds, see :class:`wbdit.counts.closed_form.LabelGaussians`; None in runs of
         older versions.
+    noise_table
+        The denoiser's output at pure noise, see :class:`wbdit.counts.noise_table.NoiseTable`; None in runs of older
+        versions, with covariates, and where it would be too large.
     trend
         Offsets of rates and dispersions along the covariates, see :class:`wbdit.counts.trend.CovariateTrend`; only for
         a denoiser with covariates.
@@ -97,6 +103,7 @@ class CountDenoiser(nn.Module):
         stop: int = 500,
         combinations: CombinationRows | None = None,
         gaussians: int | None = None,
+        noise_table: bool = False,
         rate_prior: float = 0.0,
     ) -> None:
         super().__init__()
@@ -121,6 +128,7 @@ class CountDenoiser(nn.Module):
         self.gaussians = None
         if gaussians is not None:
             self.gaussians = LabelGaussians(genes, gaussians, len(denoiser.label_sizes))
+        self.noise_table = NoiseTable(gaussians or 0, denoiser.out_channels, genes) if noise_table else None
         if denoiser.n_covariates:
             self.trend = CovariateTrend(denoiser.n_covariates, genes)
         self.register_buffer("log_library_scale", torch.tensor([0.0, 1.0]))  # mean and std of ln(library size)
@@ -208,8 +216,29 @@ class CountDenoiser(nn.Module):
 
     @property
     def first_timestep(self) -> int:
-        """Timestep to which the first call leads in closed form; 0 where sampling starts from pure noise."""
+        """Timestep at which sampling starts in closed form; 0 where it starts from pure noise."""
         return 0 if self.gaussians is None else int(self.gaussians.timestep)
+
+    @torch.no_grad()
+    def mean_at_noise(self, noise: Tensor, rows: Tensor, log_library: Tensor, conditioning: Tensor) -> Tensor:
+        """Return what :meth:`forward` gives at pure noise, with the denoiser's output from :attr:`noise_table`.
+
+        Parameters
+        ----------
+        noise, conditioning
+            As in :meth:`forward`.
+        rows
+            Combinations of labels ``(B,)``, see :meth:`LabelGaussians.rows`; not 0.
+        log_library
+            As in :meth:`embed`.
+
+        Returns
+        -------
+        Values ``(B, 1, G)`` fp32.
+        """
+        assert self.noise_table is not None
+        highest = torch.full((1,), self.schedule.noise_steps - 1, device=noise.device).expand(len(noise))
+        return self.posterior_mean(noise, highest, self.noise_table(rows - 1, log_library), conditioning)
 
     def embed(self, y: Tensor | None, log_library: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the conditioning ``(B, d + 2 G)`` fp32.
@@ -280,6 +309,10 @@ class CountDenoiser(nn.Module):
         with torch.no_grad():
             return ops.count_mean(*self._posterior(x, t, *self._answer(x, t, conditioning)))[:, None]
 
+    def output(self, x: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
+        """Return the denoiser's output ``(B, C, G)``, given the arguments of :meth:`forward`."""
+        return self.denoiser(self._hide(x), t, conditioning=self._split(conditioning)[0])
+
     @torch.no_grad()
     def posterior_mean(self, x: Tensor, t: Tensor, output: Tensor, conditioning: Tensor) -> Tensor:
         """Return what :meth:`forward` does, given the denoiser's output ``(B, C, G)``."""
@@ -321,7 +354,7 @@ class CountDenoiser(nn.Module):
 
     def nll_and_added(self, x: Tensor, t: Tensor, conditioning: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return :meth:`nll`, and what the denoiser adds to the rates of labels and library size, ``(B, G)`` each."""
-        answer = self._output(x, t, conditioning)
+        answer = self.output(x, t, conditioning)
         posterior = self._posterior(x, t, *self._offset(answer, conditioning))
         return ops.count_nll(*(*posterior, levels)), answer[:, 0]
 
@@ -400,11 +433,7 @@ class CountDenoiser(nn.Module):
 
     def _answer(self, x: Tensor, t: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log rates and dispersions for :meth:`CountLikelihood.terms`, both ``(B, G)`` fp32."""
-        return self._offset(self._output(x, t, conditioning), conditioning)
-
-    def _output(self, x: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
-        """Return the denoiser's output, ``(B, C, G)``."""
-        return self.denoiser(self._hide(x), t, conditioning=self._split(conditioning)[0])
+        return self._offset(self.output(x, t, conditioning), conditioning)
 
     def _offset(self, answer: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_answer` does, given the denoiser's output."""

@@ -1,9 +1,9 @@
-"""Fit the Gaussians that generated cells start from, see :mod:`wbdit.counts.closed_form`."""
+"""Fit what generated cells start from: :mod:`wbdit.counts.closed_form` and :mod:`wbdit.counts.noise_table`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from wbdit._progress import progress_bar
 from wbdit.cell_blocks import BLOCK, run_tasks, whole_block
 from wbdit.counts.closed_form import AXES, LabelGaussians
 from wbdit.counts.denoiser import CountDenoiser
+from wbdit.counts.noise_table import NoiseTable
 from wbdit.data.sources import TrainingData
 from wbdit.training.distributed import current
 
@@ -27,7 +28,7 @@ PRIOR_CELLS = 80  # that the pooled covariance along the axes is worth, beside a
 PRIOR_OF_VARIANCES = 20  # the same for the variances of the rest
 START = -1.43  # ln(alpha / sigma) where sampling begins; with more signal, what is not Gaussian shows
 MOST_SIGNAL = 6.0  # mean over the cells of the leading variance within their combination, over that of the noise
-SEED = 0x436C6F7365640000  # of the noise
+SEED, TABLE_SEED = 0x436C6F7365640000, 0x5461626C65000000  # of the noise
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def fit_gaussians(generator: CellGenerator, data: TrainingData, progress: bool =
     Parameters
     ----------
     generator
-        Generator with a trained model; the buffers of the model's `gaussians` are set in place.
+        Generator with a trained model; the buffers of the model's `gaussians` and `noise_table` are set in place.
     data
         Training cells.
     progress
@@ -61,14 +62,19 @@ def fit_gaussians(generator: CellGenerator, data: TrainingData, progress: bool =
     few = data.take(order[: fitted_cells(data)])
     if len(few) and start > model.stop:
         with progress_bar("fitting Gaussians", progress) as show:
+            if model.noise_table is not None:
+                _fit_table(generator, model.noise_table, data)
             rest = _rest(generator, few, lambda share: show(share, ""))
         rows = gaussians.rows(torch.from_numpy(few.codes).to(gaussians.codes.device)).cpu().numpy()
         largest = _set(gaussians, rest, rows)
         alpha, sigma = generator.schedule.levels(start)
         if largest[rows].mean() * (alpha / sigma) ** 2 <= MOST_SIGNAL:
             gaussians.timestep.fill_(start)
-    current().copy_first(list(gaussians.buffers()))
-    return {f"gaussians.{name}": buffer for name, buffer in gaussians.named_buffers()}
+    buffers = {f"gaussians.{name}": buffer for name, buffer in gaussians.named_buffers()}
+    if model.noise_table is not None:
+        buffers |= {f"noise_table.{name}": buffer for name, buffer in model.noise_table.named_buffers()}
+    current().copy_first(list(buffers.values()))
+    return buffers
 
 
 def fitted_cells(data: TrainingData) -> int:
@@ -137,14 +143,36 @@ def _moments(rest: np.ndarray, places: np.ndarray, axes: np.ndarray) -> tuple[np
     return covariance, np.maximum(np.einsum("ng,ng->g", rest, rest, dtype=np.float64) / len(rest) - along, 0)
 
 
+def _fit_table(generator: CellGenerator, table: NoiseTable, data: TrainingData) -> None:
+    """Fit the table to outputs of the denoiser: for each combination one block, at library sizes of its cells."""
+    model, genes = cast(CountDenoiser, generator.model), data.cells.shape[1]
+    device = next(model.parameters()).device
+    highest = torch.full((BLOCK,), generator.schedule.noise_steps - 1, device=device)
+    combination = data.preprocessor.labels.combination_index(data.codes)
+
+    def fit(row: int, check: Callable[[], None]) -> None:
+        check()
+        own = np.flatnonzero(combination == row)
+        if not len(own):
+            return  # all of its cells are held out: its rates are those of its labels
+        own = own[np.argsort(data.log_library[own], kind="stable")]
+        own = own[np.linspace(0, len(own) - 1, BLOCK).round().astype(int)]
+        noise = ops.normal(TABLE_SEED, (row * BLOCK + torch.arange(BLOCK)).to(device), -1, genes)[:, None]
+        codes, log_library = (torch.from_numpy(part[own]).to(device) for part in (data.codes, data.log_library))
+        table.fit(row, log_library, model.output(noise, highest, model.embed(codes, log_library)))
+
+    model.eval()  # clears what was computed from the weights on several threads
+    run_tasks(fit, range(len(table.knots)), torch.get_num_threads() if device.type == "cpu" else 1)
+
+
 def _rest(generator: CellGenerator, few: TrainingData, show: Callable[[float], None]) -> np.ndarray:
     """Return the cells' values minus the denoiser's estimates at pure noise, ``(n, G)`` fp32.
 
     Pure noise tells nothing: the estimates are means, given labels, library sizes and covariates.
     """
-    model, genes = generator.model, few.cells.shape[1]
-    assert isinstance(model, CountDenoiser)
-    device, highest = next(model.parameters()).device, generator.schedule.noise_steps - 1
+    model, genes = cast(CountDenoiser, generator.model), few.cells.shape[1]
+    device = next(model.parameters()).device
+    highest = torch.full((BLOCK,), generator.schedule.noise_steps - 1, device=device)
     given = [torch.from_numpy(few.codes), torch.from_numpy(few.log_library)]
     if few.scaled_covariates is not None:
         given.append(torch.from_numpy(few.scaled_covariates))
@@ -154,8 +182,12 @@ def _rest(generator: CellGenerator, few: TrainingData, show: Callable[[float], N
         own = np.arange(start, min(start + BLOCK, len(few)))
         rows = torch.from_numpy(whole_block(own))
         noise = ops.normal(SEED, rows.to(device), -1, genes)[:, None]
-        conditioning = model.embed(*(part[rows].to(device) for part in given))
-        mean = model(noise, torch.full((len(rows),), highest, device=device), conditioning=conditioning)
+        codes, log_library, *covariates = (part[rows].to(device) for part in given)
+        conditioning = model.embed(codes, log_library, *covariates)
+        if model.noise_table is None or model.gaussians is None:
+            mean = model(noise, highest, conditioning=conditioning)
+        else:
+            mean = model.mean_at_noise(noise, model.gaussians.rows(codes), log_library, conditioning)
         show(min(start + BLOCK, len(few)) / len(few))
         return few.values(own).astype(np.float32) - mean[: len(own), 0].float().cpu().numpy()
 

@@ -12,6 +12,7 @@ from wbdit.training.checks import check_choice, check_model, check_range, check_
 
 PRECISIONS = ("auto", "fp32", "bf16")
 NOISE_STEPS = 1000
+MOST_RATE_PRIOR = 200.0  # counts
 PATCH_MULTIPLE = 16  # genes; wide patches are multiples of this, as vector units like them
 
 
@@ -146,19 +147,24 @@ class Likelihood:
     rate_prior
         Strength of the prior on what the denoiser adds to the log rates of rare genes, in counts, see
         :class:`wbdit.training.losses.CountNLL`: genes with far more counts in the training cells are hardly affected.
-        0 for none, the default: with a few hundred cells it costs more than it gains (docs/study.md).
+        0 for none; None for a tenth of the number of training cells, at most :data:`MOST_RATE_PRIOR`, since with few
+        cells a strong prior holds back nearly all genes (docs/study.md).
     """
 
     stop: int = 500
     input_dropout: float = 0.3
     learned_dispersion: bool = True
-    rate_prior: float = 0.0
+    rate_prior: float | None = None
 
     def __post_init__(self) -> None:
         check_types("likelihood.", vars(self), Likelihood)
         check_range("likelihood.stop", self.stop, 1, NOISE_STEPS - 2)
         check_range("likelihood.input_dropout", self.input_dropout, 0, 1, below=True)
         check_range("likelihood.rate_prior", self.rate_prior, 0)
+
+    def rate_prior_of(self, cells: int) -> float:
+        """Return the strength of the prior for a number of training cells."""
+        return min(MOST_RATE_PRIOR, cells / 10) if self.rate_prior is None else self.rate_prior
 
 
 @dataclass(frozen=True)

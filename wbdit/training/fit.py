@@ -21,6 +21,7 @@ from wbdit.checkpoint import RESUME
 from wbdit.counts.bins import CountBins
 from wbdit.counts.denoiser import NOISE_AXES, CountDenoiser
 from wbdit.counts.foretell import Foretelling
+from wbdit.counts.noise_table import NoiseTable
 from wbdit.data.cells import Cells
 from wbdit.data.expression import check_cells
 from wbdit.data.files import CellSource, open_cells
@@ -577,4 +578,8 @@ def _likelihood(preset: Preset, data: TrainingData, foretelling: Foretelling | N
     gaussians = len(data.preprocessor.labels.sizes)
     if gaussians > most_combinations(data.cells.shape[1]):
         gaussians = 0  # the pooled one serves all
-    return LikelihoodConfig(n_bins=n_bins, combinations=rows, gaussians=gaussians, **asdict(preset.likelihood))
+    channels = 2 if preset.likelihood.learned_dispersion else 1
+    alone = data.scaled_covariates is None and gaussians > 0
+    has_table = alone and NoiseTable.fits(gaussians, channels, data.cells.shape[1])
+    settings = asdict(preset.likelihood) | {"rate_prior": preset.likelihood.rate_prior_of(len(data))}
+    return LikelihoodConfig(n_bins, combinations=rows, gaussians=gaussians, noise_table=has_table, **settings)
