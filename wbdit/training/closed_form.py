@@ -126,14 +126,15 @@ def _axes(rest: np.ndarray) -> np.ndarray:
 def _kept(rest: np.ndarray) -> np.ndarray:
     """Return how much of the variance along the axes other cells have, ``(AXES,)``, at most 1.
 
-    Axes fit the noise of the cells that they come from: here half of the cells, beside the other half.
+    Axes fit the noise of the cells that they come from: here half of the cells, beside the other half. The axes of all
+    cells fit half as much, as sampling error falls with the number of cells.
     """
     halves = rest[::2], rest[1::2]
     shares = []
     for own, other in (halves, halves[::-1]):
         axes = _axes(own).T.astype(np.float32)
         shares.append(np.square(other @ axes).mean(0) / np.square(own @ axes).mean(0))
-    return np.minimum(np.mean(shares, axis=0), 1)
+    return np.minimum((1 + np.mean(shares, axis=0)) / 2, 1)
 
 
 def _moments(rest: np.ndarray, places: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
