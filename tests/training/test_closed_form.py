@@ -1,11 +1,13 @@
 """Sampling that starts in closed form: what is fitted, when it is used, and that the cells are right."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 from helpers import spreading, tiny_preset
+from safetensors.torch import load_file, save_file
 
 import wbdit
 from wbdit.data.sources import TrainingData
@@ -165,3 +167,34 @@ def test_a_run_keeps_them(generator, tmp_path):
     generator.save(tmp_path / "run")
     loaded = wbdit.load(tmp_path / "run", device="cpu")
     assert (loaded.generate(20, seed=3).X != generator.generate(20, seed=3).X).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("noise_table.knots", lambda table: table.flip(1), "do not ascend"),
+        ("noise_table.outputs", lambda table: table + 1e6, "holds values above 100"),
+        ("gaussians.variances", lambda table: -table, "variances of the Gaussians are negative"),
+        ("gaussians.timestep", lambda table: table + 500, "timestep must be above 500"),
+    ],
+)
+def test_a_run_with_damaged_tables_is_refused(generator, tmp_path, name, change, message):
+    generator.save(tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()  # it would tell that a file was edited
+    weights, config = tmp_path / "run" / "model.safetensors", tmp_path / "run" / "config.json"
+    tensors = load_file(weights)
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, weights)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_hash": ""}))  # else the hash tells
+    with pytest.raises(InputError, match=message):
+        wbdit.load(tmp_path / "run", device="cpu")
+
+
+def test_a_table_goes_with_gaussians(generator, tmp_path):
+    generator.save(tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()  # it would tell that a file was edited
+    config = tmp_path / "run" / "config.json"
+    content = json.loads(config.read_text())
+    content["likelihood"]["gaussians"] = None
+    config.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="goes with Gaussians"):
+        wbdit.load(tmp_path / "run", device="cpu")
