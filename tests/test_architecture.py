@@ -22,7 +22,7 @@ HELPERS = {
 }  # lowest layer; they may import one another
 GENERATOR = {"counts", "request", "nn", "samplers", "schedule", "ops", "card", "checkpoint", "data", "run_config"}
 GENERATOR |= {"request_check", "run_check", "run_folder", "cell_blocks", "cell_files", "streaming", "recast"}
-GENERATOR |= {"network_inputs", "steering"}
+GENERATOR |= {"network_inputs", "sampling", "steering"}
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "counts": {"nn", "schedule", "ops", "data", "run_config"},
     "request_check": set(),
     "request": {"request_check", "samplers", "data"},
+    "sampling": {"counts", "nn", "request_check", "samplers", "schedule"},
     "recast": {"cell_blocks", "counts", "data", "ops", "request", "samplers", "schedule"},
     "network_inputs": {"counts", "data", "nn", "samplers", "schedule"},
     "steering": {"counts", "data", "network_inputs", "nn", "request_check", "schedule"},

@@ -41,50 +41,19 @@ from wbdit.request import (
     read_request,
     request_facts,
 )
-from wbdit.request_check import doses, one_of, whole
+from wbdit.request_check import doses, whole
 from wbdit.run_check import read_weights
 from wbdit.run_config import ForetoldFacts, RunConfig
 from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
+from wbdit.sampling import COUNTS_SAMPLER, COUNTS_SPACING, RECAST_CALLS, Sampling, choose_sampling
 from wbdit.schedule import NoiseSchedule
 
 logger = logging.getLogger("wbdit")
 
 DENOISERS: dict[str, type[Denoiser]] = {"wbdit": WBDiT, "dit": DiT}
 
-# Defaults for models with a count likelihood (docs/study.md): with a start in closed form, 3 calls of a second-order
-# solver are as good as 15; from pure noise, 6 are, but for combinations of labels that training cells lack
-# (docs/unseen.md).
-COUNTS_SAMPLER: samplers.Name = "unipc"
-DETERMINISTIC = ("unipc", "dpmpp")  # samplers that add no noise
-COUNTS_CALLS, CALLS_FROM_NOISE, UNSEEN_CALLS = 3, 6, 15
-RECAST_CALLS = 15  # down again: what a cell shares with its recast should not be lost to the solver
-COUNTS_SPACING: samplers.Spacing = "uniform"
-
 GPU_BATCH = 256  # cells
 MOST_SENTENCES, MOST_NAMES = 3, 8  # about foretold combinations of labels
-
-
-class Sampling(NamedTuple):
-    """A sampler, its number of model calls and their spacing.
-
-    Sampling starts in closed form at `start`, unless 0. The first of the calls then tells the mean there, if
-    `calls_for_mean`: where no table does.
-    """
-
-    sampler: samplers.Name
-    calls: int
-    spacing: samplers.Spacing
-    start: int = 0
-    calls_for_mean: bool = False
-
-    def timesteps(self, schedule: NoiseSchedule, stop: float) -> list[float]:
-        """Return the timesteps of the calls from where sampling starts, and `stop`."""
-        if not self.start:
-            return [*samplers.timesteps(schedule, self.calls, self.spacing, stop=stop), stop]
-        # with fewer calls, steps have the same length
-        left = self.calls - self.calls_for_mean
-        start = round(stop + (self.start - stop) * min(left / COUNTS_CALLS, 1))
-        return [*(samplers.timesteps(schedule, left, self.spacing, stop=stop, start=start) if left else []), stop]
 
 
 class Plan(NamedTuple):
@@ -520,27 +489,8 @@ class CellGenerator:
         """
         seen = asked is None or bool((self.preprocessor.labels.combination_index(asked.codes) >= 0).all())
         plain = asked is not None and seen and all(weight == 1 for weight in asked.weights)
-        start = self.model.first_timestep if plain else 0
-        calls_for_mean = bool(start) and getattr(self.model, "noise_table", None) is None
-        of_counts = self.model.stop > 0
-        sampler = sampler or (COUNTS_SAMPLER if of_counts or deterministic else "ddim")
-        one_of("sampler", sampler, list(samplers.BY_NAME))
-        if deterministic and sampler not in DETERMINISTIC:
-            raise InputError(
-                f"`steer` shifts the noise that a cell starts from: use `sampler` {' or '.join(DETERMINISTIC)}"
-            )
-        default = samplers.BY_NAME[sampler]
-        spacing = spacing or (COUNTS_SPACING if of_counts else default.spacing)
-        one_of("spacing", spacing, samplers.SPACINGS)
-        highest = self.schedule.noise_steps - 1
-        longest = (start + calls_for_mean if start else highest) - self.model.stop
-        if calls is None:
-            of_start = COUNTS_CALLS + calls_for_mean if start else CALLS_FROM_NOISE if seen else UNSEEN_CALLS
-            calls = of_start if of_counts else default.calls or longest
-        calls = whole("calls", calls)
-        if not 1 <= calls <= longest:
-            raise InputError(f"`calls` must be between 1 and {longest}, not {calls}")
-        return Sampling(sampler, calls, spacing, start, calls_for_mean)
+        options = {"seen": seen, "plain": plain, "deterministic": deterministic}
+        return choose_sampling(self.model, self.schedule, sampler, calls, spacing, **options)
 
     def _uniform(self, n: int, seed: int) -> np.ndarray:
         """Return one uniform number per cell, ``(n,)``, with which library sizes and covariates are drawn."""

@@ -31,7 +31,8 @@ from wbdit.counts.trend import spline_basis
 from wbdit.data.components import MOST_CELLS, MOST_VALUES, Residuals, read_some
 from wbdit.data.normalize import transformed_rows
 from wbdit.data.sources import TrainingData
-from wbdit.generator import CALLS_FROM_NOISE, CellGenerator
+from wbdit.generator import CellGenerator
+from wbdit.sampling import CALLS_FROM_NOISE
 from wbdit.training.distributed import current
 
 CELLS = 768  # generated per round; their spread then has an error of about 3%

@@ -33,10 +33,11 @@ from wbdit.data.sources import TrainingData
 from wbdit.data.space import Space
 from wbdit.data.statistics import most_combinations
 from wbdit.errors import InputError
-from wbdit.generator import CALLS_FROM_NOISE, CellGenerator, make_model, read_generator, write_generator
+from wbdit.generator import CellGenerator, make_model, read_generator, write_generator
 from wbdit.nn.wbdit import WBDiT
 from wbdit.run_config import LikelihoodConfig, RunConfig, Trained
 from wbdit.run_folder import RunWriter
+from wbdit.sampling import CALLS_FROM_NOISE
 from wbdit.schedule import NoiseSchedule
 from wbdit.training import resume as resuming
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds

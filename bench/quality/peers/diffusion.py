@@ -12,7 +12,7 @@ import pandas as pd
 import wbdit
 from bench.quality.peers.peer import LABEL, Fitted, Peer, cells_of, joined, with_joined
 from wbdit.counts.denoiser import NOISE_AXES
-from wbdit.generator import COUNTS_CALLS, COUNTS_SAMPLER, COUNTS_SPACING
+from wbdit.sampling import COUNTS_CALLS, COUNTS_SAMPLER, COUNTS_SPACING
 from wbdit.training.calibration import CELLS, ROUNDS
 from wbdit.training.config import Preset
 
