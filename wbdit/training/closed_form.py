@@ -59,7 +59,7 @@ def fit_gaussians(generator: CellGenerator, data: TrainingData, progress: bool =
         gaussians.codes.copy_(torch.from_numpy(data.preprocessor.labels.combinations))
     start = round(generator.schedule.timestep(START))
     order = np.random.default_rng(generator.config.seed).permutation(len(data))
-    few = data.take(order[: fitted_cells(data)])
+    few = data.take(order[: _fitted_cells(data)])
     if len(few) and start > model.stop:
         with progress_bar("fitting Gaussians", progress) as show:
             if model.noise_table is not None:
@@ -77,16 +77,24 @@ def fit_gaussians(generator: CellGenerator, data: TrainingData, progress: bool =
     return buffers
 
 
-def fitted_cells(data: TrainingData) -> int:
-    """Return the number of cells that the Gaussians are fitted on, 0 for too few: each takes a call of the denoiser."""
+def _fitted_cells(data: TrainingData) -> int:
+    """Return the number of cells that the Gaussians are fitted on, 0 for too few."""
     genes = data.cells.shape[1]
     n = min(len(data), MOST_CELLS, MOST_VALUES // genes)
     return n if n >= FEWEST and genes > AXES else 0
 
 
+def fitting_calls(model: torch.nn.Module, data: TrainingData) -> int:
+    """Return the number of cells for which :func:`fit_gaussians` calls the denoiser."""
+    table = getattr(model, "noise_table", None)
+    if table is None or not _fitted_cells(data):
+        return _fitted_cells(data)
+    return BLOCK * len(table.knots)
+
+
 def fitting_bytes(data: TrainingData) -> int:
     """Return the memory that :func:`fit_gaussians` takes."""
-    return COPIES * 4 * fitted_cells(data) * data.cells.shape[1]
+    return COPIES * 4 * _fitted_cells(data) * data.cells.shape[1]
 
 
 def _set(gaussians: LabelGaussians, rest: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ from wbdit.sampling import CALLS_FROM_NOISE
 from wbdit.schedule import NoiseSchedule
 from wbdit.training import resume as resuming
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
-from wbdit.training.closed_form import fit_gaussians, fitted_cells, fitting_bytes
+from wbdit.training.closed_form import fit_gaussians, fitting_bytes, fitting_calls
 from wbdit.training.config import NOISE_STEPS, Budget, Preset, Training, check_precision
 from wbdit.training.distributed import current, joins_others
 from wbdit.training.forecast import Forecast, duration, short
@@ -427,7 +427,7 @@ class TrainingRun:
         return averaged
 
     def _calibration_seconds(self, generator: CellGenerator) -> float:
-        calls = fitted_cells(self.data) // CALLS_FROM_NOISE  # in cells that are sampled
+        calls = fitting_calls(self.model, self.data) // CALLS_FROM_NOISE  # in cells that are sampled
         return calibration_seconds(generator, self.data, foretold_cells(generator) + calls)
 
     def _write(self, averaged: CellGenerator, folder: Path) -> None:
