@@ -157,17 +157,18 @@ def _fit_table(generator: CellGenerator, table: NoiseTable, data: TrainingData) 
     model, genes = cast(CountDenoiser, generator.model), data.cells.shape[1]
     device = next(model.parameters()).device
     highest = torch.full((BLOCK,), generator.schedule.noise_steps - 1, device=device)
-    combination = data.preprocessor.labels.combination_index(data.codes)
+    library, combination = data.log_library, data.preprocessor.labels.combination_index(data.codes)
+    order = np.lexsort((library, combination))  # by combination, then by library size
+    starts = np.searchsorted(combination[order], np.arange(len(table.knots) + 1))
 
     def fit(row: int, check: Callable[[], None]) -> None:
         check()
-        own = np.flatnonzero(combination == row)
+        own = order[starts[row] : starts[row + 1]]
         if not len(own):
             return  # all of its cells are held out: its rates are those of its labels
-        own = own[np.argsort(data.log_library[own], kind="stable")]
         own = own[np.linspace(0, len(own) - 1, BLOCK).round().astype(int)]
         noise = ops.normal(TABLE_SEED, (row * BLOCK + torch.arange(BLOCK)).to(device), -1, genes)[:, None]
-        codes, log_library = (torch.from_numpy(part[own]).to(device) for part in (data.codes, data.log_library))
+        codes, log_library = (torch.from_numpy(part[own]).to(device) for part in (data.codes, library))
         table.fit(row, log_library, model.output(noise, highest, model.embed(codes, log_library)))
 
     model.eval()  # clears what was computed from the weights on several threads
