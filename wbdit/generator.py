@@ -44,7 +44,7 @@ from wbdit.request import (
 from wbdit.request_check import doses, whole
 from wbdit.run_check import read_weights
 from wbdit.run_config import ForetoldFacts, RunConfig
-from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW
+from wbdit.samplers.noise import COUNT_DRAW, LIBRARY_DRAW, PLACE_DRAW
 from wbdit.sampling import COUNTS_SAMPLER, COUNTS_SPACING, RECAST_CALLS, Sampling, choose_sampling
 from wbdit.schedule import NoiseSchedule
 
@@ -664,6 +664,12 @@ class CellGenerator:
         return self.model.gaussians.at(*self.schedule.levels(path[0]))
 
     @torch.no_grad()
+    def _near(self, rows: torch.Tensor, log_library: torch.Tensor, seed: int, cells: torch.Tensor) -> torch.Tensor | None:
+        """Return the coordinates near which cells start, see :class:`wbdit.counts.cell_places.CellPlaces`."""
+        assert isinstance(self.model, CountDenoiser) and self.model.gaussians is not None
+        places = self.model.gaussians.places
+        return None if places is None else places(rows, log_library, ops.normal(seed, cells, PLACE_DRAW, 1)[:, 0])
+
     def _sample_batch(
         self,
         graph: CUDAGraphModel,
@@ -697,7 +703,8 @@ class CellGenerator:
                     update()
                 else:
                     mean = self.model.mean_at_noise(x, of_labels, log_library, model.conditioning)
-                x = gaussians.state(mean[:, 0], x[:, 0], of_labels)[:, None]
+                near = self._near(of_labels, log_library, plan.seed, places)
+                x = gaussians.state(mean[:, 0], x[:, 0], of_labels, near)[:, None]
             if times:
                 sample = samplers.BY_NAME[plan.sampling.sampler].sample
                 options = {"stop": path[-1], "clamp_min": None, "noise": noise, "callback": update}
@@ -777,7 +784,7 @@ def make_model(config: RunConfig) -> Denoiser | CountDenoiser:
             return denoiser
         schedule = NoiseSchedule(**config.schedule)
         likelihood = CountLikelihood(denoiser.input_size, facts.n_bins, schedule.noise_steps)
-        rows = facts.combinations, facts.gaussians
+        rows = facts.combinations, facts.gaussians, facts.places
         return CountDenoiser(
             *(denoiser, likelihood, schedule, facts.input_dropout, facts.stop, *rows),
             noise_table=facts.noise_table,

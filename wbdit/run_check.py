@@ -45,7 +45,8 @@ LOGARITHMS = {
 # the same of the tables of label combinations
 TABLES = {"rates": 100.0, "rate_offset": 100.0, "mixture_logits": 100.0, "profiles": 1e6, "foretold_log_means": 100.0}
 # the same of the Gaussians that sampling starts from
-GAUSSIANS = {"axes": 1.1, "roots": 1e6, "variances": 1e6}
+GAUSSIANS = {"axes": 1.1, "roots": 1e6, "variances": 1e6, "places.coordinates": 1e6, "places.log_library": 100.0}
+MOST_PLACES = 2**20
 LARGEST_OUTPUT = 100.0  # the same of the denoiser's output at pure noise: a log rate
 RESERVED = ("_index",)  # a column that .h5ad keeps for itself
 PREDICTIONS = ("epsilon", "v", "x0")
@@ -309,6 +310,7 @@ def _likelihood(likelihood: LikelihoodConfig, noise_steps: int) -> None:
             _whole(f"likelihood.combinations.{name}", value, 0, MOST_COMBINATIONS)
     if likelihood.gaussians is not None:
         _whole("likelihood.gaussians", likelihood.gaussians, 0, MOST_COMBINATIONS)
+    _whole("likelihood.places", likelihood.places, 0, MOST_PLACES)
     _truth("likelihood.noise_table", likelihood.noise_table)
     if likelihood.noise_table and not likelihood.gaussians:
         raise InputError("a table of outputs at pure noise goes with Gaussians")
@@ -487,11 +489,15 @@ def _gaussians(state: Mapping[str, Tensor], config: RunConfig) -> None:
     if "gaussians.axes" not in state or config.likelihood is None:
         return
     for name, largest in GAUSSIANS.items():
-        table = state[f"gaussians.{name}"]
-        if table.numel() and not float(table.abs().max()) <= largest:
+        table = state.get(f"gaussians.{name}")  # runs of older versions have no places
+        if table is not None and table.numel() and not float(table.abs().max()) <= largest:
             raise InputError(f"'gaussians.{name}' holds values above {largest:g}")
     if (state["gaussians.variances"] < 0).any():
         raise InputError("the variances of the Gaussians are negative")
+    if "gaussians.places.ends" in state:
+        ends = state["gaussians.places.ends"]
+        if int(ends[0]) or (ends.diff() < 0).any() or int(ends[-1]) > len(state["gaussians.places.coordinates"]):
+            raise InputError("the places of the Gaussians' training cells are not sorted by combination")
     timestep, stop = int(state["gaussians.timestep"]), config.likelihood.stop
     highest = config.schedule.get("noise_steps", 1000) - 1
     if timestep and not stop < timestep <= highest:

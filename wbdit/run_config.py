@@ -11,7 +11,7 @@ import torch
 from wbdit._version import __version__
 from wbdit.errors import InputError
 
-FORMAT = 5  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
+FORMAT = 6  # of the RUN folder; increase it when older versions of wbdit cannot read the new one
 
 
 class CombinationRows(NamedTuple):
@@ -85,6 +85,9 @@ class LikelihoodConfig:
     gaussians
         Number of label combinations with a Gaussian of their own, see :mod:`wbdit.counts.closed_form`; None for a run
         of an older version.
+    places
+        Number of training cells near which generated cells start, see :mod:`wbdit.counts.cell_places`; 0 for a run of
+        an older version.
     noise_table
         Whether these combinations have a table of the denoiser's output at pure noise, see
         :mod:`wbdit.counts.noise_table`.
@@ -98,6 +101,7 @@ class LikelihoodConfig:
     learned_dispersion: bool
     combinations: CombinationRows | None = None
     gaussians: int | None = None
+    places: int = 0
     noise_table: bool = False
     rate_prior: float = 0.0
 

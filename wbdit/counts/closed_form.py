@@ -7,7 +7,9 @@ Around the mean that the denoiser gives at pure noise, the cells of a combinatio
 with the leading principal axes U of all cells within their combinations, the combination's own covariance S along
 them, and the variances D of the rest. At signal and noise levels (alpha, sigma), noised cells then have the covariance
 ``alpha^2 (U S U^T + D) + sigma^2``. At high noise nothing else can be seen of them: there a denoiser explains hardly
-more of held-out cells than this Gaussian (docs/study.md). So sampling need not begin at pure noise.
+more of held-out cells than this Gaussian (docs/study.md). So sampling need not begin at pure noise. Along the leading
+axes, a cell starts near a training cell instead, see :mod:`wbdit.counts.cell_places`: with places there, the roots L
+are taken times the bandwidths, and the rest of the cell's coordinates is added to the mean.
 
 With ``A = alpha^2 D + sigma^2`` and ``B = A + alpha^2 U S U^T``, a root of B is
 
@@ -33,6 +35,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wbdit.counts.cell_places import LEADING, CellPlaces
+
 AXES = 40
 
 
@@ -49,25 +53,45 @@ class NoisedGaussians(NamedTuple):
         U^T, ``(AXES, G)``.
     variances, deviations
         The diagonals of D, and roots of the diagonals A, ``(1 + M, G)``.
+    roots
+        L, ``(1 + M, AXES, AXES)``.
     coupling, posterior
-        The matrices H and P, ``(1 + M, AXES, AXES)``.
+        The matrices H, around the cells' places, and P, of the whole Gaussian, ``(1 + M, AXES, AXES)``.
     """
 
     rows: Callable[[Tensor], Tensor]
     alpha: float
     sigma: float
     axes: Tensor
+    roots: Tensor
     variances: Tensor
     deviations: Tensor
     coupling: Tensor
     posterior: Tensor
 
-    def state(self, mean: Tensor, noise: Tensor, rows: Tensor) -> Tensor:
-        """Return noised cells ``(B, G)``, given their mean and Gaussian noise ``(B, G)`` and their rows ``(B,)``."""
+    def state(self, mean: Tensor, noise: Tensor, rows: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return noised cells.
+
+        Parameters
+        ----------
+        mean, noise
+            Mean of their combination and Gaussian noise, ``(B, G)``.
+        rows
+            :meth:`LabelGaussians.rows`.
+        places
+            Coordinates ``(B, LEADING)``, see :class:`wbdit.counts.cell_places.CellPlaces`; None for a run of an older
+            version.
+
+        Returns
+        -------
+        Noised cells ``(B, G)``.
+        """
         with torch.autocast(noise.device.type, enabled=False):
             deviation = self.deviations[rows]
             seen = (noise / deviation) @ self.axes.mT
             moved = torch.einsum("bij,bj->bi", self.coupling[rows], seen)
+            if places is not None:
+                moved += self.alpha * torch.einsum("bij,bj->bi", self.roots[rows, :, :LEADING], places)
             return self.alpha * mean + deviation * noise + moved @ self.axes
 
     def posterior_mean(self, x_t: Tensor, mean: Tensor, rows: Tensor) -> Tensor:
@@ -88,6 +112,8 @@ class LabelGaussians(nn.Module):
         Number of genes G.
     combinations, columns
         Number of combinations M and of label columns C.
+    cells
+        Number of training cells whose places are kept; 0 in runs of older versions.
 
     Attributes
     ----------
@@ -99,6 +125,8 @@ class LabelGaussians(nn.Module):
         L, lower triangular, ``(1 + M, AXES, AXES)``.
     variances
         The diagonals of D, ``(1 + M, G)``.
+    places
+        Places of training cells along the leading axes.
     timestep
         Where sampling begins, ``(1,)``; 0 before the Gaussians are known, and if they do not hold.
     """
@@ -109,13 +137,14 @@ class LabelGaussians(nn.Module):
     variances: Tensor
     timestep: Tensor
 
-    def __init__(self, genes: int, combinations: int, columns: int) -> None:
+    def __init__(self, genes: int, combinations: int, columns: int, cells: int = 0) -> None:
         super().__init__()
         self.register_buffer("codes", torch.zeros(combinations, columns, dtype=torch.int64))
         self.register_buffer("axes", torch.zeros(AXES, genes))
         self.register_buffer("roots", torch.zeros(1 + combinations, AXES, AXES))
         self.register_buffer("variances", torch.zeros(1 + combinations, genes))
         self.register_buffer("timestep", torch.zeros(1, dtype=torch.int64))
+        self.places = CellPlaces(cells, combinations) if cells else None
 
     def rows(self, y: Tensor) -> Tensor:
         """Return the rows ``(B,)`` of cells with labels ``(B, C)``: 0 for a combination without a Gaussian."""
@@ -124,14 +153,26 @@ class LabelGaussians(nn.Module):
 
     def at(self, alpha: float, sigma: float) -> NoisedGaussians:
         """Return the Gaussians at signal and noise levels, computed in fp64."""
-        axes, roots, variances = self.axes.double(), self.roots.double(), self.variances.double()
+        axes, variances = self.axes.double(), self.variances.double()
         diagonal = alpha**2 * variances + sigma**2
         inner = torch.einsum("ig,mg,jg->mij", axes, 1 / diagonal, axes)
-        theta, vectors = torch.linalg.eigh(alpha**2 * roots.mT @ inner @ roots)
-        theta = theta.clamp(min=0)
-        gain = 1 / (torch.sqrt(1 + theta) + 1)  # (sqrt(1 + theta) - 1) / theta, exact at 0
-        turned = roots @ vectors
-        coupling = alpha**2 * (turned * gain[:, None]) @ turned.mT
+        theta, turned = _turned(self.roots.double(), alpha**2 * inner)
         posterior = (turned / (1 + theta)[:, None]) @ turned.mT
+        theta, turned = _turned(self._roots_around_places(), alpha**2 * inner)
+        gain = 1 / (torch.sqrt(1 + theta) + 1)  # (sqrt(1 + theta) - 1) / theta, exact at 0
+        coupling = alpha**2 * (turned * gain[:, None]) @ turned.mT
         tables = diagonal.sqrt().float(), coupling.float(), posterior.float()
-        return NoisedGaussians(self.rows, alpha, sigma, self.axes, self.variances, *tables)
+        return NoisedGaussians(self.rows, alpha, sigma, self.axes, self.roots, self.variances, *tables)
+
+    def _roots_around_places(self) -> Tensor:
+        """Return the roots times the bandwidths of the places, fp64."""
+        roots = self.roots.double().clone()
+        if self.places is not None:
+            roots[:, :, :LEADING] *= self.places.bandwidths[:, None, None]
+        return roots
+
+
+def _turned(roots: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues theta of ``L^T inner L``, ``(1 + M, AXES)``, and L times the eigenvectors."""
+    theta, vectors = torch.linalg.eigh(roots.mT @ inner @ roots)
+    return theta.clamp(min=0), roots @ vectors

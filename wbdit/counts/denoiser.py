@@ -60,6 +60,8 @@ class CountDenoiser(nn.Module):
         Numbers of label combinations with tables of their own; None for none.
     gaussians
         Number of label combinations with a Gaussian of their own; None for no Gaussian at all.
+    places
+        Number of training cells near which cells start; 0 for none.
     noise_table
         Whether these combinations have a table of the denoiser's output at pure noise.
     rate_prior
@@ -103,6 +105,7 @@ class CountDenoiser(nn.Module):
         stop: int = 500,
         combinations: CombinationRows | None = None,
         gaussians: int | None = None,
+        places: int = 0,
         noise_table: bool = False,
         rate_prior: float = 0.0,
     ) -> None:
@@ -127,7 +130,7 @@ class CountDenoiser(nn.Module):
             self.combinations = Combinations(denoiser.label_sizes, genes, width, combinations, learned)
         self.gaussians = None
         if gaussians is not None:
-            self.gaussians = LabelGaussians(genes, gaussians, len(denoiser.label_sizes))
+            self.gaussians = LabelGaussians(genes, gaussians, len(denoiser.label_sizes), places)
         self.noise_table = NoiseTable(gaussians or 0, denoiser.out_channels, genes) if noise_table else None
         if denoiser.n_covariates:
             self.trend = CovariateTrend(denoiser.n_covariates, genes)

@@ -16,6 +16,7 @@ from wbdit import ops
 
 # stream numbers for library sizes and counts, above those of any sampler's steps
 LIBRARY_DRAW, COUNT_DRAW = 2**32 - 1, 2**32 - 2
+PLACE_DRAW = 2**31  # of the training cell near which a cell starts
 # recast cells: the noise of the first draw, and the place within counts; two streams less for each next draw
 RECAST_NOISE, RECAST_PLACE = 2**32 - 3, 2**32 - 4
 

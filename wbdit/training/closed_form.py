@@ -12,6 +12,7 @@ from scipy.sparse.linalg import svds
 from wbdit import ops
 from wbdit._progress import progress_bar
 from wbdit.cell_blocks import BLOCK, run_tasks, whole_block
+from wbdit.counts.cell_places import LEADING, CellPlaces
 from wbdit.counts.closed_form import AXES, LabelGaussians
 from wbdit.counts.denoiser import CountDenoiser
 from wbdit.counts.noise_table import NoiseTable
@@ -59,14 +60,14 @@ def fit_gaussians(generator: CellGenerator, data: TrainingData, progress: bool =
         gaussians.codes.copy_(torch.from_numpy(data.preprocessor.labels.combinations))
     start = round(generator.schedule.timestep(START))
     order = np.random.default_rng(generator.config.seed).permutation(len(data))
-    few = data.take(order[: _fitted_cells(data)])
+    few = data.take(order[: fitted_cells(data)])
     if len(few) and start > model.stop:
         with progress_bar("fitting Gaussians", progress) as show:
             if model.noise_table is not None:
                 _fit_table(generator, model.noise_table, data)
             rest = _rest(generator, few, lambda share: show(share, ""))
         rows = gaussians.rows(torch.from_numpy(few.codes).to(gaussians.codes.device)).cpu().numpy()
-        largest = _set(gaussians, rest, rows)
+        largest = _set(gaussians, rest, rows, few.log_library)
         alpha, sigma = generator.schedule.levels(start)
         if largest[rows].mean() * (alpha / sigma) ** 2 <= MOST_SIGNAL:
             gaussians.timestep.fill_(start)
@@ -77,7 +78,7 @@ def fit_gaussians(generator: CellGenerator, data: TrainingData, progress: bool =
     return buffers
 
 
-def _fitted_cells(data: TrainingData) -> int:
+def fitted_cells(data: TrainingData) -> int:
     """Return the number of cells that the Gaussians are fitted on, 0 for too few."""
     genes = data.cells.shape[1]
     n = min(len(data), MOST_CELLS, MOST_VALUES // genes)
@@ -87,18 +88,18 @@ def _fitted_cells(data: TrainingData) -> int:
 def fitting_calls(model: torch.nn.Module, data: TrainingData) -> int:
     """Return the number of cells for which :func:`fit_gaussians` calls the denoiser."""
     table = getattr(model, "noise_table", None)
-    if table is None or not _fitted_cells(data):
-        return _fitted_cells(data)
+    if table is None or not fitted_cells(data):
+        return fitted_cells(data)
     return BLOCK * len(table.knots)
 
 
 def fitting_bytes(data: TrainingData) -> int:
     """Return the memory that :func:`fit_gaussians` takes."""
-    return COPIES * 4 * _fitted_cells(data) * data.cells.shape[1]
+    return COPIES * 4 * fitted_cells(data) * data.cells.shape[1]
 
 
-def _set(gaussians: LabelGaussians, rest: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Set axes, roots and variances from cells' values about their means ``(n, G)`` and rows ``(n,)``.
+def _set(gaussians: LabelGaussians, rest: np.ndarray, rows: np.ndarray, log_library: np.ndarray) -> np.ndarray:
+    """Set axes, roots, variances and places from cells' values about their means ``(n, G)``, rows and log library sizes.
 
     Returns
     -------
@@ -122,7 +123,21 @@ def _set(gaussians: LabelGaussians, rest: np.ndarray, rows: np.ndarray) -> np.nd
         floor = 1e-9 * np.trace(covariance) * np.eye(AXES)  # of rounding: as few cells as axes leave no variance
         gaussians.roots[row] = torch.from_numpy(np.linalg.cholesky(covariance + floor))
         gaussians.variances[row] = torch.from_numpy(variances)
+    if gaussians.places is not None:
+        _set_places(gaussians, places, rows, log_library)
     return largest
+
+
+def _set_places(gaussians: LabelGaussians, places: np.ndarray, rows: np.ndarray, log_library: np.ndarray) -> None:
+    """Set the places of cells from their places along the axes ``(n, AXES)``, rows and log library sizes ``(n,)``."""
+    kept, order = cast(CellPlaces, gaussians.places), np.lexsort((log_library, rows))
+    roots = gaussians.roots[:, :LEADING, :LEADING].double().cpu()  # lower triangular: the first ones stand alone
+    found = torch.linalg.solve_triangular(
+        roots[rows[order]], torch.from_numpy(places[order, :LEADING, None]).double(), upper=False
+    )
+    kept.coordinates.copy_(found[..., 0])
+    kept.log_library.copy_(torch.from_numpy(log_library[order]))
+    kept.ends.copy_(torch.from_numpy(np.searchsorted(rows[order], np.arange(len(kept.ends)), side="right")))
 
 
 def _axes(rest: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ from wbdit.sampling import CALLS_FROM_NOISE
 from wbdit.schedule import NoiseSchedule
 from wbdit.training import resume as resuming
 from wbdit.training.calibration import calibrate_noise, calibration_bytes, calibration_seconds
-from wbdit.training.closed_form import fit_gaussians, fitting_bytes, fitting_calls
+from wbdit.training.closed_form import fit_gaussians, fitted_cells, fitting_bytes, fitting_calls
 from wbdit.training.config import NOISE_STEPS, Budget, Preset, Training, check_precision
 from wbdit.training.distributed import current, joins_others
 from wbdit.training.forecast import Forecast, duration, short
@@ -583,4 +583,7 @@ def _likelihood(preset: Preset, data: TrainingData, foretelling: Foretelling | N
     alone = data.scaled_covariates is None and gaussians > 0
     has_table = alone and NoiseTable.fits(gaussians, channels, data.cells.shape[1])
     settings = asdict(preset.likelihood) | {"rate_prior": preset.likelihood.rate_prior_of(len(data))}
-    return LikelihoodConfig(n_bins, combinations=rows, gaussians=gaussians, noise_table=has_table, **settings)
+    places = fitted_cells(data) if gaussians else 0
+    return LikelihoodConfig(
+        n_bins, combinations=rows, gaussians=gaussians, places=places, noise_table=has_table, **settings
+    )
