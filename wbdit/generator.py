@@ -663,13 +663,16 @@ class CellGenerator:
             return None
         return self.model.gaussians.at(*self.schedule.levels(path[0]))
 
-    @torch.no_grad()
-    def _near(self, rows: torch.Tensor, log_library: torch.Tensor, seed: int, cells: torch.Tensor) -> torch.Tensor | None:
+    def _near(
+        self, rows: torch.Tensor, log_library: torch.Tensor, seed: int, cells: torch.Tensor
+    ) -> torch.Tensor | None:
         """Return the coordinates near which cells start, see :class:`wbdit.counts.cell_places.CellPlaces`."""
-        assert isinstance(self.model, CountDenoiser) and self.model.gaussians is not None
+        assert isinstance(self.model, CountDenoiser)
+        assert self.model.gaussians is not None
         places = self.model.gaussians.places
         return None if places is None else places(rows, log_library, ops.normal(seed, cells, PLACE_DRAW, 1)[:, 0])
 
+    @torch.no_grad()
     def _sample_batch(
         self,
         graph: CUDAGraphModel,

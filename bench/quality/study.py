@@ -12,16 +12,21 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
+from unittest.mock import patch
 
 import anndata as ad
 import click
 import torch
+from torch import Tensor
 
 import wbdit
 from bench.quality.peers.cells import Choice, DataSet, Split
 from wbdit.evaluation.evaluate import evaluate
 from wbdit.evaluation.scores import Score, format_value
 from wbdit.network_inputs import conditioning_of
+from wbdit.nn.blocks import gated_adaln
+from wbdit.nn.wbdit import WhiteBoxBlock
 from wbdit.training.config import PRESETS, Likelihood, Preset
 from wbdit.whitebox.measures import diagnostics
 
@@ -37,9 +42,27 @@ def training(**changes: object) -> Preset:
     return replace(SMALL, training=replace(SMALL.training, **changes))
 
 
+class OpByOpBlock(WhiteBoxBlock):
+    """A white-box block that is trained op by op, as DiT's blocks are: the kernels take exactly a WhiteBoxBlock."""
+
+
+class AttentionBlock(WhiteBoxBlock):
+    """A block of MSSA alone, without ISTA (Wang et al. 2025, arXiv 2506.03790)."""
+
+    def second_step(
+        self, x: Tensor, z: Tensor, gate: Tensor, following: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Add nothing; modulate the tokens for what follows."""
+        return gated_adaln(x, torch.zeros_like(x), gate, following)
+
+
+BLOCKS: dict[str, type[WhiteBoxBlock]] = {"op by op": OpByOpBlock, "attention only": AttentionBlock}
+
 VARIANTS: dict[str, Preset] = {
     "small": SMALL,
+    "op by op": SMALL,
     "dit": PRESETS["dit"],
+    "attention only": SMALL,
     "without the cell token": architecture(cell_token=False),
     "patches of 16 genes": architecture(patch_size=16),
     "patches of 250 genes": architecture(patch_size=250),
@@ -68,10 +91,16 @@ def run(data: DataSet, variant: str, seed: int, minutes: float) -> dict:
     """Train a variant on one split and score it."""
     split, label = data.split(Choice(), seed), data.labels[0]
     PRESETS["variant"] = VARIANTS[variant]
+    block = BLOCKS.get(variant, WhiteBoxBlock)
+
+    def make_block(model: wbdit.WBDiT, mlp_ratio: float, **options: Any) -> WhiteBoxBlock:
+        return block(model.hidden_size, model.num_heads, **options)
+
     started = time.monotonic()
-    generator = wbdit.fit(
-        split.train, label=data.labels, preset="variant", minutes=minutes, seed=seed, progress=False, max_genes=2000
-    )
+    with patch.object(wbdit.WBDiT, "make_block", make_block):
+        generator = wbdit.fit(
+            split.train, label=data.labels, preset="variant", minutes=minutes, seed=seed, progress=False, max_genes=2000
+        )
     trained = time.monotonic()
     cells = generator.generate(like=split.test, seed=seed)
     generated = time.monotonic()

@@ -50,6 +50,37 @@ def test_the_gaussian_has_the_variance_of_the_values(generator, cells):
         assert float(variances.mean()) == pytest.approx(rest.var(0).mean(), rel=0.15)
 
 
+def test_places_are_those_of_the_training_cells(generator, cells):
+    data, gaussians = TrainingData.of(generator.preprocessor, cells), generator.model.gaussians
+    places = gaussians.places
+    assert places.ends.tolist() == [0, 300, 600]
+    for row, code in ((1, 0), (2, 1)):
+        own = slice(*places.ends[row - 1 : row + 1].tolist())
+        library = np.sort(data.log_library[data.codes[:, 0] == code])
+        np.testing.assert_allclose(places.log_library[own], library, rtol=1e-6)
+        found = places.coordinates[own].double()
+        covariance = found.T @ found / 300
+        assert float(covariance.diagonal().mean()) == pytest.approx(1, abs=0.15)
+        assert float((covariance - torch.diag(covariance.diagonal())).abs().max()) < 0.3
+
+
+def test_cells_start_in_the_group_that_goes_with_their_library_size(cells):
+    """One label hides two groups: cells with many counts, and cells with few counts of which half the genes differ."""
+    small = np.arange(600) // 2 % 2 == 1
+    grouped = spreading(600, factor=0.2)
+    grouped.X[np.ix_(small, np.arange(60) % 2 == 0)] //= 4
+    run = wbdit.fit(grouped, label="type", preset=tiny_preset(), steps=2, seed=0, progress=False)
+    places, row = run.model.gaussians.places, torch.ones(200, dtype=torch.int64)
+    own = slice(*places.ends[:2].tolist())
+    values = places.coordinates[own, 0]
+    correlation = np.corrcoef(values, places.log_library[own])[0, 1]
+    assert abs(correlation) > 0.3
+    ends = places.log_library[own][[15, -15]]
+    normal = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    few, many = (places(row, library.expand(200), normal)[:, 0].mean() for library in ends)
+    assert float(many - few) * np.sign(correlation) > 0.2 * abs(correlation)
+
+
 def test_it_is_fitted_alike_again(generator, cells):
     started = {k: v.clone() for k, v in generator.model.state_dict().items() if k.startswith(("gaussians", "noise_t"))}
     again = fit_gaussians(generator, TrainingData.of(generator.preprocessor, cells))
@@ -176,6 +207,8 @@ def test_a_run_keeps_them(generator, tmp_path):
         ("noise_table.outputs", lambda table: table + 1e6, "holds values above 100"),
         ("gaussians.variances", lambda table: -table, "variances of the Gaussians are negative"),
         ("gaussians.timestep", lambda table: table + 500, "timestep must be above 500"),
+        ("gaussians.places.ends", lambda table: table.flip(0), "not sorted by combination"),
+        ("gaussians.places.coordinates", lambda table: table + 1e9, "holds values above 1e"),
     ],
 )
 def test_a_run_with_damaged_tables_is_refused(generator, tmp_path, name, change, message):
@@ -187,6 +220,20 @@ def test_a_run_with_damaged_tables_is_refused(generator, tmp_path, name, change,
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_hash": ""}))  # else the hash tells
     with pytest.raises(InputError, match=message):
         wbdit.load(tmp_path / "run", device="cpu")
+
+
+def test_a_run_of_an_older_version_has_no_places(generator, tmp_path):
+    generator.save(tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    weights, config = tmp_path / "run" / "model.safetensors", tmp_path / "run" / "config.json"
+    save_file({name: table for name, table in load_file(weights).items() if "places" not in name}, weights)
+    content = json.loads(config.read_text())
+    del content["likelihood"]["places"]
+    config.write_text(json.dumps({**content, "model_hash": "", "format": 5}))
+    old = wbdit.load(tmp_path / "run", device="cpu")
+    assert old.model.gaussians.places is None
+    facts = old.generate(3).uns["wbdit"]
+    assert (facts["start"], facts["calls"]) == (850, 3)
 
 
 def test_a_table_goes_with_gaussians(generator, tmp_path):

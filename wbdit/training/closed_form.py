@@ -99,7 +99,14 @@ def fitting_bytes(data: TrainingData) -> int:
 
 
 def _set(gaussians: LabelGaussians, rest: np.ndarray, rows: np.ndarray, log_library: np.ndarray) -> np.ndarray:
-    """Set axes, roots, variances and places from cells' values about their means ``(n, G)``, rows and log library sizes.
+    """Set axes, roots, variances and places.
+
+    Parameters
+    ----------
+    rest
+        Cells' values about their means, ``(n, G)``.
+    rows, log_library
+        Rows of their combinations, and natural logarithms of their library sizes, ``(n,)``.
 
     Returns
     -------
