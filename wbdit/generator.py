@@ -663,15 +663,6 @@ class CellGenerator:
             return None
         return self.model.gaussians.at(*self.schedule.levels(path[0]))
 
-    def _near(
-        self, rows: torch.Tensor, log_library: torch.Tensor, seed: int, cells: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Return the coordinates near which cells start, see :class:`wbdit.counts.cell_places.CellPlaces`."""
-        assert isinstance(self.model, CountDenoiser)
-        assert self.model.gaussians is not None
-        places = self.model.gaussians.places
-        return None if places is None else places(rows, log_library, ops.normal(seed, cells, PLACE_DRAW, 1)[:, 0])
-
     @torch.no_grad()
     def _sample_batch(
         self,
@@ -706,7 +697,7 @@ class CellGenerator:
                     update()
                 else:
                     mean = self.model.mean_at_noise(x, of_labels, log_library, model.conditioning)
-                near = self._near(of_labels, log_library, plan.seed, places)
+                near = gaussians.near(of_labels, log_library, ops.normal(plan.seed, places, PLACE_DRAW, 1)[:, 0])
                 x = gaussians.state(mean[:, 0], x[:, 0], of_labels, near)[:, None]
             if times:
                 sample = samplers.BY_NAME[plan.sampling.sampler].sample

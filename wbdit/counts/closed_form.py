@@ -45,8 +45,8 @@ class NoisedGaussians(NamedTuple):
 
     Attributes
     ----------
-    rows
-        :meth:`LabelGaussians.rows`.
+    rows, near
+        :meth:`LabelGaussians.rows`, :meth:`LabelGaussians.near`.
     alpha, sigma
         Signal and noise level.
     axes
@@ -60,6 +60,7 @@ class NoisedGaussians(NamedTuple):
     """
 
     rows: Callable[[Tensor], Tensor]
+    near: Callable[[Tensor, Tensor, Tensor], Tensor | None]
     alpha: float
     sigma: float
     axes: Tensor
@@ -79,8 +80,7 @@ class NoisedGaussians(NamedTuple):
         rows
             :meth:`LabelGaussians.rows`.
         places
-            Coordinates ``(B, LEADING)``, see :class:`wbdit.counts.cell_places.CellPlaces`; None for a run of an older
-            version.
+            :meth:`LabelGaussians.near`.
 
         Returns
         -------
@@ -151,6 +151,13 @@ class LabelGaussians(nn.Module):
         same = (y[:, None] == self.codes).all(2)  # (B, M), at most one in a row
         return (same * torch.arange(1, 1 + len(self.codes), device=y.device)).sum(1)
 
+    def near(self, rows: Tensor, log_library: Tensor, normal: Tensor) -> Tensor | None:
+        """Return coordinates ``(B, LEADING)`` of cells to start near, see :class:`wbdit.counts.cell_places.CellPlaces`.
+
+        None for a run of an older version, whose cells start anywhere in the Gaussian.
+        """
+        return None if self.places is None else self.places(rows, log_library, normal)
+
     def at(self, alpha: float, sigma: float) -> NoisedGaussians:
         """Return the Gaussians at signal and noise levels, computed in fp64."""
         axes, variances = self.axes.double(), self.variances.double()
@@ -162,7 +169,7 @@ class LabelGaussians(nn.Module):
         gain = 1 / (torch.sqrt(1 + theta) + 1)  # (sqrt(1 + theta) - 1) / theta, exact at 0
         coupling = alpha**2 * (turned * gain[:, None]) @ turned.mT
         tables = diagonal.sqrt().float(), coupling.float(), posterior.float()
-        return NoisedGaussians(self.rows, alpha, sigma, self.axes, self.roots, self.variances, *tables)
+        return NoisedGaussians(self.rows, self.near, alpha, sigma, self.axes, self.roots, self.variances, *tables)
 
     def _roots_around_places(self) -> Tensor:
         """Return the roots times the bandwidths of the places, fp64."""
