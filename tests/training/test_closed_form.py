@@ -151,6 +151,18 @@ def test_the_model_is_called_as_often_as_asked(generator, monkeypatch):
         assert len(calls) == n
 
 
+@pytest.mark.parametrize("start", [850, 0])
+def test_sampling_records_no_gradients(generator, monkeypatch, start):
+    recorded, embed = [], type(generator.model).embed
+    monkeypatch.setattr(
+        type(generator.model), "embed", lambda *a: recorded.append(torch.is_grad_enabled()) or embed(*a)
+    )
+    made = generator.generate(3, guidance=1.0 if start else 2.0)
+    assert made.uns["wbdit"]["start"] == start
+    assert recorded
+    assert not any(recorded)
+
+
 def test_cells_vary_as_real_ones_do(generator, cells):
     """From plain noise, a denoiser that has barely learned gives every cell of a label the same rates."""
     directions = np.linalg.qr(np.random.default_rng(9).normal(size=(60, 2)))[0]
