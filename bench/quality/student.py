@@ -3,7 +3,7 @@
     python -m bench.quality.student DATA.h5ad RUN --label cell_type
 
 A trained run takes the part of the truth. Cells are drawn from it as training and as test cells, as many as DATA has; a
-student with the same settings learns from the training cells. The truth is then within what the student can express:
+student with the default settings, as the run should have, learns from them. The truth is within what it can express:
 what sets it apart from the test cells is the number of training cells, and how well training makes use of them. Prints
 the scores of the student's cells, of the training cells (the floor) and of fresh cells of the truth.
 """

@@ -64,7 +64,7 @@ def test_places_are_those_of_the_training_cells(generator, cells):
         assert float((covariance - torch.diag(covariance.diagonal())).abs().max()) < 0.3
 
 
-def test_cells_start_in_the_group_that_goes_with_their_library_size(cells):
+def test_cells_start_in_the_group_that_goes_with_their_library_size():
     """One label hides two groups: cells with many counts, and cells with few counts of which half the genes differ."""
     small = np.arange(600) // 2 % 2 == 1
     grouped = spreading(600, factor=0.2)

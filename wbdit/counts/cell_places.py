@@ -94,7 +94,8 @@ class CellPlaces(nn.Module):
         if not len(self.coordinates):
             return normal.new_zeros(len(rows), LEADING, dtype=torch.float32)
         ends, sizes = self.ends[rows], self.sizes[rows]
-        own = torch.arange(len(self.ends), device=rows.device).repeat_interleave(self.sizes)
+        # of each cell, its row: repeating the rows by their sizes would wait for a GPU
+        own = torch.searchsorted(self.ends, torch.arange(len(self.coordinates), device=rows.device), right=True)
         known, wanted = (APART * row + lib.double() for row, lib in ((own, self.log_library), (rows, log_library)))
         left, right = (torch.searchsorted(known, wanted, right=side) - (ends - sizes) for side in (False, True))
         rank = ((left + right) / 2).clamp(min=0.5).minimum(sizes - 0.5).clamp(min=0.5)
